@@ -1,0 +1,376 @@
+//! Every public error, one enum a family.
+//!
+//! Who is at fault can be read off the variant: the caller (`Encode`, `TooLarge`), the task (`Panicked`), the other
+//! process (`Died`, `Truncated`), or the system (`Io`). Nothing here decides what happens after an error.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{ExitStatus, Output};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A boxed source error, as the `Encode`, `Decode` and `Broken` variants carry it.
+pub type BoxError = Box<dyn Error + Send + Sync + 'static>;
+
+/// What a panic in another process said, as far as it could be read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Panic {
+    /// The panic's message; for a payload that is not a string, a text that says so.
+    pub message: String,
+    /// Where it panicked, as `file:line:column`.
+    pub location: Option<String>,
+    /// The backtrace, where `RUST_BACKTRACE` or `RUST_LIB_BACKTRACE` asks for one in the worker.
+    pub backtrace: Option<String>,
+}
+
+impl Panic {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), location: None, backtrace: None }
+    }
+}
+
+impl fmt::Display for Panic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.location {
+            Some(location) => write!(f, " at {location}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why a task has no result.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TaskError {
+    /// The task panicked. Its process may live on and take the next task.
+    #[error("task panicked: {0}")]
+    Panicked(Panic),
+    /// The process that ran the task ended before the task did.
+    #[error("worker process {pid} died while it ran {task}: {}", Ending { status: *.status, unexplained_kill: *.unexplained_kill })]
+    #[non_exhaustive]
+    Died {
+        /// How it ended; `None` if somebody else in this program reaped it first.
+        status: Option<ExitStatus>,
+        /// The process id that it had.
+        pid: u32,
+        /// The name of the task's type.
+        task: &'static str,
+        /// It got a SIGKILL that this library did not send: on Linux most often the out-of-memory killer.
+        unexplained_kill: bool,
+    },
+    /// The task ran longer than its timeout; its process was killed.
+    #[error("task timed out and its worker process was killed")]
+    TimedOut,
+    /// The task was cancelled before it had a result.
+    #[error("task was cancelled")]
+    Cancelled,
+    /// The task's arguments, or its result, could not be encoded.
+    #[error("task or its result cannot be encoded")]
+    Encode(#[source] BoxError),
+    /// The task's arguments could not be decoded in the worker, or its result could not be decoded here.
+    #[error("task or its result cannot be decoded")]
+    Decode(#[source] BoxError),
+    /// The encoded task, or its encoded result, is larger than a frame may be.
+    #[error("encoded value of {len} bytes is over the limit of {max} bytes")]
+    TooLarge {
+        /// The size in bytes, or the least that it would have been.
+        len: u64,
+        /// The limit in bytes.
+        max: u64,
+    },
+    /// No process could be started for the task.
+    #[error("no worker process could be started")]
+    Spawn(#[from] SpawnError),
+    /// The pool is closed, or is being closed.
+    #[error("pool is closed")]
+    Closed,
+    /// The pool's workers could not be kept alive; the source is the last reason.
+    #[error("pool is broken: its workers cannot be started")]
+    Broken(#[source] BoxError),
+}
+
+/// Why a process could not be started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SpawnError {
+    /// The task's arguments could not be encoded. No process was started.
+    #[error("task cannot be encoded")]
+    Encode(#[source] BoxError),
+    /// The encoded task is larger than a frame may be. No process was started.
+    #[error("encoded task of {len} bytes is over the limit of {max} bytes")]
+    TooLarge {
+        /// The size in bytes, or the least that it would have been.
+        len: u64,
+        /// The limit in bytes.
+        max: u64,
+    },
+    /// The function is not part of this program's executable, so another process could not find it.
+    #[error("{task} is not in the main executable (a shared library's function cannot be sent to another process)")]
+    #[non_exhaustive]
+    ForeignCode {
+        /// The name of the task's type.
+        task: &'static str,
+    },
+    /// Workers are nested too deeply: workers that start workers that start workers, and so on.
+    #[error("worker processes are nested {depth} deep, which is the limit")]
+    TooDeep {
+        /// How deep this process is nested; a program started by hand has depth 0.
+        depth: u32,
+    },
+    /// This program never called [`init`](crate::init).
+    #[error(
+        "multiproc is not initialised: add `multiproc::init();` as the first line of `fn main` \
+         (in tests, doctests and benches: `multiproc::test_support!();` once at the crate's root)"
+    )]
+    InitMissing,
+    /// The setting is not valid.
+    #[error("invalid setting: {reason}")]
+    #[non_exhaustive]
+    Invalid {
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// This program's executable could not be run again.
+    #[error("cannot run this program's own executable through /proc/self/exe (is /proc mounted?)")]
+    Executable(#[source] io::Error),
+    /// The working directory of the new process does not exist or cannot be entered.
+    #[error("cannot enter the working directory {}", .path.display())]
+    #[non_exhaustive]
+    Directory {
+        /// The directory that was asked for.
+        path: std::path::PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The new process ended before it was ready.
+    #[error(
+        "worker process {pid} ended before it was ready: {}; \
+         `multiproc::init();` must be the first line of `fn main`, before anything that can end the program",
+        Ending { status: *.status, unexplained_kill: false }
+    )]
+    #[non_exhaustive]
+    Exited {
+        /// How it ended; `None` if somebody else in this program reaped it first.
+        status: Option<ExitStatus>,
+        /// The process id that it had.
+        pid: u32,
+    },
+    /// The new process was not ready in time; it was killed.
+    #[error(
+        "worker process {pid} was not ready within {} s; \
+         `multiproc::init();` must be the first line of `fn main`", .after.as_secs_f32()
+    )]
+    #[non_exhaustive]
+    NotReady {
+        /// The process id that it had.
+        pid: u32,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The new process does not speak this program's protocol, or is another executable.
+    #[error("worker process {pid} failed the handshake: {reason}")]
+    #[non_exhaustive]
+    Handshake {
+        /// The process id that it had.
+        pid: u32,
+        /// What did not fit.
+        reason: String,
+    },
+    /// The pool's `on_worker_start` task failed in the new process.
+    #[error("worker's start task failed")]
+    StartTask(#[source] Box<TaskError>),
+    /// The runtime or the pool ended while the process was being started.
+    #[error("start was cancelled")]
+    Cancelled,
+    /// The system refused: no memory, no process slot, no fd.
+    #[error("cannot start a process")]
+    Io(#[from] io::Error),
+}
+
+/// Why [`try_submit`](crate::ProcessPool::try_submit) took no task. `Full` and `Closed` give it back.
+#[derive(thiserror::Error)]
+#[non_exhaustive]
+pub enum TrySubmitError<T> {
+    /// Every slot is taken.
+    #[error("pool has no free slot")]
+    Full(T),
+    /// The pool is closed, or is being closed.
+    #[error("pool is closed")]
+    Closed(T),
+    /// The task can't be sent at all.
+    #[error("task is refused")]
+    Refused(#[source] TaskError),
+}
+
+impl<T> fmt::Debug for TrySubmitError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full(_) => f.write_str("Full(..)"),
+            Self::Closed(_) => f.write_str("Closed(..)"),
+            Self::Refused(error) => f.debug_tuple("Refused").field(error).finish(),
+        }
+    }
+}
+
+/// Why a message was not sent.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// Nobody can receive it any more.
+    #[error("channel is closed: no receiver is left")]
+    Closed,
+    /// The message could not be encoded; nothing was sent and the channel goes on.
+    #[error("message cannot be encoded")]
+    Encode(#[source] BoxError),
+    /// The encoded message is larger than a frame may be; nothing was sent and the channel goes on.
+    #[error("encoded message of {len} bytes is over the limit of {max} bytes")]
+    TooLarge {
+        /// The size in bytes, or the least that it would have been.
+        len: u64,
+        /// The limit in bytes.
+        max: u64,
+    },
+    /// The system refused.
+    #[error("cannot send")]
+    Io(#[from] io::Error),
+}
+
+/// Why no message was received.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecvError {
+    /// The sender ended in the middle of a message.
+    #[error("sender ended in the middle of a message")]
+    Truncated,
+    /// This one message could not be decoded; the next one can be received.
+    #[error("message cannot be decoded")]
+    Decode(#[source] BoxError),
+    /// The sender announced a message over the limit; nothing was taken in, and the channel is unusable.
+    #[error("announced message of {len} bytes is over the limit of {max} bytes")]
+    TooLarge {
+        /// The announced size in bytes.
+        len: u64,
+        /// The limit in bytes.
+        max: u64,
+    },
+    /// What arrived is not this protocol; the channel is unusable.
+    #[error("not a multiproc frame: {reason}")]
+    #[non_exhaustive]
+    Protocol {
+        /// What did not fit.
+        reason: &'static str,
+    },
+    /// The system refused.
+    #[error("cannot receive")]
+    Io(#[from] io::Error),
+}
+
+/// Why an external program did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommandError {
+    /// The command can't be run as it is described.
+    #[error("invalid command: {reason}")]
+    #[non_exhaustive]
+    Invalid {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The program could not be started.
+    #[error("cannot start {program}")]
+    Spawn {
+        /// The program, or the working directory if that is what is missing.
+        program: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The program ended with a status other than 0.
+    #[error("{program} failed: {}{}", Ending { status: Some(.output.status), unexplained_kill: false }, Tail(&.output.stderr))]
+    #[non_exhaustive]
+    Failed {
+        /// The program.
+        program: String,
+        /// Its status, and what was read of its output.
+        output: Output,
+        /// How long it ran.
+        elapsed: Duration,
+    },
+    /// The program ran longer than its timeout; its process group was killed.
+    #[error("{program} timed out after {} s{}", .after.as_secs_f32(), Tail(&.output.stderr))]
+    #[non_exhaustive]
+    TimedOut {
+        /// The program.
+        program: String,
+        /// Its status, and what was read of its output.
+        output: Output,
+        /// The timeout.
+        after: Duration,
+    },
+    /// The program wrote more than was allowed; its process group was killed.
+    #[error("{program} wrote more than {max} bytes")]
+    #[non_exhaustive]
+    TooLarge {
+        /// The program.
+        program: String,
+        /// Its status, and what was read of its output.
+        output: Output,
+        /// The limit in bytes.
+        max: u64,
+    },
+    /// The program ended, but somebody else in this process took its status.
+    #[error("status is unknown: something else in this process waited for the child, or SIGCHLD is ignored")]
+    StatusUnknown,
+    /// The system refused.
+    #[error("cannot talk to the child process")]
+    Io(#[from] io::Error),
+}
+
+impl CommandError {
+    /// What was read of the program's output before the error, where there is any.
+    pub fn output(&self) -> Option<&Output> {
+        match self {
+            Self::Failed { output, .. } | Self::TimedOut { output, .. } | Self::TooLarge { output, .. } => Some(output),
+            _ => None,
+        }
+    }
+}
+
+/// Says how a process ended, with the signal's name.
+pub(crate) struct Ending {
+    pub(crate) status: Option<ExitStatus>,
+    pub(crate) unexplained_kill: bool,
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // std's own Display of an ExitStatus names the signal: "signal: 9 (SIGKILL)".
+        match self.status {
+            None => f.write_str("exit status unknown"),
+            Some(status) => {
+                write!(f, "{status}")?;
+                if self.unexplained_kill && status.signal() == Some(libc::SIGKILL) {
+                    f.write_str(", possibly out of memory")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The last lines of stderr, for an error's text.
+struct Tail<'a>(&'a [u8]);
+
+impl fmt::Display for Tail<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const LONGEST: usize = 1024;
+        let start = self.0.len().saturating_sub(LONGEST);
+        let text = String::from_utf8_lossy(&self.0[start..]);
+        let text = text.trim();
+        if text.is_empty() { Ok(()) } else { write!(f, "; stderr: {}{text}", if start > 0 { "…" } else { "" }) }
+    }
+}

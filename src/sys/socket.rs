@@ -1,0 +1,246 @@
+//! Unix sockets: pairs, and sending and receiving bytes together with fds.
+//!
+//! Everything is born close-on-exec, nothing raises SIGPIPE, and no description is ever switched to `O_NONBLOCK`: that
+//! flag is shared with every process that holds the socket, so each call says for itself whether it may wait.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::mem::{self, MaybeUninit};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+/// The most fds that the kernel carries with one send (`SCM_MAX_FD`).
+pub(crate) const MAX_FDS_PER_CALL: usize = 253;
+
+/// A connected pair of stream sockets; socketpair(2).
+pub(crate) fn stream_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    pair(SocketType::STREAM)
+}
+
+/// A connected pair of sockets that keep message boundaries; socketpair(2).
+pub(crate) fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    pair(SocketType::SEQPACKET)
+}
+
+fn pair(kind: SocketType) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (a, b) = rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+    Ok((above_stdio(a)?, above_stdio(b)?))
+}
+
+/// Moves an fd out of 0, 1 and 2, where a host that closed those gets its new fds.
+///
+/// A socket there would be mistaken for stdio, and std's file actions for a child would overwrite it.
+pub(crate) fn above_stdio(fd: OwnedFd) -> io::Result<OwnedFd> {
+    if fd.as_raw_fd() > 2 { Ok(fd) } else { duplicate(&fd) }
+}
+
+/// A close-on-exec duplicate that is not 0, 1 or 2; fcntl(2), `F_DUPFD_CLOEXEC`.
+pub(crate) fn duplicate(fd: impl AsFd) -> io::Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(fd, 3)?)
+}
+
+/// Sends what fits without waiting, with `fds` on the first byte; sendmsg(2).
+///
+/// Returns how many bytes left; the fds left with the first of them. `WouldBlock` says that nothing did.
+pub(crate) fn send(socket: impl AsFd, bufs: &[IoSlice<'_>], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    if fds.len() > MAX_FDS_PER_CALL {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many file descriptors for one message"));
+    }
+    let mut control = ControlBuffer::new();
+    // SAFETY: an all-zero msghdr is valid: null pointers with zero lengths.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = bufs.as_ptr().cast::<libc::iovec>().cast_mut();
+    message.msg_iovlen = bufs.len();
+    if !fds.is_empty() {
+        control.attach(&mut message, fds);
+    }
+    loop {
+        // SAFETY: `message` points at `bufs` (an IoSlice is an iovec by its documented layout) and at `control`, both of
+        // which outlive the call; sendmsg only reads through them.
+        let sent = unsafe { libc::sendmsg(socket.as_fd().as_raw_fd(), &raw const message, SEND_FLAGS) };
+        if let Ok(sent) = usize::try_from(sent) {
+            return Ok(sent);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+const SEND_FLAGS: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+const RECV_FLAGS: libc::c_int = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+
+/// Receives what is there without waiting into `buf`, and appends every fd that came along to `fds`; recvmsg(2).
+///
+/// Returns how many leading bytes of `buf` are now initialised; 0 is the end of the stream. Fds are owned from the moment
+/// they exist here, on errors too. `MSG_CTRUNC` (fds were lost, most often because this process has no free fd) is an
+/// error, and so is `MSG_TRUNC` on a packet socket: neither is ever data with something missing.
+pub(crate) fn recv(socket: impl AsFd, buf: &mut [MaybeUninit<u8>], fds: &mut VecDeque<OwnedFd>) -> io::Result<usize> {
+    let mut control = ControlBuffer::new();
+    let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+    // SAFETY: an all-zero msghdr is valid: null pointers with zero lengths.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut iov;
+    message.msg_iovlen = 1;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    message.msg_controllen = mem::size_of_val(&control.0);
+    let received = loop {
+        // SAFETY: `message` points at `buf` and `control` with their true lengths, and both outlive the call.
+        let received = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, RECV_FLAGS) };
+        if let Ok(received) = usize::try_from(received) {
+            break received;
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    };
+    collect(&message, fds);
+    if message.msg_flags & libc::MSG_CTRUNC != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EMFILE));
+    }
+    if message.msg_flags & libc::MSG_TRUNC != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+    }
+    Ok(received)
+}
+
+/// Takes ownership of every fd in a received control buffer.
+fn collect(message: &libc::msghdr, fds: &mut VecDeque<OwnedFd>) {
+    // SAFETY: the kernel filled `message` in, so msg_control and msg_controllen describe initialised headers; the CMSG_*
+    // functions stay within them.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
+    while !header.is_null() {
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR only return null or a whole header inside the buffer; checked above.
+        let (level, kind, len) = unsafe { ((*header).cmsg_level, (*header).cmsg_type, (*header).cmsg_len) };
+        if level == libc::SOL_SOCKET && kind == libc::SCM_RIGHTS {
+            // SAFETY: only computes a length.
+            let data_len = len - unsafe { libc::CMSG_LEN(0) } as usize;
+            for index in 0..data_len / mem::size_of::<RawFd>() {
+                // SAFETY: `index` is below the number of fds that the kernel wrote behind this header, and each of them
+                // is an open fd that nobody else in this process owns yet.
+                let fd = unsafe {
+                    let data = libc::CMSG_DATA(header).cast::<RawFd>();
+                    OwnedFd::from_raw_fd(data.add(index).read_unaligned())
+                };
+                fds.push_back(fd);
+            }
+        }
+        // SAFETY: `header` came from this message.
+        header = unsafe { libc::CMSG_NXTHDR(message, header) };
+    }
+}
+
+/// Room for one SCM_RIGHTS header with the most fds that the kernel sends, aligned for a `cmsghdr`.
+///
+/// Less room would make the kernel drop fds of a peer that sends more.
+struct ControlBuffer([MaybeUninit<u64>; ControlBuffer::WORDS]);
+
+impl ControlBuffer {
+    const WORDS: usize = (mem::size_of::<libc::cmsghdr>() + MAX_FDS_PER_CALL * mem::size_of::<RawFd>()).div_ceil(8) + 1;
+
+    fn new() -> Self {
+        Self([MaybeUninit::uninit(); Self::WORDS])
+    }
+
+    /// Writes `fds` as one SCM_RIGHTS header and points `message` at it.
+    fn attach(&mut self, message: &mut libc::msghdr, fds: &[BorrowedFd<'_>]) {
+        let bytes = u32::try_from(mem::size_of_val(fds)).expect("at most 253 fds, checked by the caller");
+        self.0.fill(MaybeUninit::zeroed());
+        message.msg_control = self.0.as_mut_ptr().cast();
+        // SAFETY: only computes a length.
+        message.msg_controllen = unsafe { libc::CMSG_SPACE(bytes) } as usize;
+        assert!(message.msg_controllen <= mem::size_of_val(&self.0));
+        // SAFETY: msg_control is aligned, zeroed and large enough for one header with `bytes` of data (asserted above), so
+        // CMSG_FIRSTHDR is not null and its data has room for every fd. A BorrowedFd is a RawFd by its documented layout.
+        unsafe {
+            let header = libc::CMSG_FIRSTHDR(message);
+            (*header).cmsg_level = libc::SOL_SOCKET;
+            (*header).cmsg_type = libc::SCM_RIGHTS;
+            (*header).cmsg_len = libc::CMSG_LEN(bytes) as usize;
+            std::ptr::copy_nonoverlapping(fds.as_ptr().cast::<u8>(), libc::CMSG_DATA(header), mem::size_of_val(fds));
+        }
+    }
+}
+
+/// What a blocking call waits for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ready {
+    Read,
+    Write,
+}
+
+/// Waits on this thread until the socket can be read or written, or has ended; poll(2).
+///
+/// Blocking calls wait here and not in recvmsg: a reader that is killed inside a blocking recvmsg can take the wake-up
+/// of another process with it, one that is killed inside poll can't.
+pub(crate) fn wait(socket: impl AsFd, ready: Ready) -> io::Result<()> {
+    let events = match ready {
+        Ready::Read => PollFlags::IN,
+        Ready::Write => PollFlags::OUT,
+    };
+    let mut fds = [PollFd::from_borrowed_fd(socket.as_fd(), events)];
+    loop {
+        match poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => return Ok(result.map(|_| ())?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(socket: &OwnedFd, fds: &mut VecDeque<OwnedFd>) -> io::Result<Vec<u8>> {
+        let mut buf = [MaybeUninit::uninit(); 64];
+        let len = recv(socket, &mut buf, fds)?;
+        // SAFETY: recv initialised the first `len` bytes.
+        Ok(buf[..len].iter().map(|byte| unsafe { byte.assume_init() }).collect())
+    }
+
+    #[test]
+    fn fds_arrive_with_the_first_byte_and_are_close_on_exec() {
+        let (a, b) = stream_pair().unwrap();
+        let (c, d) = stream_pair().unwrap();
+        assert_eq!(send(&a, &[IoSlice::new(b"hi")], &[c.as_fd()]).unwrap(), 2);
+        let mut fds = VecDeque::new();
+        assert_eq!(read(&b, &mut fds).unwrap(), b"hi");
+        let moved = fds.pop_front().unwrap();
+        assert!(fds.is_empty());
+        assert!(rustix::io::fcntl_getfd(&moved).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+        drop(c);
+        send(&moved, &[IoSlice::new(b"!")], &[]).unwrap();
+        assert_eq!(read(&d, &mut fds).unwrap(), b"!");
+    }
+
+    #[test]
+    fn the_most_fds_of_one_call_arrive_whole_and_one_more_is_refused() {
+        let (a, b) = stream_pair().unwrap();
+        let most = vec![a.as_fd(); MAX_FDS_PER_CALL];
+        send(&a, &[IoSlice::new(b"x")], &most).unwrap();
+        let mut fds = VecDeque::new();
+        read(&b, &mut fds).unwrap();
+        assert_eq!(fds.len(), MAX_FDS_PER_CALL);
+        let error = send(&a, &[IoSlice::new(b"x")], &vec![a.as_fd(); MAX_FDS_PER_CALL + 1]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_packet_that_does_not_fit_is_an_error_not_a_part() {
+        let (a, b) = packet_pair().unwrap();
+        send(&a, &[IoSlice::new(&[7; 65])], &[]).unwrap();
+        assert_eq!(read(&b, &mut VecDeque::new()).unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
+    }
+
+    #[test]
+    fn sending_to_a_closed_peer_is_an_error_and_no_signal() {
+        let (a, b) = stream_pair().unwrap();
+        drop(b);
+        let error = send(&a, &[IoSlice::new(b"x")], &[]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+}
