@@ -6,3 +6,4 @@
 pub(crate) mod body;
 pub(crate) mod fds;
 pub(crate) mod frame;
+pub(crate) mod message;
