@@ -3,4 +3,5 @@
 
 #![allow(unsafe_code, reason = "this is the one folder where it is allowed; each block says why it is sound")]
 
+pub(crate) mod process;
 pub(crate) mod socket;
