@@ -9,8 +9,7 @@ mod wire;
 mod worker;
 
 pub use error::{BoxError, CommandError, Panic, RecvError, SendError, SpawnError, TaskError, TrySubmitError};
-pub use sys::process::Usage;
-
+pub use process::{Process, ProcessBuilder, spawn_process};
 pub use std::process::{ExitStatus, Output, Stdio};
 pub use task::{Call, Task, call};
 pub use worker::{init, is_worker};

@@ -62,9 +62,21 @@ impl Default for Terms {
     }
 }
 
+/// How a child is started: a command, or something that owns one.
+pub(crate) trait Launch: Send {
+    /// Starts it. It may be asked again after an error.
+    fn launch(&mut self) -> io::Result<std::process::Child>;
+}
+
+impl Launch for Command {
+    fn launch(&mut self) -> io::Result<std::process::Child> {
+        self.spawn()
+    }
+}
+
 /// Starts a program on the calling thread, which takes about a millisecond. It should have a process group of its own.
 pub(crate) fn spawn(command: Command, terms: Terms) -> io::Result<Started> {
-    Keeper::get()?.start(command, terms).map_err(|refused| refused.error)
+    Keeper::get()?.start(Box::new(command), terms).map_err(|refused| refused.error)
 }
 
 /// Starts a program on the keeper's thread, with the calling thread's signal mask.
@@ -75,9 +87,9 @@ pub(crate) fn spawn(command: Command, terms: Terms) -> io::Result<Started> {
 /// # Cancel safety
 ///
 /// Dropping it leaves no child: one that has been started by then is killed.
-pub(crate) async fn spawn_async(command: Command, terms: Terms) -> io::Result<Started> {
+pub(crate) async fn spawn_async(command: impl Launch + 'static, terms: Terms) -> io::Result<Started> {
     let keeper = Keeper::get()?;
-    let mut refused = match keeper.ask(Box::new(Request { command, terms })).await? {
+    let mut refused = match keeper.ask(Box::new(Request { command: Box::new(command), terms })).await? {
         Ok(started) => return Ok(started),
         Err(refused) => refused,
     };
@@ -124,7 +136,7 @@ enum Order {
 }
 
 struct Request {
-    command: Command,
+    command: Box<dyn Launch>,
     terms: Terms,
 }
 
@@ -268,9 +280,9 @@ impl Keeper {
     }
 
     /// Starts a child and keeps it, on this thread.
-    fn start(&self, command: Command, terms: Terms) -> Result<Started, Box<Refused>> {
+    fn start(&self, command: Box<dyn Launch>, terms: Terms) -> Result<Started, Box<Refused>> {
         let mut request = Request { command, terms };
-        let mut child = match spawn_here(&mut request.command) {
+        let mut child = match spawn_here(&mut *request.command) {
             Ok(child) => child,
             Err(error) => return Err(Box::new(Refused { error, request })),
         };
@@ -288,7 +300,8 @@ impl Keeper {
                 let _ = kill_group(child.id(), libc::SIGKILL);
                 let _ = child.kill();
                 let _ = child.wait();
-                let request = Request { command: Command::new(""), terms: Terms { drain: terms.drain, stdout: None } };
+                let request =
+                    Request { command: Box::new(Command::new("")), terms: Terms { drain: terms.drain, stdout: None } };
                 Err(Box::new(Refused { error, request }))
             }
         }
@@ -331,11 +344,11 @@ impl Keeper {
     }
 }
 
-fn spawn_here(command: &mut Command) -> io::Result<std::process::Child> {
+fn spawn_here(command: &mut dyn Launch) -> io::Result<std::process::Child> {
     let _held = StdioHeld::new()?;
     // Where it can't stay on posix_spawn, std asserts that it could wait for a child whose exec failed, which is not so
     // when SIGCHLD is ignored.
-    catch_unwind(AssertUnwindSafe(|| command.spawn()))
+    catch_unwind(AssertUnwindSafe(|| command.launch()))
         .unwrap_or_else(|_| Err(io::Error::other("the program could not be started, and why is lost")))
 }
 
