@@ -2,6 +2,7 @@
 
 mod channel;
 mod error;
+mod pool;
 mod process;
 mod sys;
 mod task;
@@ -9,6 +10,7 @@ mod wire;
 mod worker;
 
 pub use error::{BoxError, CommandError, Panic, RecvError, SendError, SpawnError, TaskError, TrySubmitError};
+pub use pool::{Counts, Map, PoolBuilder, PoolStatus, ProcessPool, Submit, TaskHandle, WorkerState, WorkerStatus};
 pub use process::{Process, ProcessBuilder, spawn_process};
 pub use std::process::{ExitStatus, Output, Stdio};
 pub use task::{Call, Task, call};

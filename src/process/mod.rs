@@ -3,7 +3,7 @@
 
 pub(crate) mod keeper;
 pub(crate) mod kept;
-mod spawn;
+pub(crate) mod spawn;
 pub(crate) mod start;
 
 pub use spawn::{Process, ProcessBuilder, spawn_process};

@@ -89,7 +89,7 @@ impl Run {
 }
 
 /// Why a task has no result, as its worker says it.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Failure {
     Panicked(Panic),
     /// The arguments could not be decoded.

@@ -5,6 +5,8 @@
 mod panic;
 mod serve;
 
+pub(crate) use panic::catch;
+
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
