@@ -52,6 +52,8 @@ pub(super) struct State {
     failures: VecDeque<Instant>,
     pub(super) last_cause: Option<Arc<SpawnError>>,
     pub(super) counts: Counts,
+    /// Whether some worker may have tasks that it has not begun.
+    sent_ahead: bool,
     /// The runtime that the last task came from; supervisors of new seats run there.
     runtime: Option<Handle>,
     /// What is to be done once the lock is gone.
@@ -187,6 +189,7 @@ impl Shared {
                 failures: VecDeque::new(),
                 last_cause: None,
                 counts: Counts::default(),
+                sent_ahead: false,
                 runtime: None,
                 after: After::default(),
             }),
@@ -311,18 +314,45 @@ impl Shared {
         self.turn(&mut self.state(), seat)
     }
 
-    /// A worker has answered, which frees a slot; if it is not worn out, it gets another task.
-    pub(super) fn answered(self: &Arc<Self>, seat: &Arc<Seat>, ok: bool, worn: bool) -> Turn {
+    /// A worker has answered tasks. If it has none left, or is to get more ahead, it gets them; a worn one ends instead.
+    pub(super) fn answered(self: &Arc<Self>, seat: &Arc<Seat>, endings: &[Ending], worn: bool) -> Turn {
         let mut state = self.state();
-        state.counts.add(if ok { Ending::Done } else { Ending::Failed });
-        self.release(&mut state);
-        if worn {
+        for &ending in endings {
+            state.counts.add(ending);
+        }
+        let surplus = state.seats.len() > state.target;
+        let mut desk = seat.desk();
+        let over = worn || surplus || desk.state == WorkerState::Draining || state.phase == Phase::Cancelled;
+        if over {
+            let back = desk.take_back();
+            self.put_back(&mut state, back);
+        }
+        if desk.load() > 0 {
+            if worn || surplus {
+                desk.apply(Event::Retire);
+            }
+            drop(desk);
+            if over {
+                self.dispatch(&mut state);
+            } else {
+                self.send_ahead(&mut state, seat);
+            }
+            return Turn::Busy;
+        }
+        desk.apply(Event::Replied);
+        if std::mem::take(&mut desk.holds_permit) {
+            self.release(&mut state);
+        }
+        let drained = desk.state == WorkerState::Draining;
+        drop(desk);
+        if worn || drained {
             self.dispatch(&mut state);
             return Turn::Retire;
         }
         self.turn(&mut state, seat)
     }
 
+    /// What an idle worker does next.
     fn turn(self: &Arc<Self>, state: &mut State, seat: &Arc<Seat>) -> Turn {
         if state.phase == Phase::Cancelled {
             return Turn::End;
@@ -335,19 +365,116 @@ impl Shared {
             if seat.give(&job) {
                 // Tasks that were given up in between have freed their slots.
                 self.dispatch(state);
+                self.send_ahead(state, seat);
                 return Turn::Busy;
             }
             self.release(state);
         }
+        if state.waiting.is_empty() && state.sent_ahead {
+            self.unload_busiest(state);
+        }
         state.idle.push(Arc::clone(seat));
         self.dispatch(state);
-        let idle = state.idle.iter().any(|idle| Arc::ptr_eq(idle, seat));
-        if idle && state.phase == Phase::Closing {
+        if !state.idle.iter().any(|idle| Arc::ptr_eq(idle, seat)) {
+            self.send_ahead(state, seat);
+            return Turn::Busy;
+        }
+        if state.phase == Phase::Closing {
             state.idle.retain(|idle| !Arc::ptr_eq(idle, seat));
             return Turn::Retire;
         }
         self.changed.notify_waiters();
-        if idle { Turn::Idle } else { Turn::Busy }
+        Turn::Idle
+    }
+
+    /// Sends a busy worker as many of the waiting tasks as keep it busy for a moment, in one write.
+    ///
+    /// Never more than its share: what one worker has ahead, another would have to wait for.
+    fn send_ahead(&self, state: &mut State, seat: &Arc<Seat>) {
+        if state.waiting.is_empty() {
+            return;
+        }
+        let mut desk = seat.desk();
+        let mut room = desk.room().min(state.waiting.len().div_ceil(2 * state.target));
+        if let Some(most) = self.settings.max_tasks {
+            room = room.min(usize::try_from(most - desk.done).unwrap_or(usize::MAX).saturating_sub(desk.load()));
+        }
+        let mut sent = false;
+        while room > 0
+            && let Some(job) = state.waiting.pop_front_if(|job| job.may_go_ahead() || !job.is_wanted())
+        {
+            if desk.send(&job, seat) {
+                room -= 1;
+                sent = true;
+            } else {
+                state.counts.add(Ending::Cancelled);
+            }
+        }
+        if sent {
+            state.sent_ahead = true;
+            if !desk.write() {
+                seat.bell.notify_one();
+            }
+        }
+    }
+
+    /// Takes the tasks that were sent ahead back from the worker that has most of them: somebody else is idle.
+    fn unload_busiest(&self, state: &mut State) {
+        let Some(seat) = state.seats.iter().max_by_key(|seat| seat.desk().load()).cloned() else { return };
+        let mut desk = seat.desk();
+        let back = if desk.load() > 1 { desk.take_back() } else { Vec::new() };
+        if back.is_empty() {
+            state.sent_ahead = false;
+            return;
+        }
+        let begun = desk.load() > 0;
+        drop(desk);
+        self.put_back(state, back);
+        if begun {
+            return;
+        }
+        // It has not begun even the first of them, so that one stays.
+        while let Some(job) = state.waiting.pop_front() {
+            let mut desk = seat.desk();
+            if desk.send(&job, &seat) {
+                desk.write();
+                break;
+            }
+        }
+        seat.bell.notify_one();
+    }
+
+    /// Puts tasks that were sent and not begun back at the head of the queue.
+    fn put_back(&self, state: &mut State, jobs: Vec<Arc<Job>>) {
+        for job in jobs.into_iter().rev() {
+            if job.take_back() {
+                state.waiting.push_front(job);
+            } else {
+                state.counts.add(Ending::Cancelled);
+            }
+        }
+    }
+
+    /// Looks whether a worker's tasks are still wanted. Those that were not begun and are not wanted go; if there are any,
+    /// all that was not begun goes elsewhere.
+    pub(super) fn review(self: &Arc<Self>, seat: &Arc<Seat>) -> Review {
+        let mut state = self.state();
+        if state.phase == Phase::Cancelled {
+            return Review::Unwanted;
+        }
+        let mut desk = seat.desk();
+        if desk.jobs().any(|job| !job.is_wanted()) {
+            let back = desk.take_back();
+            drop(desk);
+            self.put_back(&mut state, back);
+            self.dispatch(&mut state);
+            desk = seat.desk();
+        }
+        match desk.first() {
+            Some(job) if !job.is_wanted() => Review::Unwanted,
+            None if desk.state == WorkerState::Busy => Review::Unloaded,
+            _ => Review::Fine,
+        }
     }
 
     /// A process is ready.
@@ -359,15 +486,43 @@ impl Shared {
         self.changed.notify_waiters();
     }
 
-    /// A task has ended with its worker's process: frees its slot, and resolves it unless it may run again.
-    pub(super) fn ended_with(self: &Arc<Self>, job: &Arc<Job>, ending: Ending, error: TaskError) {
+    /// A worker's process has ended: counts what it had still answered, resolves the tasks that it had begun, and puts
+    /// those that it had not back at the head of the queue.
+    pub(super) fn lost(
+        self: &Arc<Self>,
+        seat: &Arc<Seat>,
+        answered: &[Ending],
+        ending: Ending,
+        error: impl Fn(&Job) -> TaskError,
+    ) {
         let mut state = self.state();
-        self.release(&mut state);
-        if ending == Ending::Died && job.take_retry() {
-            state.waiting.push_front(Arc::clone(job));
-        } else {
+        for &ending in answered {
             state.counts.add(ending);
-            state.after.resolve.push((Arc::clone(job), error));
+        }
+        let mut desk = seat.desk();
+        desk.apply(Event::Ended);
+        let (begun, rest) = desk.take_all();
+        if std::mem::take(&mut desk.holds_permit) {
+            self.release(&mut state);
+        }
+        desk.clear();
+        drop(desk);
+        for job in rest.into_iter().rev() {
+            if job.bounce() {
+                state.waiting.push_front(job);
+            } else {
+                let error = error(&job);
+                state.after.resolve.push((job, error));
+            }
+        }
+        for job in begun.into_iter().rev() {
+            if ending == Ending::Died && job.take_retry() {
+                state.waiting.push_front(job);
+            } else {
+                state.counts.add(ending);
+                let error = error(&job);
+                state.after.resolve.push((job, error));
+            }
         }
         self.dispatch(&mut state);
     }
@@ -461,13 +616,13 @@ impl Shared {
         if desk.state == WorkerState::Starting {
             state.starting = state.starting.saturating_sub(1);
         }
-        let running = desk.running.take();
+        let (begun, rest) = desk.take_all();
+        if desk.holds_permit {
+            self.release(&mut state);
+        }
         desk.clear();
         drop(desk);
-        if let Some(running) = running {
-            self.release(&mut state);
-            state.after.resolve.push((running.job, TaskError::Cancelled));
-        }
+        state.after.resolve.extend(begun.into_iter().chain(rest).map(|job| (job, TaskError::Cancelled)));
         state.last_cause = Some(Arc::new(SpawnError::Cancelled));
         self.leave(&mut state, seat);
     }
@@ -496,9 +651,7 @@ impl Shared {
         state.counts.cancelled += jobs.len() as u64;
         for seat in &state.seats {
             let desk = seat.desk();
-            if let Some(running) = &desk.running {
-                jobs.push(Arc::clone(&running.job));
-            }
+            jobs.extend(desk.jobs().cloned());
             drop(desk);
             seat.bell.notify_one();
         }
@@ -554,6 +707,16 @@ impl State {
     pub(super) fn ready(&self) -> usize {
         self.seats.len() - self.starting
     }
+}
+
+/// What a look at a worker's tasks found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Review {
+    Fine,
+    /// The task that it has begun is not wanted any more, or the whole pool is not.
+    Unwanted,
+    /// All of its tasks were taken away before it had begun one.
+    Unloaded,
 }
 
 /// What a worker does next.

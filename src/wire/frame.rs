@@ -44,7 +44,12 @@ impl Frame {
     ///
     /// The body's length and the number of fds were limited when they were made: by `body::encode` and by `fds::collect`.
     pub(crate) fn put_head(&self, out: &mut impl BufMut) {
-        out.put_u32_le(u32::try_from(self.body.len()).expect("a body is limited to u32::MAX when it is encoded"));
+        self.put_head_of(self.body.len(), out);
+    }
+
+    /// As [`put_head`](Self::put_head), for a body of `len` bytes that lies elsewhere.
+    pub(crate) fn put_head_of(&self, len: usize, out: &mut impl BufMut) {
+        out.put_u32_le(u32::try_from(len).expect("a body is limited to u32::MAX when it is encoded"));
         out.put_u8(VERSION);
         out.put_u8(self.kind);
         out.put_u8(u8::try_from(self.fds.len()).expect("fds are limited to 64 when they are collected"));

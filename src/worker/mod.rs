@@ -17,6 +17,7 @@ use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
 use crate::process::start;
 use crate::sys::image;
+use crate::sys::ledger::Ledger;
 use crate::sys::socket::Ready;
 use crate::sys::worker::{self as sys, Slot};
 use crate::wire::body;
@@ -155,10 +156,10 @@ fn serve(socket: &Socket, slot: Slot) -> ! {
         _ => process::exit(start::EXIT_NO_PARENT),
     };
     let mut outbox = Outbox::default();
-    let hello = match greet(hello, slot) {
-        Ok(hello) => {
+    let (hello, ledger) = match greet(hello, slot) {
+        Ok((hello, ledger)) => {
             outbox.push(message::frame(Kind::Ready, 0, &hello.image));
-            hello
+            (hello, ledger)
         }
         Err(reason) => {
             outbox.push(message::frame(Kind::Refused, 0, &reason));
@@ -166,18 +167,24 @@ fn serve(socket: &Socket, slot: Slot) -> ! {
             process::exit(start::EXIT_NO_PARENT)
         }
     };
-    let code = serve::Server::new(socket, inbox, outbox, &hello).run();
+    let code = serve::Server::new(socket, inbox, outbox, &hello, ledger).run();
     process::exit(code)
 }
 
 /// Checks that the parent is this same program, and takes on what it asks.
-fn greet(frame: Frame, slot: Slot) -> Result<Hello, String> {
+fn greet(frame: Frame, slot: Slot) -> Result<(Hello, Option<Ledger>), String> {
     let hello: Hello = body::decode(&frame.body).map_err(|error| format!("hello cannot be read: {error}"))?;
     let image = image::id().map_err(|error| format!("cannot look at /proc/self/exe: {error}"))?;
     if image != hello.image {
         return Err("the worker runs another executable than its parent".into());
     }
-    if let Some(fd) = frame.fds.into_iter().next() {
+    let mut fds = frame.fds.into_iter();
+    let ledger = match hello.ledger {
+        true => Some(fds.next().ok_or("no ledger came")?),
+        false => None,
+    };
+    let ledger = ledger.map(Ledger::open).transpose().map_err(|error| format!("cannot open the ledger: {error}"))?;
+    if let Some(fd) = fds.next() {
         slot.put(fd).map_err(|error| format!("cannot take stdio: {error}"))?;
     }
     if let Some(bytes) = hello.memory_limit {
@@ -186,5 +193,5 @@ fn greet(frame: Frame, slot: Slot) -> Result<Hello, String> {
     sys::name_thread(&hello.name);
     start::set_depth(hello.depth);
     start::allow();
-    Ok(hello)
+    Ok((hello, ledger))
 }
