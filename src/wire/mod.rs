@@ -4,5 +4,8 @@
 //! limits are checked before memory is taken, and nothing panics.
 
 pub(crate) mod body;
+pub(crate) mod budget;
+pub(crate) mod fault;
 pub(crate) mod fds;
 pub(crate) mod frame;
+pub(crate) mod writer;
