@@ -2,7 +2,7 @@
 
 mod error;
 mod sys;
-mod wire;
+pub mod wire;
 
 pub use error::{BoxError, CommandError, Panic, RecvError, SendError, SpawnError, TaskError, TrySubmitError};
 pub use std::process::{ExitStatus, Output, Stdio};
