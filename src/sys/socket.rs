@@ -7,9 +7,13 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
+use bytes::{BufMut as _, BytesMut};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// The most fds that the kernel carries with one send (`SCM_MAX_FD`).
 pub(crate) const MAX_FDS_PER_CALL: usize = 253;
@@ -108,6 +112,30 @@ pub(crate) fn recv(socket: impl AsFd, buf: &mut [MaybeUninit<u8>], fds: &mut Vec
     Ok(received)
 }
 
+/// Receives into the room that `buf` reserved, or into `limit` bytes of it if that is less; see [`recv`].
+pub(crate) fn recv_into(
+    socket: impl AsFd,
+    buf: &mut BytesMut,
+    limit: usize,
+    fds: &mut VecDeque<OwnedFd>,
+) -> io::Result<usize> {
+    let room = buf.spare_capacity_mut();
+    let limit = limit.min(room.len());
+    let received = recv(socket, &mut room[..limit], fds)?;
+    // SAFETY: recv initialised the first `received` bytes of the spare capacity.
+    unsafe { buf.advance_mut(received) };
+    Ok(received)
+}
+
+/// Registers a socket with the current runtime's reactor. Fails outside a runtime.
+pub(crate) fn register(socket: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+    if tokio::runtime::Handle::try_current().is_err() {
+        return Err(io::Error::other("not in a tokio runtime: use the blocking methods, or enter one"));
+    }
+    // SAFETY: the Arc keeps this very fd open for as long as the AsyncFd lives, and its number never changes.
+    Ok(unsafe { AsyncFd::register(socket) }?)
+}
+
 /// Takes ownership of every fd in a received control buffer.
 fn collect(message: &libc::msghdr, fds: &mut VecDeque<OwnedFd>) {
     // SAFETY: the kernel filled `message` in, so msg_control and msg_controllen describe initialised headers; the CMSG_*
@@ -171,6 +199,15 @@ impl ControlBuffer {
 pub(crate) enum Ready {
     Read,
     Write,
+}
+
+impl From<Ready> for Interest {
+    fn from(ready: Ready) -> Self {
+        match ready {
+            Ready::Read => Self::READABLE,
+            Ready::Write => Self::WRITABLE,
+        }
+    }
 }
 
 /// Waits on this thread until the socket can be read or written, or has ended; poll(2).

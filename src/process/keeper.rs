@@ -1,0 +1,356 @@
+//! The keeper: one thread that starts children, waits for them, kills what they leave behind, and reaps them.
+//!
+//! It is the only one that waits for a child, it belongs to no runtime, and it lives as long as the process.
+//!
+//! ```text
+//! start ─▶ pidfd in epoll ─▶ readable ─▶ look at the exit, leave the zombie ─▶ kill the group ─▶ reap ─▶ tell
+//!                                              └─ something still holds its pipes: tell, and wait for
+//!                                                 the pipes' end or the drain grace ──▶ kill, reap
+//! ```
+//! The leader stays a zombie until its group is killed, so that the group's number cannot be recycled in between.
+//! Here is when things happen; what may be done to a child in which state is in `kept`.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use tokio::sync::oneshot;
+
+use super::kept::{Kept, KillOnDrop, Seen};
+use crate::sys::process::{SignalMask, StdioHeld, kill_group, open_pidfd, peek_exit};
+use crate::sys::socket::above_stdio;
+
+/// How long what a child started may go on writing into its pipes after its end, unless said otherwise.
+pub(crate) const DRAIN: Duration = Duration::from_millis(100);
+
+/// For how long those who wait are left waiting when a dead child's pipes are still held by something.
+///
+/// Most often that is another thread of ours between clone and exec of its own child, which is over in a moment; so
+/// nearly always a child is reaped by the time that somebody learns of its end.
+const HOLD_BACK: Duration = Duration::from_millis(5);
+
+/// A child that was started, and our ends of its pipes.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) child: KillOnDrop,
+    pub(crate) stdin: Option<OwnedFd>,
+    /// Shared, so that the keeper can see (weakly) whether something still writes; it never keeps a pipe open.
+    pub(crate) stdout: Option<Arc<OwnedFd>>,
+    pub(crate) stderr: Option<Arc<OwnedFd>>,
+}
+
+/// What the keeper has to know about a child beyond its command.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    /// How long what it started may go on writing after its end; zero kills it at once.
+    pub(crate) drain: Duration,
+    /// The read end of a pipe that the caller made and gave to the command as stdout.
+    pub(crate) stdout: Option<OwnedFd>,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { drain: DRAIN, stdout: None }
+    }
+}
+
+/// How a child is started: a command, or something that owns one.
+pub(crate) trait Launch: Send {
+    /// Starts it. It may be asked again after an error.
+    fn launch(&mut self) -> io::Result<std::process::Child>;
+}
+
+impl Launch for Command {
+    fn launch(&mut self) -> io::Result<std::process::Child> {
+        self.spawn()
+    }
+}
+
+/// Starts a program on the calling thread, which takes about a millisecond. It should have a process group of its own.
+pub(crate) fn spawn(command: Command, terms: Terms) -> io::Result<Started> {
+    Keeper::get()?.start(Box::new(command), terms).map_err(|refused| refused.error)
+}
+
+/// Starts a program on the keeper's thread, with the calling thread's signal mask.
+///
+/// What is only a passing shortage (`EAGAIN`), or a file that somebody is still writing (`ETXTBSY`), is tried again for a
+/// while; that needs a tokio runtime with time.
+///
+/// # Cancel safety
+///
+/// Dropping it leaves no child: one that has been started by then is killed.
+pub(crate) async fn spawn_async(command: impl Launch + 'static, terms: Terms) -> io::Result<Started> {
+    let keeper = Keeper::get()?;
+    let mut refused = match keeper.ask(Box::new(Request { command: Box::new(command), terms })).await? {
+        Ok(started) => return Ok(started),
+        Err(refused) => refused,
+    };
+    for pause in [1, 2, 5, 10, 25, 50, 100] {
+        if !matches!(refused.error.raw_os_error(), Some(libc::EAGAIN | libc::ETXTBSY)) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        refused = match keeper.ask(Box::new(refused.request)).await? {
+            Ok(started) => return Ok(started),
+            Err(refused) => refused,
+        };
+    }
+    Err(refused.error)
+}
+
+/// Has the keeper look at a child that it keeps.
+pub(super) fn look_at(key: u64) {
+    if let Some(keeper) = KEEPER.get() {
+        keeper.order(Order::Look(key));
+    }
+}
+
+static KEEPER: OnceLock<Keeper> = OnceLock::new();
+
+struct Keeper {
+    epoll: OwnedFd,
+    /// An eventfd: rings when there is an order.
+    bell: OwnedFd,
+    desk: Mutex<Desk>,
+}
+
+#[derive(Default)]
+struct Desk {
+    last_key: u64,
+    kept: HashMap<u64, Kept>,
+    /// Bounded by the number of `spawn_async` futures that somebody holds.
+    orders: VecDeque<Order>,
+}
+
+enum Order {
+    Start { request: Box<Request>, mask: SignalMask, reply: oneshot::Sender<Result<Started, Box<Refused>>> },
+    Look(u64),
+}
+
+struct Request {
+    command: Box<dyn Launch>,
+    terms: Terms,
+}
+
+/// The error, and the request to try again.
+struct Refused {
+    error: io::Error,
+    request: Request,
+}
+
+/// A dead child whose pipes are still held.
+struct Linger {
+    key: u64,
+    tell_at: Option<Instant>,
+    until: Instant,
+}
+
+/// The event key of the bell; children count from 1.
+const BELL: u64 = 0;
+
+impl Keeper {
+    fn get() -> io::Result<&'static Self> {
+        // The thread is started under this lock, so that two first users don't start two.
+        static STARTING: Mutex<()> = Mutex::new(());
+        if let Some(keeper) = KEEPER.get() {
+            return Ok(keeper);
+        }
+        let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(keeper) = KEEPER.get() {
+            return Ok(keeper);
+        }
+        let epoll = above_stdio(epoll::create(epoll::CreateFlags::CLOEXEC)?)?;
+        let bell = above_stdio(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)?;
+        epoll::add(&epoll, &bell, EventData::new_u64(BELL), EventFlags::IN | EventFlags::ET)?;
+        // The thread waits for KEEPER to be set, so it starts first: if it can't, nothing has happened.
+        let (ready, set) = std::sync::mpsc::sync_channel::<()>(1);
+        thread::Builder::new().name("multiproc-keeper".into()).stack_size(512 << 10).spawn(move || {
+            // A signal for the host must not be handled here, let alone kill it because this thread has not blocked it.
+            SignalMask::full().install();
+            if set.recv().is_ok()
+                && let Some(keeper) = KEEPER.get()
+            {
+                keeper.run();
+            }
+        })?;
+        let keeper = KEEPER.get_or_init(|| Self { epoll, bell, desk: Mutex::default() });
+        let _ = ready.send(());
+        Ok(keeper)
+    }
+
+    fn run(&self) {
+        let mut lingering = Vec::new();
+        loop {
+            // What can panic here is somebody else's waker, or std. The children of everybody else still need a keeper.
+            let _ = catch_unwind(AssertUnwindSafe(|| {
+                loop {
+                    self.turn(&mut lingering);
+                }
+            }));
+        }
+    }
+
+    /// Looks at exits first, then at deadlines, then does one order, so that many starts can't hold up an exit.
+    fn turn(&self, lingering: &mut Vec<Linger>) {
+        let mut events = [MaybeUninit::uninit(); 64];
+        let timeout = self.timeout(lingering);
+        match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
+            Ok((events, _)) => {
+                for event in events {
+                    match event.data.u64() {
+                        BELL => _ = rustix::io::read(&self.bell, &mut [0; 8]),
+                        key => self.look(key, lingering),
+                    }
+                }
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            // Cannot happen with a good epoll fd; if it does, do not spin.
+            Err(_) => thread::sleep(Duration::from_millis(10)),
+        }
+        self.meet_deadlines(lingering);
+        let order = self.desk().orders.pop_front();
+        match order {
+            None => {}
+            Some(Order::Look(key)) => self.look(key, lingering),
+            // Its future was dropped while it waited here.
+            Some(Order::Start { reply, .. }) if reply.is_closed() => {}
+            Some(Order::Start { request, mask, reply }) => {
+                let before = mask.install();
+                let result = self.start(request.command, request.terms);
+                before.install();
+                // If nobody takes it, it is dropped here, and so killed.
+                let _ = reply.send(result);
+            }
+        }
+    }
+
+    fn look(&self, key: u64, lingering: &mut Vec<Linger>) {
+        let Some(kept) = self.desk().kept.get(&key).cloned() else { return };
+        match kept.look() {
+            Seen::Running => {}
+            Seen::Reaped => _ = self.desk().kept.remove(&key),
+            Seen::Lingering if lingering.iter().any(|linger| linger.key == key) => {}
+            Seen::Lingering => {
+                for pipe in kept.pipes() {
+                    // Asks for nothing: a hang-up is always reported. If this fails, the grace ends it.
+                    let _ = epoll::add(&self.epoll, &pipe, EventData::new_u64(key), EventFlags::ET);
+                }
+                let now = Instant::now();
+                lingering.push(Linger { key, tell_at: Some(now + HOLD_BACK), until: now + kept.drain() });
+            }
+        }
+    }
+
+    fn meet_deadlines(&self, lingering: &mut Vec<Linger>) {
+        if lingering.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        lingering.retain_mut(|linger| {
+            let Some(kept) = self.desk().kept.get(&linger.key).cloned() else { return false };
+            if linger.until <= now {
+                kept.bury_now();
+                self.desk().kept.remove(&linger.key);
+                return false;
+            }
+            if linger.tell_at.is_some_and(|at| at <= now) {
+                linger.tell_at = None;
+                kept.tell();
+            }
+            true
+        });
+    }
+
+    fn timeout(&self, lingering: &[Linger]) -> Option<Timespec> {
+        if !self.desk().orders.is_empty() {
+            return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
+        }
+        let next = lingering.iter().map(|linger| linger.tell_at.unwrap_or(linger.until).min(linger.until)).min()?;
+        // A millisecond more than is left, so that it has passed when epoll, which counts in milliseconds, wakes.
+        let left = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        Timespec::try_from(left).ok()
+    }
+
+    /// Starts a child and keeps it, on this thread.
+    fn start(&self, command: Box<dyn Launch>, terms: Terms) -> Result<Started, Box<Refused>> {
+        let mut request = Request { command, terms };
+        let mut child = match spawn_here(&mut *request.command) {
+            Ok(child) => child,
+            Err(error) => return Err(Box::new(Refused { error, request })),
+        };
+        let Request { command, terms } = request;
+        // With it go its copies of the child's ends of pipes, which would look like another writer.
+        drop(command);
+        let stdin = child.stdin.take().map(OwnedFd::from);
+        let stdout = child.stdout.take().map(OwnedFd::from).or(terms.stdout).map(Arc::new);
+        let stderr = child.stderr.take().map(OwnedFd::from).map(Arc::new);
+        let pipes = stdout.iter().chain(&stderr).map(Arc::downgrade).collect();
+        match self.keep(child.id(), pipes, terms.drain) {
+            Ok(kept) => Ok(Started { child: KillOnDrop::new(kept), stdin, stdout, stderr }),
+            Err(error) => {
+                // No fd for the pidfd, say. It is unreaped, so its number is its own, and SIGKILL makes the wait short.
+                let _ = kill_group(child.id(), libc::SIGKILL);
+                let _ = child.kill();
+                let _ = child.wait();
+                let request =
+                    Request { command: Box::new(Command::new("")), terms: Terms { drain: terms.drain, stdout: None } };
+                Err(Box::new(Refused { error, request }))
+            }
+        }
+    }
+
+    fn keep(&self, pid: u32, pipes: Vec<std::sync::Weak<OwnedFd>>, drain: Duration) -> io::Result<Kept> {
+        let pidfd = match open_pidfd(pid) {
+            Ok(pidfd) => pidfd,
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(Kept::lost(pid)),
+            Err(error) => return Err(error),
+        };
+        // In a host that reaps behind our back the number may be a stranger's by now. That one is no child of ours.
+        if peek_exit(&pidfd).is_err() {
+            return Ok(Kept::lost(pid));
+        }
+        // The lock is held until the child is in the table: its exit may be reported at once, and only once.
+        let mut desk = self.desk();
+        let key = desk.last_key + 1;
+        epoll::add(&self.epoll, &pidfd, EventData::new_u64(key), EventFlags::IN | EventFlags::ET)?;
+        desk.last_key = key;
+        let kept = Kept::new(pid, key, pidfd, pipes, drain);
+        desk.kept.insert(key, kept.clone());
+        Ok(kept)
+    }
+
+    async fn ask(&self, request: Box<Request>) -> io::Result<Result<Started, Box<Refused>>> {
+        let (reply, answer) = oneshot::channel();
+        self.order(Order::Start { request, mask: SignalMask::current(), reply });
+        answer.await.map_err(|_| io::Error::other("starting the child panicked"))
+    }
+
+    fn order(&self, order: Order) {
+        self.desk().orders.push_back(order);
+        // Fails only when the counter is full, and then the bell is ringing already.
+        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+    }
+
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn spawn_here(command: &mut dyn Launch) -> io::Result<std::process::Child> {
+    let _held = StdioHeld::new()?;
+    // Where it can't stay on posix_spawn, std asserts that it could wait for a child whose exec failed, which is not so
+    // when SIGCHLD is ignored.
+    catch_unwind(AssertUnwindSafe(|| command.launch()))
+        .unwrap_or_else(|_| Err(io::Error::other("the program could not be started, and why is lost")))
+}
+
+#[cfg(test)]
+mod tests;

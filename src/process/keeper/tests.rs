@@ -1,0 +1,170 @@
+use std::io::{Read as _, Write as _};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::Stdio;
+
+use super::*;
+
+fn sh(script: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
+fn is_gone(pid: u32) -> bool {
+    !std::path::Path::new(&format!("/proc/{pid}")).exists()
+}
+
+fn to_file(fd: OwnedFd) -> std::fs::File {
+    std::fs::File::from(fd)
+}
+
+/// Reads to the end, which comes when nobody has the other end any more.
+fn rest(pipe: &Arc<OwnedFd>) -> String {
+    let mut text = String::new();
+    to_file(pipe.try_clone().unwrap()).read_to_string(&mut text).unwrap();
+    text
+}
+
+#[tokio::test]
+async fn a_child_is_reaped_by_the_time_its_end_is_known() {
+    for _ in 0..20 {
+        let started = spawn_async(sh("exit 47"), Terms::default()).await.unwrap();
+        let kept = started.child.kept();
+        let exit = kept.exited().await;
+        assert_eq!(exit.status.unwrap().code(), Some(47));
+        assert!(exit.usage.max_rss > 0);
+        assert!(is_gone(kept.pid()));
+        assert_eq!(kept.id(), None);
+    }
+}
+
+#[test]
+fn plain_threads_can_wait_and_no_runtime_is_needed() {
+    let started = spawn(sh("read line; exit 3"), Terms::default()).unwrap();
+    let kept = started.child.kept().clone();
+    assert_eq!(kept.id(), Some(kept.pid()));
+    assert!(kept.try_exit().is_none());
+    let waiters = [(); 3].map(|()| {
+        let kept = kept.clone();
+        thread::spawn(move || kept.exited_blocking().status.unwrap().code())
+    });
+    drop(started.stdin);
+    for waiter in waiters {
+        assert_eq!(waiter.join().unwrap(), Some(3));
+    }
+}
+
+#[tokio::test]
+async fn signals_after_the_end_are_fine_and_bad_numbers_are_not() {
+    let started = spawn_async(sh("exit 0"), Terms::default()).await.unwrap();
+    let kept = started.child.kept();
+    kept.exited().await;
+    kept.signal(libc::SIGTERM).unwrap();
+    kept.signal_group(libc::SIGKILL).unwrap();
+    assert!(!kept.kill_sent());
+    assert_eq!(kept.signal(1000).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    assert_eq!(kept.signal_group(-1).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+}
+
+#[tokio::test]
+async fn dropping_kills_the_whole_group() {
+    let started = spawn_async(sh("sleep 1000 & echo up; exec sleep 1000"), Terms::default()).await.unwrap();
+    let kept = started.child.kept().clone();
+    let stdout = started.stdout.unwrap();
+    assert_eq!(rustix::io::read(&stdout, &mut [0; 16]).unwrap(), 3);
+    drop(started.child);
+    assert_eq!(kept.exited().await.status.unwrap().signal(), Some(libc::SIGKILL));
+    assert!(kept.kill_sent());
+    assert_eq!(rest(&stdout), "");
+}
+
+#[tokio::test]
+async fn a_disarmed_child_with_a_spared_group_lives_on() {
+    let started = spawn_async(sh("exec 3<&0; (read line <&3; echo $line) & exit 0"), Terms::default()).await.unwrap();
+    started.child.kept().spare_group();
+    let kept = started.child.disarm();
+    kept.exited().await;
+    to_file(started.stdin.unwrap()).write_all(b"still here\n").unwrap();
+    assert_eq!(rest(&started.stdout.unwrap()), "still here\n");
+}
+
+#[tokio::test]
+async fn dropping_a_start_half_way_leaves_no_child() {
+    // The read end ends when every copy of the write end is gone: the command's, and the child's if there ever was one.
+    let (mut read, write) = std::io::pipe().unwrap();
+    for polls in 0..20 {
+        let mut command = sh("exec sleep 1000");
+        command.stdout(write.try_clone().unwrap());
+        let start = spawn_async(command, Terms::default());
+        let mut start = std::pin::pin!(start);
+        for _ in 0..polls {
+            let done = std::future::poll_fn(|cx| std::task::Poll::Ready(start.as_mut().poll(cx).is_ready())).await;
+            if done {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    drop(write);
+    let nothing = tokio::task::spawn_blocking(move || read.read_to_end(&mut Vec::new()).unwrap()).await.unwrap();
+    assert_eq!(nothing, 0);
+}
+
+#[tokio::test]
+async fn what_a_child_leaves_behind_may_finish_writing_within_the_drain_grace() {
+    let terms = || Terms { drain: Duration::from_secs(1000), stdout: None };
+    let script = "exec 3<&0; (read line <&3; echo $line) & exit 5";
+    let started = spawn_async(sh(script), terms()).await.unwrap();
+    let kept = started.child.kept().clone();
+    // Its end is known while it lingers.
+    assert_eq!(kept.exited().await.status.unwrap().code(), Some(5));
+    assert!(!is_gone(kept.pid()));
+    to_file(started.stdin.unwrap()).write_all(b"late\n").unwrap();
+    let stdout = started.stdout.unwrap();
+    assert_eq!(rest(&stdout), "late\n");
+    // The pipe's end ends the grace, if the pipe is still there to say so.
+    while !is_gone(kept.pid()) {
+        tokio::task::yield_now().await;
+    }
+    drop(stdout);
+
+    // Who has read enough cuts it short.
+    let started = spawn_async(sh(script), terms()).await.unwrap();
+    let kept = started.child.kept();
+    kept.exited().await;
+    kept.reaped().await;
+    assert!(is_gone(kept.pid()));
+    assert_eq!(rest(&started.stdout.unwrap()), "");
+
+    // And so does the end of the grace.
+    let terms = Terms { drain: Duration::from_millis(20), stdout: None };
+    let started = spawn_async(sh(script), terms).await.unwrap();
+    started.child.kept().exited().await;
+    assert_eq!(rest(&started.stdout.unwrap()), "");
+}
+
+#[tokio::test]
+async fn a_program_that_is_not_there_is_an_error_and_leaves_nothing() {
+    for _ in 0..10 {
+        let error = spawn_async(Command::new("/no/such/program"), Terms::default()).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}
+
+#[test]
+fn somebody_else_who_reaps_hangs_nothing() {
+    for _ in 0..20 {
+        let started = spawn(sh("read line; exit 3"), Terms::default()).unwrap();
+        let kept = started.child.kept().clone();
+        let thief = thread::spawn({
+            let pid = rustix::process::Pid::from_raw(kept.pid().try_into().unwrap());
+            move || rustix::process::waitpid(pid, rustix::process::WaitOptions::empty())
+        });
+        drop(started.stdin);
+        let stolen = thief.join().unwrap();
+        let exit = kept.exited_blocking();
+        // One of both has it; both may, as the keeper looks before it reaps.
+        assert!(stolen.is_ok() || exit.status.is_some());
+        assert!(exit.status.is_none_or(|status| status.code() == Some(3)));
+    }
+}

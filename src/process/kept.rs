@@ -1,0 +1,342 @@
+//! One child that the keeper keeps: its life as a state, who may signal it, and who waits for its end.
+//!
+//! A child's number and its group's number may be recycled once its zombie is gone. So signalling and reaping exclude
+//! each other by the lock around [`Life`], and a child that was reaped is never signalled. When something happens is
+//! the keeper's business; nothing here waits for a process.
+
+use std::fmt;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::process::ExitStatus;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::keeper;
+use crate::sys::process::{self, Usage};
+
+/// How a child ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Exit {
+    /// `None`: somebody else in this process reaped it, or SIGCHLD is ignored.
+    pub(crate) status: Option<ExitStatus>,
+    pub(crate) usage: Usage,
+}
+
+impl Exit {
+    pub(crate) const UNKNOWN: Self =
+        Self { status: None, usage: Usage { max_rss: 0, user_time: Duration::ZERO, system_time: Duration::ZERO } };
+}
+
+/// A child that the keeper keeps; clones are the same child.
+#[derive(Clone)]
+pub(crate) struct Kept(Arc<Record>);
+
+struct Record {
+    pid: u32,
+    key: u64,
+    /// The read ends of its output pipes, for as long as somebody reads them.
+    pipes: Vec<Weak<OwnedFd>>,
+    /// How long what it started may still write after its end.
+    drain: Duration,
+    life: Mutex<Life>,
+    hurried: AtomicBool,
+    group_spared: AtomicBool,
+    kill_sent: AtomicBool,
+    changed: Notify,
+    changed_blocking: Condvar,
+}
+
+enum Life {
+    Running(OwnedFd),
+    /// It has ended, and what it started still holds its pipes. Its zombie keeps the group's number from being recycled.
+    Lingering {
+        pidfd: OwnedFd,
+        exit: Exit,
+        told: bool,
+    },
+    Reaped(Exit),
+}
+
+/// What the keeper found when it looked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    Running,
+    Lingering,
+    Reaped,
+}
+
+impl Kept {
+    pub(super) fn new(pid: u32, key: u64, pidfd: OwnedFd, pipes: Vec<Weak<OwnedFd>>, drain: Duration) -> Self {
+        Self::with(pid, key, Life::Running(pidfd), pipes, drain)
+    }
+
+    /// A child that somebody else reaped before it could be kept.
+    pub(super) fn lost(pid: u32) -> Self {
+        Self::with(pid, u64::MAX, Life::Reaped(Exit::UNKNOWN), Vec::new(), Duration::ZERO)
+    }
+
+    fn with(pid: u32, key: u64, life: Life, pipes: Vec<Weak<OwnedFd>>, drain: Duration) -> Self {
+        Self(Arc::new(Record {
+            pid,
+            key,
+            pipes,
+            drain,
+            life: Mutex::new(life),
+            hurried: AtomicBool::new(false),
+            group_spared: AtomicBool::new(false),
+            kill_sent: AtomicBool::new(false),
+            changed: Notify::new(),
+            changed_blocking: Condvar::new(),
+        }))
+    }
+
+    /// The number that it has or had.
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.pid
+    }
+
+    /// Its number, `None` once it is known to have ended.
+    pub(crate) fn id(&self) -> Option<u32> {
+        if self.try_exit().is_some() { None } else { Some(self.0.pid) }
+    }
+
+    /// How it ended, once that is known.
+    pub(crate) fn try_exit(&self) -> Option<Exit> {
+        self.life().known_exit()
+    }
+
+    /// Waits until it has ended. Any number of waiters may wait, with any runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// Holds nothing; dropping it has no effect.
+    pub(crate) async fn exited(&self) -> Exit {
+        self.when(Life::known_exit).await
+    }
+
+    /// As [`exited`](Self::exited), on a plain thread.
+    pub(crate) fn exited_blocking(&self) -> Exit {
+        let mut life = self.life();
+        loop {
+            if let Some(exit) = life.known_exit() {
+                return exit;
+            }
+            life = self.0.changed_blocking.wait(life).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Waits until it is reaped and its group is gone, and cuts the drain grace short: nobody reads its pipes any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it only leaves the grace cut short.
+    pub(crate) async fn reaped(&self) -> Exit {
+        let lingers = {
+            let life = self.life();
+            self.0.hurried.store(true, Ordering::Relaxed);
+            matches!(*life, Life::Lingering { .. })
+        };
+        if lingers {
+            keeper::look_at(self.0.key);
+        }
+        self.when(|life| if let Life::Reaped(exit) = life { Some(*exit) } else { None }).await
+    }
+
+    async fn when<T>(&self, known: impl Fn(&Life) -> Option<T>) -> T {
+        loop {
+            let changed = self.0.changed.notified();
+            let mut changed = std::pin::pin!(changed);
+            // Listen before looking, or a change in between would be missed.
+            changed.as_mut().enable();
+            if let Some(known) = known(&self.life()) {
+                return known;
+            }
+            changed.await;
+        }
+    }
+
+    /// Signals the process alone. `Ok` if it has ended already; `EINVAL` for what is no signal number.
+    pub(crate) fn signal(&self, signal: i32) -> io::Result<()> {
+        process::check_signal(signal)?;
+        let life = self.life();
+        match &*life {
+            Life::Running(pidfd) => {
+                self.note(signal);
+                ok_if_gone(process::signal(pidfd, signal))
+            }
+            Life::Lingering { .. } | Life::Reaped(_) => Ok(()),
+        }
+    }
+
+    /// Signals its whole process group, also what is left of it after its own end, until that is killed.
+    pub(crate) fn signal_group(&self, signal: i32) -> io::Result<()> {
+        process::check_signal(signal)?;
+        let life = self.life();
+        match &*life {
+            Life::Running(pidfd) => {
+                self.note(signal);
+                // It may have moved to another group.
+                let alone = if signal == libc::SIGKILL { process::signal(pidfd, signal) } else { Ok(()) };
+                ok_if_gone(process::signal_group(pidfd, self.0.pid, signal)).and(ok_if_gone(alone))
+            }
+            Life::Lingering { pidfd, .. } => ok_if_gone(process::signal_group(pidfd, self.0.pid, signal)),
+            Life::Reaped(_) => Ok(()),
+        }
+    }
+
+    /// Whether we sent it a SIGKILL: otherwise a death by one is unexplained, most often the out-of-memory killer.
+    pub(crate) fn kill_sent(&self) -> bool {
+        self.0.kill_sent.load(Ordering::Relaxed)
+    }
+
+    /// Lets its group live on after its own end.
+    pub(crate) fn spare_group(&self) {
+        let _life = self.life();
+        self.0.group_spared.store(true, Ordering::Relaxed);
+    }
+
+    fn note(&self, signal: i32) {
+        if signal == libc::SIGKILL {
+            self.0.kill_sent.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Finds out where it stands, and buries it if it can be. For the keeper alone: nothing else may reap.
+    pub(super) fn look(&self) -> Seen {
+        let mut life = self.life();
+        let exit = match &*life {
+            Life::Running(pidfd) => match process::peek_exit(pidfd) {
+                Ok(None) => return Seen::Running,
+                Ok(Some((status, usage))) => Exit { status: Some(status), usage },
+                Err(_) => Exit::UNKNOWN,
+            },
+            Life::Lingering { exit, .. } => *exit,
+            Life::Reaped(_) => return Seen::Reaped,
+        };
+        if exit.status.is_some() && self.may_linger() {
+            *life = match mem::replace(&mut *life, Life::Reaped(exit)) {
+                Life::Running(pidfd) => Life::Lingering { pidfd, exit, told: false },
+                other => other,
+            };
+            return Seen::Lingering;
+        }
+        self.bury(&mut life, exit);
+        Seen::Reaped
+    }
+
+    /// Tells those who wait that it has ended, although it lingers.
+    pub(super) fn tell(&self) {
+        if let Life::Lingering { told, .. } = &mut *self.life() {
+            *told = true;
+        }
+        self.notify();
+    }
+
+    /// Ends the lingering.
+    pub(super) fn bury_now(&self) {
+        let mut life = self.life();
+        if let Life::Lingering { exit, .. } = &*life {
+            let exit = *exit;
+            self.bury(&mut life, exit);
+        }
+    }
+
+    /// Its output pipes that are still read.
+    pub(super) fn pipes(&self) -> impl Iterator<Item = Arc<OwnedFd>> {
+        self.0.pipes.iter().filter_map(Weak::upgrade)
+    }
+
+    pub(super) fn drain(&self) -> Duration {
+        self.0.drain
+    }
+
+    /// Whether something that it started still has its pipes and may finish writing.
+    fn may_linger(&self) -> bool {
+        !self.0.drain.is_zero()
+            && !self.0.hurried.load(Ordering::Relaxed)
+            && !self.0.group_spared.load(Ordering::Relaxed)
+            && self.pipes().any(|pipe| process::has_writer(pipe.as_fd()))
+    }
+
+    /// Kills the group, then reaps: in the other order the group's number could be somebody else's by then.
+    fn bury(&self, life: &mut Life, exit: Exit) {
+        if let Life::Running(pidfd) | Life::Lingering { pidfd, .. } = &*life {
+            // Where somebody else reaped it, `signal_group` knows whether the group can be reached without its number.
+            if !self.0.group_spared.load(Ordering::Relaxed) {
+                // Nobody left in it is the usual case; a member of another user can't be helped.
+                let _ = process::signal_group(pidfd, self.0.pid, libc::SIGKILL);
+            }
+            // If this fails somebody else reaped it just now, and its status is known nevertheless.
+            let _ = process::reap(pidfd);
+            *life = Life::Reaped(exit);
+        }
+        self.notify();
+    }
+
+    fn notify(&self) {
+        self.0.changed_blocking.notify_all();
+        self.0.changed.notify_waiters();
+    }
+
+    fn life(&self) -> MutexGuard<'_, Life> {
+        self.0.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Life {
+    fn known_exit(&self) -> Option<Exit> {
+        match self {
+            Self::Lingering { exit, told: true, .. } | Self::Reaped(exit) => Some(*exit),
+            Self::Running(_) | Self::Lingering { told: false, .. } => None,
+        }
+    }
+}
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kept").field("pid", &self.0.pid).field("exit", &self.try_exit()).finish_non_exhaustive()
+    }
+}
+
+/// Kills a child and its group when it is dropped. It never blocks: the keeper reaps.
+#[must_use = "dropping it kills the child"]
+#[derive(Debug)]
+pub(crate) struct KillOnDrop {
+    kept: Kept,
+    armed: bool,
+}
+
+impl KillOnDrop {
+    pub(super) fn new(kept: Kept) -> Self {
+        Self { kept, armed: true }
+    }
+
+    pub(crate) fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
+    /// The child itself, which nothing kills any more.
+    pub(crate) fn disarm(mut self) -> Kept {
+        self.armed = false;
+        self.kept.clone()
+    }
+}
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        if self.armed {
+            let _ = self.kept.signal_group(libc::SIGKILL);
+        }
+    }
+}
+
+fn ok_if_gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        result => result,
+    }
+}

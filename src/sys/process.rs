@@ -1,0 +1,257 @@
+//! Child processes: pidfds, exit status without reaping, reaping with resource usage, signals to a process or its group.
+//!
+//! A pidfd names one process for good, so nothing here can hit a stranger that got a recycled number, except by
+//! `kill_group`, which says what its caller must know. Who may reap, and when, is the keeper's business.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::ExitStatus;
+use std::ptr;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags};
+
+use super::socket::above_stdio;
+
+/// What a finished process used, itself and the children that it waited for; getrusage(2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Usage {
+    /// The most physical memory that it (or the largest of its children) held at once, in bytes.
+    pub max_rss: u64,
+    /// Processor time in user mode.
+    pub user_time: Duration,
+    /// Processor time in the kernel.
+    pub system_time: Duration,
+}
+
+/// Opens a pidfd for a process, close-on-exec; pidfd_open(2).
+pub(crate) fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(rustix::io::Errno::SRCH)?;
+    above_stdio(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Looks whether a child has ended and leaves its zombie in place; waitid(2) with `WNOWAIT`.
+///
+/// `ECHILD` says that it is no child of ours, or that somebody else has reaped it.
+pub(crate) fn peek_exit(pidfd: impl AsFd) -> io::Result<Option<(ExitStatus, Usage)>> {
+    wait_exited(pidfd.as_fd(), libc::WNOWAIT)
+}
+
+/// Takes the status of a child that has ended, after which its number may be recycled; waitid(2).
+pub(crate) fn reap(pidfd: impl AsFd) -> io::Result<Option<(ExitStatus, Usage)>> {
+    wait_exited(pidfd.as_fd(), 0)
+}
+
+fn wait_exited(pidfd: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<Option<(ExitStatus, Usage)>> {
+    // SAFETY: both are plain C structs of integers (and a union of them), for which all-zero is valid.
+    let (mut info, mut usage): (libc::siginfo_t, libc::rusage) = unsafe { (mem::zeroed(), mem::zeroed()) };
+    // SAFETY: the raw call is used because libc's waitid has no rusage argument. `info` and `usage` are live, writable and
+    // of the kernel's layout.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_waitid,
+            libc::P_PIDFD,
+            pidfd.as_raw_fd(),
+            &raw mut info,
+            libc::WEXITED | libc::WNOHANG | flags,
+            &raw mut usage,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so `info` is either still zeroed or filled in for SIGCHLD, which has these fields.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    if pid == 0 {
+        return Ok(None);
+    }
+    // The encoding of wait(2): what `ExitStatus` is made from.
+    let raw = match info.si_code {
+        libc::CLD_EXITED => (status & 0xff) << 8,
+        libc::CLD_DUMPED => status | 0x80,
+        _ => status,
+    };
+    Ok(Some((ExitStatus::from_raw(raw), usage_of(&usage))))
+}
+
+fn usage_of(usage: &libc::rusage) -> Usage {
+    let time = |time: libc::timeval| {
+        Duration::new(time.tv_sec.try_into().unwrap_or(0), u32::try_from(time.tv_usec).unwrap_or(0) * 1000)
+    };
+    Usage {
+        // Linux counts in KiB.
+        max_rss: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
+        user_time: time(usage.ru_utime),
+        system_time: time(usage.ru_stime),
+    }
+}
+
+/// Refuses what is no signal number; 0 is one, it only checks.
+pub(crate) fn check_signal(signal: i32) -> io::Result<()> {
+    if (0..=libc::SIGRTMAX()).contains(&signal) { Ok(()) } else { Err(rustix::io::Errno::INVAL.into()) }
+}
+
+/// Signals the process behind a pidfd; pidfd_send_signal(2). `ESRCH` says that it has been reaped.
+pub(crate) fn signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
+    send(pidfd.as_fd(), signal, 0)
+}
+
+/// Signals the process group that has the number of the child behind `pidfd`; pidfd_send_signal(2), else kill(2).
+///
+/// With a kernel before 6.9 only kill(2) reaches a group, by `pid`; it is used only while the child, or its zombie, is
+/// there to hold that number.
+pub(crate) fn signal_group(pidfd: impl AsFd, pid: u32, signal: i32) -> io::Result<()> {
+    check_signal(signal)?;
+    match send(pidfd.as_fd(), signal, libc::PIDFD_SIGNAL_PROCESS_GROUP) {
+        // The number is valid (checked above), so it's the flag that this kernel does not know.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+        result => return result,
+    }
+    if peek_exit(&pidfd).is_err() {
+        return Err(rustix::io::Errno::SRCH.into());
+    }
+    kill_group(pid, signal)
+}
+
+/// Signals a process group by its number; kill(2). The caller knows that an unreaped child of ours holds the number.
+pub(crate) fn kill_group(pid: u32, signal: i32) -> io::Result<()> {
+    // 1 would mean "everybody" as a negative number, and is nobody's group that we could have made.
+    let Some(group) = i32::try_from(pid).ok().filter(|group| *group > 1) else {
+        return Err(rustix::io::Errno::SRCH.into());
+    };
+    // SAFETY: kill touches no memory.
+    if unsafe { libc::kill(-group, signal) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn send(pidfd: BorrowedFd<'_>, signal: i32, flags: libc::c_uint) -> io::Result<()> {
+    let info: *const libc::siginfo_t = ptr::null();
+    // SAFETY: a null siginfo is allowed and means what kill(2) would say; nothing else is a pointer.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, flags) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether anybody can still write into the pipe whose read end this is; poll(2).
+pub(crate) fn has_writer(pipe: impl AsFd) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(poll(&mut fds, Some(&now)), Ok(0))
+}
+
+/// Keeps 0, 1 and 2 occupied in a host that closed some of them, until it is dropped.
+///
+/// std puts a child's pipes wherever there is a free fd, and then duplicates them onto 0, 1 and 2 one after the other: a
+/// pipe that was born as 0 would be overwritten before its turn. What fills the gaps is close-on-exec, so the child still
+/// finds closed what the host closed.
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct StdioHeld(#[expect(dead_code, reason = "held for its Drop")] Vec<OwnedFd>);
+
+impl StdioHeld {
+    pub(crate) fn new() -> io::Result<Self> {
+        let mut held = Vec::new();
+        // SAFETY: F_GETFD on a number that may be no open fd is harmless: it fails with EBADF, which is the question here.
+        if (0..3).all(|fd| unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0) {
+            return Ok(Self(held));
+        }
+        loop {
+            let fd = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+            if fd.as_raw_fd() > 2 {
+                return Ok(Self(held));
+            }
+            held.push(fd);
+        }
+    }
+}
+
+/// A thread's set of blocked signals; pthread_sigmask(3).
+#[derive(Clone, Copy)]
+pub(crate) struct SignalMask(libc::sigset_t);
+
+impl SignalMask {
+    /// Every signal.
+    pub(crate) fn full() -> Self {
+        // SAFETY: all-zero is a valid sigset_t, and sigfillset only writes into it.
+        unsafe {
+            let mut set = mem::zeroed();
+            libc::sigfillset(&raw mut set);
+            Self(set)
+        }
+    }
+
+    /// What the calling thread blocks.
+    pub(crate) fn current() -> Self {
+        // SAFETY: with a null new mask the call only writes the old one into `set`, a live sigset_t.
+        unsafe {
+            let mut set = mem::zeroed();
+            libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), &raw mut set);
+            Self(set)
+        }
+    }
+
+    /// Makes this the calling thread's mask and returns the one before.
+    pub(crate) fn install(self) -> Self {
+        // SAFETY: `self.0` is an initialised set and `before` a live one.
+        unsafe {
+            let mut before = mem::zeroed();
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, &raw mut before);
+            Self(before)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    fn ended(pidfd: &OwnedFd) {
+        poll(&mut [PollFd::new(pidfd, PollFlags::IN)], None).unwrap();
+    }
+
+    #[test]
+    fn an_exit_can_be_looked_at_before_it_is_reaped() {
+        #[expect(clippy::zombie_processes, reason = "reaped through the pidfd")]
+        let child = Command::new("sh").args(["-c", "exit 47"]).spawn().unwrap();
+        let pidfd = open_pidfd(child.id()).unwrap();
+        ended(&pidfd);
+        for _ in 0..2 {
+            assert_eq!(peek_exit(&pidfd).unwrap().unwrap().0.code(), Some(47));
+        }
+        let (status, usage) = reap(&pidfd).unwrap().unwrap();
+        assert_eq!(status.code(), Some(47));
+        assert!(usage.max_rss > 100 << 10, "{usage:?}");
+        assert_eq!(reap(&pidfd).unwrap_err().raw_os_error(), Some(libc::ECHILD));
+        assert_eq!(signal(&pidfd, libc::SIGTERM).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+    }
+
+    #[test]
+    fn a_group_is_signalled_through_its_leader() {
+        use std::os::unix::process::CommandExt as _;
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 100 & exec sleep 100"]).process_group(0).stdout(Stdio::piped());
+        #[expect(clippy::zombie_processes, reason = "reaped through the pidfd")]
+        let child = command.spawn().unwrap();
+        let out = child.stdout.as_ref().unwrap();
+        let pidfd = open_pidfd(child.id()).unwrap();
+        assert!(has_writer(out));
+        signal_group(&pidfd, child.id(), libc::SIGTERM).unwrap();
+        ended(&pidfd);
+        assert_eq!(reap(&pidfd).unwrap().unwrap().0.signal(), Some(libc::SIGTERM));
+        // Only once the background sleep is gone, too, has the pipe no writer.
+        poll(&mut [PollFd::new(out, PollFlags::IN)], None).unwrap();
+        assert!(!has_writer(out));
+    }
+
+    #[test]
+    fn a_bad_signal_number_is_refused() {
+        let me = open_pidfd(std::process::id()).unwrap();
+        assert_eq!(signal(&me, 1000).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        assert_eq!(check_signal(-1).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        signal(&me, 0).unwrap();
+    }
+}

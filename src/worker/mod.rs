@@ -1,0 +1,190 @@
+//! What runs inside a worker: how a process finds out that it is one, its handshake, its loop and its end.
+//!
+//! The parent's side of all this is `process/start.rs`.
+
+mod panic;
+mod serve;
+
+pub(crate) use panic::catch;
+
+use std::process;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use crate::channel::inbox::Inbox;
+use crate::channel::outbox::Outbox;
+use crate::channel::socket::Socket;
+use crate::process::start;
+use crate::sys::image;
+use crate::sys::socket::Ready;
+use crate::sys::worker::{self as sys, Slot};
+use crate::wire::body;
+use crate::wire::frame::{DEFAULT_MAX_BODY, Frame};
+use crate::wire::message::{self, Hello, Kind};
+
+/// Whether this process turned out to be a worker.
+static WORKER: AtomicBool = AtomicBool::new(false);
+
+/// Turns this process into a worker if it was started as one; call it first in `main`.
+///
+/// In a normal process it returns at once. In a worker it never returns: it runs the tasks that the parent sends, and
+/// ends the process when the parent is done with it or gone. What stands before it in `main` runs in every worker too.
+///
+/// It works as the first line of a plain `fn main`, which is the cheapest, and inside `#[tokio::main]`; tasks then run on
+/// a thread outside that runtime. Tests, doctests without a `main` and benches call [`test_support!`](crate::test_support)
+/// instead. Starting a process in a program that never called it fails with
+/// [`SpawnError::InitMissing`](crate::SpawnError::InitMissing).
+///
+/// A worker has /dev/null as stdin, the parent's stdout and stderr, no other fd of the parent, no blocked signal and
+/// no ignored one but SIGPIPE, and is in a process group of its own. It ends with its parent, however that ends: a thread
+/// of its own watches.
+///
+/// # Panics
+/// If a worker can't set itself up (no memory for a thread, no fd): its parent sees that as a failed start.
+///
+/// # Examples
+///
+/// ```
+/// fn main() {
+///     multiproc::init();
+///     // The program proper.
+/// }
+/// ```
+pub fn init() {
+    if let Some((socket, slot)) = take_seat() {
+        WORKER.store(true, Ordering::Relaxed);
+        work(socket, slot)
+    }
+    start::allow();
+}
+
+/// Whether this process is a worker: whether it is running a task for another one.
+pub fn is_worker() -> bool {
+    WORKER.load(Ordering::Relaxed)
+}
+
+/// Runs [`init`](crate::init) before `main`, for programs whose `main` is not yours: test crates, benches, doctests.
+///
+/// Write it once, at the root of the test crate (each file in `tests/` is one).
+///
+/// # Examples
+///
+/// ```
+/// multiproc::test_support!();
+///
+/// # /*
+/// #[tokio::test]
+/// # */
+/// async fn adds() {
+///     let child = multiproc::spawn_process(multiproc::call(|(a, b)| a + b, (1, 2))).await.unwrap();
+///     assert_eq!(child.join().await.unwrap(), 3);
+/// }
+/// # tokio::runtime::Runtime::new().unwrap().block_on(adds());
+/// ```
+#[macro_export]
+macro_rules! test_support {
+    () => {
+        const _: () = {
+            extern "C" fn multiproc_init() {
+                $crate::init();
+            }
+
+            // The loader calls what stands here before `main`.
+            #[used]
+            #[unsafe(link_section = ".init_array")]
+            static MULTIPROC_INIT: extern "C" fn() = multiproc_init;
+        };
+    };
+}
+
+/// The socket to the parent and where it lay, if this process was started as a worker.
+///
+/// A marker alone, forged or leaked, is not enough: the socket must be there and our parent must have made it.
+fn take_seat() -> Option<(Socket, Slot)> {
+    let slot = start::slot_of(&std::env::args_os().next()?)?;
+    if !slot.is_socket() {
+        return None;
+    }
+    if !slot.is_from_parent() {
+        if slot.has_hung_up() {
+            // Our parent died before we got here. Going on would run the host program once more.
+            process::exit(start::EXIT_NO_PARENT);
+        }
+        return None;
+    }
+    Some((Socket::new(slot.take().expect("a worker needs an fd for its socket, and /dev/null")), slot))
+}
+
+/// The whole life of a worker.
+fn work(socket: Socket, slot: Slot) -> ! {
+    sys::reset_signals();
+    sys::ignore_broken_pipes();
+    sys::close_inherited().expect("a worker needs /proc to see what it inherited");
+    let socket = Arc::new(socket);
+    watch_parent(Arc::clone(&socket));
+    if tokio::runtime::Handle::try_current().is_ok() {
+        // Inside a runtime a task could not block, nor drive one of its own.
+        let thread = thread::Builder::new().name("task".into()).stack_size(8 << 20).spawn(move || serve(&socket, slot));
+        let _ = thread.expect("a worker inside a runtime needs a thread").join();
+        process::abort()
+    }
+    serve(&socket, slot)
+}
+
+/// Starts the thread that ends this process and its group when the parent is gone.
+fn watch_parent(socket: Arc<Socket>) {
+    sys::continue_at_parents_end();
+    thread::Builder::new()
+        .name("parent-watch".into())
+        .stack_size(64 << 10)
+        .spawn(move || {
+            sys::block_signals();
+            sys::wait_for_parents_end(&*socket);
+            sys::kill_own_group()
+        })
+        .expect("a worker needs a thread that watches its parent");
+}
+
+/// Shakes hands, serves, and ends the process.
+fn serve(socket: &Socket, slot: Slot) -> ! {
+    let mut inbox = Inbox::new(DEFAULT_MAX_BODY);
+    let hello = match inbox.blocking_frame(socket) {
+        Ok(Some(frame)) if frame.kind == Kind::Hello as u8 => frame,
+        // The parent gave up, or is none.
+        _ => process::exit(start::EXIT_NO_PARENT),
+    };
+    let mut outbox = Outbox::default();
+    let hello = match greet(hello, slot) {
+        Ok(hello) => {
+            outbox.push(message::frame(Kind::Ready, 0, &hello.image));
+            hello
+        }
+        Err(reason) => {
+            outbox.push(message::frame(Kind::Refused, 0, &reason));
+            let _ = socket.block_when(Ready::Write, || outbox.flush(socket));
+            process::exit(start::EXIT_NO_PARENT)
+        }
+    };
+    let code = serve::Server::new(socket, inbox, outbox, &hello).run();
+    process::exit(code)
+}
+
+/// Checks that the parent is this same program, and takes on what it asks.
+fn greet(frame: Frame, slot: Slot) -> Result<Hello, String> {
+    let hello: Hello = body::decode(&frame.body).map_err(|error| format!("hello cannot be read: {error}"))?;
+    let image = image::id().map_err(|error| format!("cannot look at /proc/self/exe: {error}"))?;
+    if image != hello.image {
+        return Err("the worker runs another executable than its parent".into());
+    }
+    if let Some(fd) = frame.fds.into_iter().next() {
+        slot.put(fd).map_err(|error| format!("cannot take stdio: {error}"))?;
+    }
+    if let Some(bytes) = hello.memory_limit {
+        sys::limit_memory(bytes).map_err(|error| format!("cannot limit memory to {bytes} bytes: {error}"))?;
+    }
+    sys::name_thread(&hello.name);
+    start::set_depth(hello.depth);
+    start::allow();
+    Ok(hello)
+}
