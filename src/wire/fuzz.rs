@@ -11,7 +11,9 @@ use tokio_util::codec::{Decoder as _, Encoder as _};
 
 use crate::error::{RecvError, SendError};
 use crate::wire::Codec;
-use crate::wire::frame::{Frame, VALUE};
+use crate::wire::body;
+use crate::wire::frame::{self, Frame, HEAD_LEN, VALUE};
+use crate::wire::message::{FromWorker, Kind};
 
 /// A type with all that makes decoding hard: recursion, lists of nothing, fields that take no bytes, text, maps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,9 +43,9 @@ struct Blank {
 /// Arbitrary bytes at arbitrary split points: no panic, the same result whole or split, nothing over the limit.
 ///
 /// The first byte is the limit's exponent, and with its highest bit says that the rest is one body, to be put into a
-/// frame; the second seeds the split points.
+/// frame; the second is the split.
 pub fn codec_decode(data: &[u8]) {
-    let [control, seed, rest @ ..] = data else { return };
+    let [control, split, rest @ ..] = data else { return };
     let max = 1 << (control % 16);
     let mut stream = BytesMut::new();
     if control & 0x80 != 0 {
@@ -52,7 +54,12 @@ pub fn codec_decode(data: &[u8]) {
     }
     stream.extend_from_slice(rest);
     let whole = decode_all(max, &stream, stream.len());
-    assert_eq!(whole, decode_all(max, &stream, usize::from(*seed) + 1), "split every {} bytes", usize::from(*seed) + 1);
+    assert_eq!(
+        whole,
+        decode_all(max, &stream, usize::from(*split) + 1),
+        "split every {} bytes",
+        usize::from(*split) + 1
+    );
     assert_eq!(whole, decode_all(max, &stream, 1), "split at each byte");
 }
 
@@ -96,7 +103,7 @@ pub fn codec_roundtrip(mut data: &[u8]) {
         let value = arbitrary(&mut data, 16);
         let start = stream.len();
         codec.encode(value.clone(), &mut stream).expect("every value can be encoded");
-        refused_below(stream.len() - start - crate::wire::frame::HEAD_LEN, &value);
+        refused_below(stream.len() - start - HEAD_LEN, &value);
         values.push(value);
     }
     let (mut codec, mut buffer, mut decoded) = (Codec::<Value>::new(1 << 20), BytesMut::new(), Vec::new());
@@ -155,6 +162,53 @@ fn arbitrary(data: &mut &[u8], depth: u32) -> Value {
     }
 }
 
+/// What a hostile worker may send to its parent: no panic, the same messages whole or split, and nothing behind an error.
+///
+/// The first byte is the limit's exponent, and with its highest bit says that the rest is one body of the kind that the
+/// bits between choose; the second is the split.
+pub fn worker_messages(data: &[u8]) {
+    let [control, split, rest @ ..] = data else { return };
+    let max = 1 << (control % 16);
+    let mut stream = BytesMut::new();
+    if control & 0x80 != 0 {
+        let kind = [Kind::Ready, Kind::Refused, Kind::Done, Kind::Failed][usize::from(control >> 4) % 4];
+        let body = Bytes::copy_from_slice(rest);
+        Frame { kind: kind as u8, id: 7, body, ..Frame::default() }.put_head(&mut stream);
+    }
+    stream.extend_from_slice(rest);
+    let whole = messages(max, &stream, stream.len());
+    assert_eq!(whole, messages(max, &stream, usize::from(*split) + 1), "split every {} bytes", usize::from(*split) + 1);
+}
+
+/// All that a parent understands of the stream when it comes in pieces of so many bytes, in words.
+fn messages(max: usize, stream: &[u8], piece: usize) -> Vec<String> {
+    let (mut decoder, mut buffer, mut seen) = (frame::Decoder::new(max), BytesMut::new(), Vec::new());
+    for piece in stream.chunks(piece.max(1)) {
+        buffer.extend_from_slice(piece);
+        loop {
+            let (head, body) = match decoder.decode(&mut buffer) {
+                Ok(Some(frame)) => frame,
+                Ok(None) => break,
+                Err(error) => {
+                    seen.push(error.to_string());
+                    return seen;
+                }
+            };
+            assert!(body.len() <= max, "no body is over the limit");
+            seen.push(match FromWorker::parse(Frame { kind: head.kind, id: head.id, body, fds: Vec::new() }) {
+                Ok(FromWorker::Done(frame)) => match body::decode::<Value>(&frame.body) {
+                    Ok(value) => format!("done {} {value:?}", frame.id),
+                    Err(error) => format!("done {} {error}", frame.id),
+                },
+                Ok(message) => format!("{message:?}"),
+                Err(error) => format!("{error:?}"),
+            });
+        }
+    }
+    seen.push(format!("cut: {}", !decoder.at_boundary(&buffer)));
+    seen
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -182,5 +236,10 @@ mod tests {
     #[test]
     fn the_corpus_of_codec_roundtrip() {
         replay("codec_roundtrip", super::codec_roundtrip);
+    }
+
+    #[test]
+    fn the_corpus_of_worker_messages() {
+        replay("worker_messages", super::worker_messages);
     }
 }
