@@ -90,8 +90,8 @@ fn a_tree_of_large_nodes_is_paid_for_by_the_node() {
     }
     body.push(0);
     // A list of such trees, each 100 nodes deep on its right.
-    let mut trees = announce(2000);
-    for _ in 0..2000 {
+    let mut trees = announce(400);
+    for _ in 0..400 {
         trees.extend_from_slice(&[1, 0].repeat(100));
         trees.push(0);
     }
