@@ -6,7 +6,7 @@ mod pool;
 mod process;
 mod sys;
 mod task;
-mod wire;
+pub mod wire;
 mod worker;
 
 pub use error::{BoxError, CommandError, Panic, RecvError, SendError, SpawnError, TaskError, TrySubmitError};

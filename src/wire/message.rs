@@ -74,7 +74,7 @@ pub(crate) struct Run {
 
 impl Run {
     /// The bytes before the arguments.
-    const HEAD_LEN: usize = 16;
+    pub(crate) const HEAD_LEN: usize = 16;
 
     /// A buffer that begins a body; the arguments are appended to it.
     pub(crate) fn begin(entry: u64, check: u64) -> BytesMut {

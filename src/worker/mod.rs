@@ -22,7 +22,7 @@ use crate::sys::socket::Ready;
 use crate::sys::worker::{self as sys, Slot};
 use crate::wire::body;
 use crate::wire::frame::{DEFAULT_MAX_BODY, Frame};
-use crate::wire::message::{self, Hello, Kind};
+use crate::wire::message::{self, Hello, Kind, Run};
 
 /// Whether this process turned out to be a worker.
 static WORKER: AtomicBool = AtomicBool::new(false);
@@ -149,7 +149,7 @@ fn watch_parent(socket: Arc<Socket>) {
 
 /// Shakes hands, serves, and ends the process.
 fn serve(socket: &Socket, slot: Slot) -> ! {
-    let mut inbox = Inbox::new(DEFAULT_MAX_BODY);
+    let mut inbox = Inbox::new(DEFAULT_MAX_BODY + Run::HEAD_LEN);
     let hello = match inbox.blocking_frame(socket) {
         Ok(Some(frame)) if frame.kind == Kind::Hello as u8 => frame,
         // The parent gave up, or is none.

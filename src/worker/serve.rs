@@ -5,11 +5,11 @@
 //! answered until no more tasks are at hand. Large answers, and those with fds, go through the socket at once.
 
 use std::io::{self, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{BufMut as _, BytesMut};
 
 use super::panic;
 use crate::channel::inbox::Inbox;
@@ -20,7 +20,7 @@ use crate::process::start;
 use crate::sys::ledger::{Ledger, RING, Writer};
 use crate::sys::socket::{self, Ready};
 use crate::task;
-use crate::wire::frame::{Frame, HEAD_LEN};
+use crate::wire::frame::{Frame, HEAD_LEN, Head};
 use crate::wire::message::{self, Failure, Hello, Kind, Life, Run};
 
 /// Answers up to this many bytes go into the ledger.
@@ -111,30 +111,27 @@ impl<'a> Server<'a> {
         };
         // What a task prints without a newline must not wait for the worker's end, which may be a kill.
         let _ = io::stdout().flush();
-        match outcome {
-            Ok(fds) => {
-                let head = Frame { kind: Kind::Done as u8, id, body: Bytes::new(), fds };
-                self.answer(head)?;
-                Ok(true)
-            }
+        let done = outcome.is_ok();
+        let (kind, fds) = match outcome {
+            Ok(fds) => (Kind::Done, fds),
             Err(failure) => {
-                let Frame { kind, id, body, fds } = message::frame(Kind::Failed, id, &failure);
                 self.scratch.truncate(HEAD_LEN);
-                self.scratch.extend_from_slice(&body);
-                self.answer(Frame { kind, id, body: Bytes::new(), fds })?;
-                Ok(false)
+                self.scratch.extend_from_slice(&message::frame(Kind::Failed, id, &failure).body);
+                (Kind::Failed, Vec::new())
             }
-        }
+        };
+        self.answer(kind, id, fds)?;
+        Ok(done)
     }
 
-    /// Sends an answer whose body lies in the scratch buffer, in the ledger if it may, else through the socket.
-    fn answer(&mut self, mut frame: Frame) -> io::Result<()> {
+    /// Sends the answer whose body lies in the scratch buffer: in the ledger if it may, else through the socket.
+    fn answer(&mut self, kind: Kind, id: u64, fds: Vec<OwnedFd>) -> io::Result<()> {
         if let Some(answers) = &mut self.answers
-            && frame.fds.is_empty()
+            && fds.is_empty()
             && self.scratch.len() <= SMALL
         {
-            let body = self.scratch.len() - HEAD_LEN;
-            frame.put_head_of(body, &mut &mut self.scratch[..HEAD_LEN]);
+            let head = Head { len: self.scratch.len() - HEAD_LEN, kind: kind as u8, fds: 0, id };
+            head.put(&mut &mut self.scratch[..HEAD_LEN]);
             if answers.ring.append(&self.scratch) {
                 if answers.ring.written() - answers.told >= GATHER {
                     self.tell();
@@ -142,8 +139,8 @@ impl<'a> Server<'a> {
                 return Ok(());
             }
         }
-        frame.body = self.scratch.split_off(HEAD_LEN).freeze();
-        self.outbox.push(frame);
+        let body = self.scratch.split_off(HEAD_LEN).freeze();
+        self.outbox.push(Frame { kind: kind as u8, id, body, fds });
         // At once: in the outbox it would be lost to the next task's crash.
         self.flush()
     }
