@@ -5,6 +5,7 @@ mod process;
 mod sys;
 
 pub use error::{BoxError, CommandError, Panic, RecvError, SendError, SpawnError, TaskError, TrySubmitError};
+pub use process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Source};
 pub use sys::process::Usage;
 
 pub use std::process::{ExitStatus, Output, Stdio};

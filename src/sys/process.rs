@@ -9,11 +9,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 use std::ptr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::socket::above_stdio;
 
@@ -140,6 +143,17 @@ pub(crate) fn has_writer(pipe: impl AsFd) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::empty())];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     matches!(poll(&mut fds, Some(&now)), Ok(0))
+}
+
+/// Registers a pipe's end with the current tokio runtime.
+///
+/// # Panics
+///
+/// Outside a tokio runtime, or in one without I/O.
+pub(crate) fn register(pipe: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+    // SAFETY: an `OwnedFd` is open and always has the same number, and the `Arc` that the `AsyncFd` holds keeps it open for
+    // as long as that lives; nobody can take an `OwnedFd` out of an `Arc` that is not the last.
+    Ok(unsafe { AsyncFd::register_with_interest(pipe, interest) }?)
 }
 
 /// Keeps 0, 1 and 2 occupied in a host that closed some of them, until it is dropped.
