@@ -86,7 +86,7 @@ async fn a_timeout_counts_for_a_spawned_child_too() {
 async fn last_words_after_sigterm_are_read() {
     let script = "trap 'head -c 1048576 /dev/zero; exit 3' TERM; echo up; while :; do sleep 0.01; done";
     let command = Command::shell(script).stdout(Stdio::piped()).timeout(Duration::from_secs(1));
-    let mut child = command.grace(Duration::from_secs(60)).spawn().unwrap();
+    let mut child = command.grace(Duration::from_mins(1)).spawn().unwrap();
     assert_eq!(child.lines().next().await.unwrap().unwrap(), "up");
     let error = child.communicate().await.unwrap_err();
     let output = error.output().unwrap();
@@ -150,7 +150,7 @@ async fn a_child_that_is_kept_on_drop_lives_on() {
 #[tokio::test]
 async fn stop_asks_first_and_kills_after_the_grace() {
     let (mut child, _, _) = tree("").await;
-    assert_eq!(child.stop(Duration::from_secs(60)).await.unwrap().signal(), Some(libc::SIGTERM));
+    assert_eq!(child.stop(Duration::from_mins(1)).await.unwrap().signal(), Some(libc::SIGTERM));
     until_closed(&mut child).await;
 
     let (mut child, pid, grandchild) = tree("trap '' TERM;").await;

@@ -33,8 +33,8 @@ fn alone(test: &str, body: impl AsyncFnOnce()) {
         .env(MARK, test)
         .output()
         .unwrap();
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}\n{text}", output.status);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{said}", output.status);
 }
 
 fn run<T>(body: impl Future<Output = T>) -> T {
@@ -195,7 +195,8 @@ fn any_of_stdio_may_be_closed_in_the_host() {
             Command::shell(list).inherit_fd(write, 9).status().await.unwrap();
             let mut open = String::new();
             read.read_to_string(&mut open).unwrap();
-            let expected: String = (0..3).filter(|fd| closed & (1 << fd) == 0).map(|fd| format!("{fd}\n")).collect();
+            let expected =
+                (0..3).filter(|fd| closed & (1 << fd) == 0).map(|fd| ["0\n", "1\n", "2\n"][fd]).collect::<String>();
             assert_eq!(open, expected, "{closed:03b}");
         }
     });
@@ -289,7 +290,7 @@ fn a_host_that_waits_for_everybody_costs_a_status_at_most() {
                 Err(error) => panic!("{error:?}"),
             }
             let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
-            match child.stop(Duration::from_secs(60)).await {
+            match child.stop(Duration::from_mins(1)).await {
                 Ok(status) => assert_eq!(status.signal(), Some(libc::SIGTERM)),
                 Err(CommandError::StatusUnknown) => {}
                 Err(error) => panic!("{error:?}"),

@@ -95,7 +95,7 @@ async fn no_input_is_the_end_of_input_at_once() {
 #[tokio::test]
 async fn stderr_into_stdout_keeps_the_order() {
     let script = "for i in 1 2 3 4 5 6 7 8 9; do echo out $i; echo err $i >&2; done";
-    let expected: String = (1..10).map(|i| format!("out {i}\nerr {i}\n")).collect();
+    let expected = (1..10).map(|i| format!("out {i}\nerr {i}\n")).collect::<Vec<_>>().concat();
     let output = Command::shell(script).stderr_to_stdout().output().await.unwrap();
     assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
     assert_eq!(output.stderr, b"");

@@ -70,7 +70,7 @@ async fn a_timeout_ends_all_of_it() {
     let error = sleep().pipe(sleep()).timeout(Duration::from_millis(50)).output().await.unwrap_err();
     assert!(matches!(error, CommandError::TimedOut { .. }));
     let mut child = sleep().pipe(sleep()).spawn().unwrap();
-    assert_eq!(child.stop(Duration::from_secs(60)).await.unwrap().signal(), Some(libc::SIGTERM));
+    assert_eq!(child.stop(Duration::from_mins(1)).await.unwrap().signal(), Some(libc::SIGTERM));
     assert!(child.statuses().iter().all(|status| status.unwrap().signal() == Some(libc::SIGTERM)));
 }
 

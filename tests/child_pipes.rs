@@ -1,5 +1,6 @@
 //! Pipes: no order of reading and writing blocks, nothing is lost, and memory stays bounded.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 const MIB: usize = 1 << 20;
 
 fn pattern(len: usize) -> Bytes {
-    (0..len).map(|index| (index * 31 % 251) as u8).collect()
+    (0..251).cycle().take(len).collect()
 }
 
 fn piped(script: &str) -> Command {
@@ -125,7 +126,6 @@ async fn a_slow_reader_stops_the_writer() {
 async fn dropping_stdout_ends_its_writer() {
     let mut child = Command::new("yes").stdout(Stdio::piped()).spawn().unwrap();
     child.stdout = None;
-    use std::os::unix::process::ExitStatusExt as _;
     assert_eq!(child.wait().await.unwrap().signal(), Some(libc::SIGPIPE));
 }
 

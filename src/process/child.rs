@@ -1,6 +1,5 @@
 //! A running program, or pipeline: its pipes, its end, and its signals. How the talk with it goes is in `exchange`.
 
-use std::future::Future;
 use std::io;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitStatus, Output};
@@ -128,7 +127,7 @@ impl Child {
         if let Some(why @ (Why::TimedOut | Why::TooLarge)) = self.exchange.phase.why() {
             return Err(self.cut_short(why));
         }
-        self.status()?.ok_or(CommandError::StatusUnknown)
+        self.status()
     }
 
     /// Its status if it has ended, without waiting.
@@ -140,7 +139,7 @@ impl Child {
         if self.exits().any(|exit| exit.is_none()) {
             return Ok(None);
         }
-        self.status()?.ok_or(CommandError::StatusUnknown).map(Some)
+        self.status().map(Some)
     }
 
     /// Feeds its [`input`](crate::Command::input), reads what is piped, all at once, and waits for its end.
@@ -186,7 +185,7 @@ impl Child {
         if let Some(why @ (Why::TimedOut | Why::TooLarge)) = self.exchange.phase.why() {
             return Err(self.cut_short(why));
         }
-        let status = self.status()?.ok_or(CommandError::StatusUnknown)?;
+        let status = self.status()?;
         Ok(self.take_output(status))
     }
 
@@ -265,8 +264,8 @@ impl Child {
         verdict
     }
 
-    fn status(&self) -> Result<Option<ExitStatus>, CommandError> {
-        Ok(self.verdict().map(|(_, status)| status))
+    fn status(&self) -> Result<ExitStatus, CommandError> {
+        self.verdict().map(|(_, status)| status).ok_or(CommandError::StatusUnknown)
     }
 
     fn exits(&self) -> impl Iterator<Item = Option<Exit>> {
@@ -275,7 +274,8 @@ impl Child {
 
     fn signal_groups(&self, signal: i32) -> io::Result<()> {
         // Every group gets it, whatever becomes of one.
-        self.members.iter().fold(Ok(()), |result, member| result.and(member.kept.signal_group(signal)))
+        let results: Vec<_> = self.members.iter().map(|member| member.kept.signal_group(signal)).collect();
+        results.into_iter().collect()
     }
 
     fn close_unfed_stdin(&mut self) {
@@ -340,10 +340,8 @@ impl Child {
     }
 }
 
-fn all_exited(members: &[Member]) -> impl Future<Output = ()> {
-    async move {
-        for member in members {
-            member.kept.exited().await;
-        }
+async fn all_exited(members: &[Member]) {
+    for member in members {
+        member.kept.exited().await;
     }
 }

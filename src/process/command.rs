@@ -24,7 +24,7 @@ pub(super) const GRACE: Duration = Duration::from_secs(1);
 /// is the end of its whole group: what it leaves running is killed (see [`kill_on_drop`](Self::kill_on_drop)). As its
 /// group is not the terminal's foreground group, Ctrl-C does not reach it, and reading from the terminal stops it.
 ///
-/// Programs are started with posix_spawn(3), which costs the same however much memory this process uses. The settings
+/// Programs are started with `posix_spawn(3)`, which costs the same however much memory this process uses. The settings
 /// that say so leave it: they copy this process's page tables.
 ///
 /// # Examples
@@ -189,7 +189,7 @@ impl Command {
 
     /// Sends stderr where stdout goes, with the order of all writes kept.
     ///
-    /// Together with an explicit [`stdout`](Self::stdout) this leaves posix_spawn.
+    /// Together with an explicit [`stdout`](Self::stdout) this leaves `posix_spawn`.
     pub fn stderr_to_stdout(mut self) -> Self {
         self.last().stderr_to_stdout = true;
         self
@@ -243,13 +243,13 @@ impl Command {
         self
     }
 
-    /// Runs it in a session of its own, with no controlling terminal; setsid(2). This leaves posix_spawn.
+    /// Runs it in a session of its own, with no controlling terminal; setsid(2). This leaves `posix_spawn`.
     pub fn new_session(mut self) -> Self {
         self.last().new_session = true;
         self
     }
 
-    /// Gives the program an open file under a number of its own; dup2(2). This leaves posix_spawn.
+    /// Gives the program an open file under a number of its own; dup2(2). This leaves `posix_spawn`.
     ///
     /// Everything else, but 0, 1 and 2, stays closed for it. A number below 3 or an impossible one makes every verb fail.
     pub fn inherit_fd(mut self, fd: impl Into<OwnedFd>, number: i32) -> Self {
@@ -260,44 +260,44 @@ impl Command {
         self
     }
 
-    /// Runs it as another user; setuid(2), which also drops supplementary groups. This leaves posix_spawn.
+    /// Runs it as another user; setuid(2), which also drops supplementary groups. This leaves `posix_spawn`.
     pub fn uid(mut self, uid: u32) -> Self {
         self.last().uid = Some(uid);
         self
     }
 
-    /// Runs it with another group; setgid(2). This leaves posix_spawn.
+    /// Runs it with another group; setgid(2). This leaves `posix_spawn`.
     pub fn gid(mut self, gid: u32) -> Self {
         self.last().gid = Some(gid);
         self
     }
 
-    /// The permissions that files it creates are denied; umask(2). This leaves posix_spawn.
+    /// The permissions that files it creates are denied; umask(2). This leaves `posix_spawn`.
     pub fn umask(mut self, mask: u32) -> Self {
         self.last().umask = Some(mask);
         self
     }
 
-    /// Its scheduling priority, from -20 (most) to 19 (least); setpriority(2). This leaves posix_spawn.
+    /// Its scheduling priority, from -20 (most) to 19 (least); setpriority(2). This leaves `posix_spawn`.
     pub fn nice(mut self, nice: i32) -> Self {
         self.last().nice = Some(nice);
         self
     }
 
-    /// The most address space that it may take, in bytes (`RLIMIT_AS`); setrlimit(2). This leaves posix_spawn.
+    /// The most address space that it may take, in bytes (`RLIMIT_AS`); setrlimit(2). This leaves `posix_spawn`.
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.last().limits.push(Limit::memory(bytes));
         self
     }
 
     /// The most processor time that it may use, rounded up to seconds (`RLIMIT_CPU`); setrlimit(2). Over it, it gets
-    /// SIGXCPU. This leaves posix_spawn.
+    /// SIGXCPU. This leaves `posix_spawn`.
     pub fn cpu_time_limit(mut self, time: Duration) -> Self {
         self.last().limits.push(Limit::cpu_time(time));
         self
     }
 
-    /// How many fds it may have open (`RLIMIT_NOFILE`); setrlimit(2). This leaves posix_spawn.
+    /// How many fds it may have open (`RLIMIT_NOFILE`); setrlimit(2). This leaves `posix_spawn`.
     pub fn open_files_limit(mut self, count: u64) -> Self {
         self.last().limits.push(Limit::open_files(count));
         self

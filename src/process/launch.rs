@@ -41,7 +41,7 @@ pub(super) fn launch_here(command: &mut Command, unset: Unset) -> Result<Launche
     let mut launched = Launched::nothing();
     for ready in prepare(command, unset)? {
         let started = keeper::spawn(ready.command, ready.terms).map_err(|error| ready.place.explain(error))?;
-        launched.add(ready.place, started)?;
+        launched.add(&ready.place, started)?;
     }
     Ok(launched)
 }
@@ -51,7 +51,7 @@ pub(super) async fn launch(command: &mut Command, unset: Unset) -> Result<Launch
     let mut launched = Launched::nothing();
     for ready in prepare(command, unset)? {
         let started = keeper::spawn_async(ready.command, ready.terms).await;
-        launched.add(ready.place.clone(), started.map_err(|error| ready.place.explain(error))?)?;
+        launched.add(&ready.place, started.map_err(|error| ready.place.explain(error))?)?;
     }
     Ok(launched)
 }
@@ -61,7 +61,7 @@ impl Launched {
         Self { members: Vec::new(), stdin: None, stdout: None, stderr: None }
     }
 
-    fn add(&mut self, place: Place, started: Started) -> Result<(), CommandError> {
+    fn add(&mut self, place: &Place, started: Started) -> Result<(), CommandError> {
         if !place.last && started.stderr.is_some() {
             let reason =
                 "the stderr of a program within a pipeline can't be piped alone; leave it to be captured".into();
@@ -83,7 +83,6 @@ struct Ready {
 }
 
 /// What has to be known of a program to say why it did not start.
-#[derive(Clone)]
 struct Place {
     program: OsString,
     current_dir: Option<PathBuf>,

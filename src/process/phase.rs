@@ -95,18 +95,15 @@ impl Phase {
             None => (Self::Terminating { why, kill_at: now + FOREVER }, Send::Term),
         };
         match (self, event) {
-            (Self::Finished { .. }, _) | (_, Event::Read) => (self, Send::Nothing),
-
             (Self::Running, Event::Due) => terminate(Why::TimedOut, grace),
             (Self::Running, Event::Stop { grace }) => terminate(Why::Stopped, grace),
-            (Self::Terminating { why, .. }, Event::Due) => (Self::Killed { why }, Send::Kill),
+            (Self::Terminating { why, .. }, Event::Due | Event::Overflow) => (Self::Killed { why }, Send::Kill),
             (Self::Terminating { why, kill_at }, Event::Stop { grace }) => match now.checked_add(grace) {
                 Some(sooner) if sooner < kill_at => (Self::Terminating { why, kill_at: sooner }, Send::Nothing),
                 _ => (self, Send::Nothing),
             },
 
             (Self::Running, Event::Overflow) => (Self::Killed { why: Why::TooLarge }, Send::Kill),
-            (Self::Terminating { why, .. }, Event::Overflow) => (Self::Killed { why }, Send::Kill),
             // It is what it left behind that writes too much.
             (Self::Draining { why, .. }, Event::Overflow) => {
                 (Self::Finished { why: why.or(Some(Why::TooLarge)) }, Send::Kill)
@@ -118,14 +115,16 @@ impl Phase {
             (Self::Draining { why, .. }, Event::PipesEnded | Event::Due) => (Self::Finished { why }, Send::Nothing),
 
             // Pipes can end long before the program does.
-            (Self::Running | Self::Terminating { .. } | Self::Killed { .. }, Event::PipesEnded)
+            (Self::Finished { .. }, _)
+            | (_, Event::Read)
+            | (Self::Running | Self::Terminating { .. } | Self::Killed { .. }, Event::PipesEnded)
             | (Self::Killed { .. }, Event::Due | Event::Overflow | Event::Stop { .. })
             | (Self::Draining { .. }, Event::Exited | Event::Stop { .. }) => (self, Send::Nothing),
         }
     }
 }
 
-const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+const FOREVER: Duration = Duration::from_hours(24 * 365);
 
 #[cfg(test)]
 mod tests {

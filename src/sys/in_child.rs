@@ -1,6 +1,6 @@
-//! What can only be done between fork and exec, for the few settings that posix_spawn(3) has no attribute for.
+//! What can only be done between fork and exec, for the few settings that `posix_spawn(3)` has no attribute for.
 //!
-//! A command with any of these leaves posix_spawn: std then forks, which copies this process's page tables. So nothing
+//! A command with any of these leaves `posix_spawn`: std then forks, which copies this process's page tables. So nothing
 //! here is used for a plain command, or for a worker.
 
 use std::io;

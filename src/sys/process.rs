@@ -32,7 +32,7 @@ pub struct Usage {
     pub system_time: Duration,
 }
 
-/// Opens a pidfd for a process, close-on-exec; pidfd_open(2).
+/// Opens a pidfd for a process, close-on-exec; `pidfd_open(2)`.
 pub(crate) fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(rustix::io::Errno::SRCH)?;
     above_stdio(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
@@ -99,12 +99,12 @@ pub(crate) fn check_signal(signal: i32) -> io::Result<()> {
     if (0..=libc::SIGRTMAX()).contains(&signal) { Ok(()) } else { Err(rustix::io::Errno::INVAL.into()) }
 }
 
-/// Signals the process behind a pidfd; pidfd_send_signal(2). `ESRCH` says that it has been reaped.
+/// Signals the process behind a pidfd; `pidfd_send_signal(2)`. `ESRCH` says that it has been reaped.
 pub(crate) fn signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
     send(pidfd.as_fd(), signal, 0)
 }
 
-/// Signals the process group that has the number of the child behind `pidfd`; pidfd_send_signal(2), else kill(2).
+/// Signals the process group that has the number of the child behind `pidfd`; `pidfd_send_signal(2)`, else kill(2).
 ///
 /// With a kernel before 6.9 only kill(2) reaches a group, by `pid`; it is used only while the child, or its zombie, is
 /// there to hold that number.
@@ -182,7 +182,7 @@ impl StdioHeld {
     }
 }
 
-/// A thread's set of blocked signals; pthread_sigmask(3).
+/// A thread's set of blocked signals; `pthread_sigmask(3)`.
 #[derive(Clone, Copy)]
 pub(crate) struct SignalMask(libc::sigset_t);
 
