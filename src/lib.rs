@@ -8,6 +8,7 @@ mod task;
 mod wire;
 mod worker;
 
+pub use channel::{Duplex, Receiver, Sender, channel, duplex};
 pub use error::{BoxError, CommandError, Panic, RecvError, SendError, SpawnError, TaskError, TrySubmitError};
 pub use process::{Process, ProcessBuilder, spawn_process};
 pub use std::process::{ExitStatus, Output, Stdio};

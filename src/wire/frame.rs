@@ -27,6 +27,9 @@ pub(crate) const MAX_FDS: usize = 64;
 /// The largest body, in bytes, that is sent or taken where nothing else was asked for: 2 GiB.
 pub(crate) const DEFAULT_MAX_BODY: usize = 1 << 31;
 
+/// The kind of a frame whose body is a channel's value. A worker's conversation has kinds of its own; see `message.rs`.
+pub(crate) const VALUE: u8 = 1;
+
 /// The version that this library speaks. It is never 0 or 255, so runs of equal bytes are no frame.
 const VERSION: u8 = 1;
 
@@ -44,12 +47,7 @@ impl Frame {
     ///
     /// The body's length and the number of fds were limited when they were made: by `body::encode` and by `fds::collect`.
     pub(crate) fn put_head(&self, out: &mut impl BufMut) {
-        out.put_u32_le(u32::try_from(self.body.len()).expect("a body is limited to u32::MAX when it is encoded"));
-        out.put_u8(VERSION);
-        out.put_u8(self.kind);
-        out.put_u8(u8::try_from(self.fds.len()).expect("fds are limited to 64 when they are collected"));
-        out.put_u8(0);
-        out.put_u64_le(self.id);
+        Head { len: self.body.len(), kind: self.kind, fds: self.fds.len(), id: self.id }.put(out);
     }
 
     /// How many bytes the frame takes on the wire.
@@ -68,6 +66,15 @@ pub(crate) struct Head {
 }
 
 impl Head {
+    fn put(self, out: &mut impl BufMut) {
+        out.put_u32_le(u32::try_from(self.len).expect("a body is limited to u32::MAX when it is encoded"));
+        out.put_u8(VERSION);
+        out.put_u8(self.kind);
+        out.put_u8(u8::try_from(self.fds).expect("fds are limited to 64 when they are collected"));
+        out.put_u8(0);
+        out.put_u64_le(self.id);
+    }
+
     fn parse(mut bytes: &[u8], max_body: usize) -> Result<Self, RecvError> {
         let len = bytes.get_u32_le();
         let version = bytes.get_u8();
@@ -109,6 +116,10 @@ impl Decoder {
         Self { state: State::Head, max_body }
     }
 
+    pub(crate) fn set_max_body(&mut self, max_body: usize) {
+        self.max_body = max_body;
+    }
+
     /// Takes the next frame from the front of `bytes`, if it is there whole. Its fds are the caller's to add.
     ///
     /// Reserves nothing: the buffer grows only with bytes that came.
@@ -136,6 +147,16 @@ impl Decoder {
             State::Head => HEAD_LEN.saturating_sub(bytes.len()),
             State::Body(head) => head.len.saturating_sub(bytes.len()),
         }
+    }
+
+    /// The stream's bytes from the beginning of the frame that has begun, so that another decoder can go on.
+    pub(crate) fn unread(&self, bytes: &BytesMut) -> BytesMut {
+        let mut all = BytesMut::with_capacity(HEAD_LEN + bytes.len());
+        if let State::Body(head) = self.state {
+            head.put(&mut all);
+        }
+        all.extend_from_slice(bytes);
+        all
     }
 
     /// Whether the stream may end here without cutting a frame in two.
