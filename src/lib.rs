@@ -9,6 +9,7 @@ mod task;
 pub mod wire;
 mod worker;
 
+pub use channel::{Duplex, Receiver, Sender, channel, duplex};
 pub use error::{BoxError, CommandError, Panic, RecvError, SendError, SpawnError, TaskError, TrySubmitError};
 pub use pool::{Counts, Map, PoolBuilder, PoolStatus, ProcessPool, Submit, TaskHandle, WorkerState, WorkerStatus};
 pub use process::{

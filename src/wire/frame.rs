@@ -135,6 +135,10 @@ impl Decoder {
         Self { state: State::Head, max_body }
     }
 
+    pub(crate) fn set_max_body(&mut self, max_body: usize) {
+        self.max_body = max_body;
+    }
+
     /// Takes the next frame from the front of `bytes`, if it is there whole. Its fds are the caller's to add.
     ///
     /// Reserves nothing: the buffer grows only with bytes that came.
@@ -189,6 +193,16 @@ impl Decoder {
             State::Body(head) => head.len.saturating_sub(bytes.len()),
             State::Broken(_) => 0,
         }
+    }
+
+    /// The stream's bytes from the beginning of the frame that has begun, so that another decoder can go on.
+    pub(crate) fn unread(&self, bytes: &BytesMut) -> BytesMut {
+        let mut all = BytesMut::with_capacity(HEAD_LEN + bytes.len());
+        if let State::Body(head) = self.state {
+            head.put(&mut all);
+        }
+        all.extend_from_slice(bytes);
+        all
     }
 
     /// Whether the stream may end here without cutting a frame in two.

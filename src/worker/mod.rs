@@ -159,6 +159,9 @@ fn serve(socket: &Socket, slot: Slot) -> ! {
     let (hello, ledger) = match greet(hello, slot) {
         Ok((hello, ledger)) => {
             outbox.push(message::frame(Kind::Ready, 0, &hello.image));
+            // The first task is here already and may take its time: Ready must not wait for its reply. A parent that is
+            // gone will be seen by the read.
+            let _ = socket.block_when(Ready::Write, || outbox.flush(socket));
             (hello, ledger)
         }
         Err(reason) => {
