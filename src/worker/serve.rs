@@ -29,11 +29,11 @@ pub(super) struct Server<'a> {
 }
 
 impl<'a> Server<'a> {
-    pub(super) fn new(socket: &'a Socket, inbox: Inbox, outbox: Outbox, hello: &Hello) -> Self {
+    pub(super) fn new(socket: &'a Socket, inbox: Inbox, hello: &Hello) -> Self {
         let running = Arc::new(AtomicU64::new(0));
         install_hook(socket, Arc::clone(&running));
         let max_body = usize::try_from(hello.max_body).unwrap_or(usize::MAX);
-        Self { socket, inbox, outbox, max_body, life: hello.life, running }
+        Self { socket, inbox, outbox: Outbox::default(), max_body, life: hello.life, running }
     }
 
     /// Serves until the parent ends the stream, and gives the process's exit code.
