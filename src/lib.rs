@@ -22,5 +22,5 @@ pub use worker::{init, is_worker};
 
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::task::{CallAsync, call, call_async};
+    pub use crate::task::{CallAsync, call_async, call_named};
 }

@@ -121,6 +121,7 @@ fn take_seat() -> Option<(Socket, Slot)> {
 fn work(socket: Socket, slot: Slot) -> ! {
     sys::reset_signals();
     sys::ignore_broken_pipes();
+    sys::fill_stdio().expect("a worker needs /dev/null where its parent had no stdio");
     sys::close_inherited().expect("a worker needs /proc to see what it inherited");
     let socket = Arc::new(socket);
     watch_parent(Arc::clone(&socket));
@@ -136,12 +137,14 @@ fn work(socket: Socket, slot: Slot) -> ! {
 /// Starts the thread that ends this process and its group when the parent is gone.
 fn watch_parent(socket: Arc<Socket>) {
     sys::continue_at_parents_end();
+    // Opened here, so that a task finds the same fds each time, and can't be quicker than the watch.
+    let watch = sys::ParentWatch::new(&*socket);
     thread::Builder::new()
         .name("parent-watch".into())
         .stack_size(64 << 10)
         .spawn(move || {
             sys::block_signals();
-            sys::wait_for_parents_end(&*socket);
+            watch.wait(&*socket);
             sys::kill_own_group()
         })
         .expect("a worker needs a thread that watches its parent");
@@ -155,22 +158,16 @@ fn serve(socket: &Socket, slot: Slot) -> ! {
         // The parent gave up, or is none.
         _ => process::exit(start::EXIT_NO_PARENT),
     };
+    let greeted = greet(hello, slot);
     let mut outbox = Outbox::default();
-    let (hello, ledger) = match greet(hello, slot) {
-        Ok((hello, ledger)) => {
-            outbox.push(message::frame(Kind::Ready, 0, &hello.image));
-            // The first task is here already and may take its time: Ready must not wait for its reply. A parent that is
-            // gone will be seen by the read.
-            let _ = socket.block_when(Ready::Write, || outbox.flush(socket));
-            (hello, ledger)
-        }
-        Err(reason) => {
-            outbox.push(message::frame(Kind::Refused, 0, &reason));
-            let _ = socket.block_when(Ready::Write, || outbox.flush(socket));
-            process::exit(start::EXIT_NO_PARENT)
-        }
-    };
-    let code = serve::Server::new(socket, inbox, outbox, &hello, ledger).run();
+    outbox.push(match &greeted {
+        Ok((hello, _)) => message::frame(Kind::Ready, 0, &hello.image),
+        Err(reason) => message::frame(Kind::Refused, 0, reason),
+    });
+    // At once, not with the first reply: the first task may never give one.
+    let said = socket.block_when(Ready::Write, || outbox.flush(socket));
+    let (Ok(()), Ok((hello, ledger))) = (said, greeted) else { process::exit(start::EXIT_NO_PARENT) };
+    let code = serve::Server::new(socket, inbox, &hello, ledger).run();
     process::exit(code)
 }
 
@@ -193,7 +190,7 @@ fn greet(frame: Frame, slot: Slot) -> Result<(Hello, Option<Ledger>), String> {
     if let Some(bytes) = hello.memory_limit {
         sys::limit_memory(bytes).map_err(|error| format!("cannot limit memory to {bytes} bytes: {error}"))?;
     }
-    sys::name_thread(&hello.name);
+    sys::name_process(&hello.name);
     start::set_depth(hello.depth);
     start::allow();
     Ok((hello, ledger))

@@ -50,7 +50,7 @@ struct Answers {
 }
 
 impl<'a> Server<'a> {
-    pub(super) fn new(socket: &'a Socket, inbox: Inbox, outbox: Outbox, hello: &Hello, ledger: Option<Ledger>) -> Self {
+    pub(super) fn new(socket: &'a Socket, inbox: Inbox, hello: &Hello, ledger: Option<Ledger>) -> Self {
         let running = Arc::new(AtomicU64::new(0));
         install_hook(socket, Arc::clone(&running));
         let answers = ledger.map(|ledger| {
@@ -58,7 +58,8 @@ impl<'a> Server<'a> {
             Answers { ring: Writer::new(Arc::clone(&ledger)), ledger, told: 0 }
         });
         let max_body = usize::try_from(hello.max_body).unwrap_or(usize::MAX);
-        Self { socket, inbox, outbox, answers, scratch: BytesMut::new(), max_body, life: hello.life, running }
+        let (outbox, scratch) = (Outbox::default(), BytesMut::new());
+        Self { socket, inbox, outbox, answers, scratch, max_body, life: hello.life, running }
     }
 
     /// Serves until the parent ends the stream, and gives the process's exit code.
