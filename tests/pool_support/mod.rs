@@ -63,10 +63,13 @@ impl Meeting {
 
     /// The next task that reports.
     pub async fn guest(&self) -> Guest {
-        let (mut stream, _) = within(self.listener.accept()).await.unwrap();
-        let id = within(stream.read_u64()).await.unwrap();
-        let pid = within(stream.read_u32()).await.unwrap();
-        Guest { id, pid, stream }
+        loop {
+            let (mut stream, _) = within(self.listener.accept()).await.unwrap();
+            // One that was killed on its way in is no guest.
+            let Ok(id) = within(stream.read_u64()).await else { continue };
+            let Ok(pid) = within(stream.read_u32()).await else { continue };
+            return Guest { id, pid, stream };
+        }
     }
 
     /// Whether a task has reported that nobody has let in.
