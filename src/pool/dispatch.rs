@@ -19,6 +19,9 @@ use super::seat::Seat;
 use super::supervisor;
 use crate::error::{SpawnError, TaskError};
 
+/// The shortest queue that is swept.
+const SWEEP_AT: usize = 64;
+
 /// What all handles, futures and supervisors of a pool share.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -33,8 +36,11 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) phase: Phase,
-    /// Tasks without a slot, oldest first. Bounded by the futures that callers hold: each owns its task.
+    /// Tasks without a slot, oldest first. Bounded by about twice the futures that callers hold, each of which owns its
+    /// task: see `sweep_at`.
     pub(super) waiting: VecDeque<Arc<Job>>,
+    /// How long `waiting` may get before the tasks that nobody wants any more are taken out of it.
+    sweep_at: usize,
     /// Tasks with a slot, for which no worker is ready yet.
     pub(super) assigned: VecDeque<Arc<Job>>,
     /// Every worker that has a supervisor.
@@ -179,6 +185,7 @@ impl Shared {
             state: Mutex::new(State {
                 phase: Phase::Open,
                 waiting: VecDeque::new(),
+                sweep_at: SWEEP_AT,
                 assigned: VecDeque::new(),
                 seats: Vec::new(),
                 idle: Vec::new(),
@@ -206,6 +213,9 @@ impl Shared {
     pub(super) fn submit(self: &Arc<Self>, job: Arc<Job>) -> Result<(), TaskError> {
         let mut state = self.state();
         self.admit(&mut state)?;
+        if state.waiting.len() >= state.sweep_at {
+            state.sweep();
+        }
         state.waiting.push_back(job);
         self.dispatch(&mut state);
         Ok(())
@@ -706,6 +716,15 @@ impl State {
     /// How many workers have a ready process.
     pub(super) fn ready(&self) -> usize {
         self.seats.len() - self.starting
+    }
+
+    /// Takes the tasks that were given up out of the queue. Each time the queue may then grow to twice what is left, so a
+    /// task costs a constant number of looks.
+    fn sweep(&mut self) {
+        let before = self.waiting.len();
+        self.waiting.retain(|job| job.is_wanted());
+        self.counts.cancelled += (before - self.waiting.len()) as u64;
+        self.sweep_at = SWEEP_AT.max(2 * self.waiting.len());
     }
 }
 
