@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -30,7 +30,6 @@ pub(super) type Outcome = Result<Frame, TaskError>;
 pub(super) struct Job {
     pub(super) name: &'static str,
     pub(super) timeout: Option<Duration>,
-    pub(super) submitted: Instant,
     /// Whether somebody waits for its slot: then it is given one, and not sent ahead to a busy worker.
     wants_slot: bool,
     cell: Mutex<Cell>,
@@ -68,7 +67,6 @@ impl Job {
         Arc::new(Self {
             name: parcel.name,
             timeout,
-            submitted: Instant::now(),
             wants_slot,
             cell: Mutex::new(Cell {
                 stage: Stage::Queued,

@@ -65,16 +65,11 @@ impl<'a> Server<'a> {
     /// Serves until the parent ends the stream, and gives the process's exit code.
     pub(super) fn run(mut self) -> i32 {
         loop {
-            let frame = match self.inbox.try_frame(self.socket) {
-                Ok(None) => {
-                    self.tell();
-                    if self.flush().is_err() {
-                        return start::EXIT_NO_PARENT;
-                    }
-                    self.inbox.blocking_frame(self.socket)
-                }
-                other => other,
-            };
+            let (socket, outbox, answers) = (self.socket, &mut self.outbox, &mut self.answers);
+            let frame = self.inbox.frame_or_wait(socket, || {
+                tell(answers, outbox, socket);
+                flush(outbox, socket)
+            });
             match frame {
                 Ok(Some(frame)) if frame.kind == Kind::Run as u8 => {
                     // What the parent has taken back runs elsewhere, or nowhere.
@@ -135,7 +130,7 @@ impl<'a> Server<'a> {
             head.put(&mut &mut self.scratch[..HEAD_LEN]);
             if answers.ring.append(&self.scratch) {
                 if answers.ring.written() - answers.told >= GATHER {
-                    self.tell();
+                    tell(&mut self.answers, &mut self.outbox, self.socket);
                 }
                 return Ok(());
             }
@@ -143,26 +138,26 @@ impl<'a> Server<'a> {
         let body = self.scratch.split_off(HEAD_LEN).freeze();
         self.outbox.push(Frame { kind: kind as u8, id, body, fds });
         // At once: in the outbox it would be lost to the next task's crash.
-        self.flush()
+        flush(&mut self.outbox, self.socket)
     }
+}
 
-    /// Tells the parent of answers in the ledger that it has not been told of.
-    fn tell(&mut self) {
-        let Some(answers) = &mut self.answers else { return };
-        if answers.told != answers.ring.written() {
-            answers.told = answers.ring.written();
-            self.outbox.push(Frame { kind: Kind::Bell as u8, ..Frame::default() });
-            // If it does not fit now it will when the loop has nothing else to do.
-            let _ = self.outbox.flush(self.socket);
-        }
+/// Tells the parent of answers in the ledger that it has not been told of.
+fn tell(answers: &mut Option<Answers>, outbox: &mut Outbox, socket: &Socket) {
+    let Some(answers) = answers else { return };
+    if answers.told != answers.ring.written() {
+        answers.told = answers.ring.written();
+        outbox.push(Frame { kind: Kind::Bell as u8, ..Frame::default() });
+        // If it does not fit now it will when the loop has nothing else to do.
+        let _ = outbox.flush(socket);
     }
+}
 
-    fn flush(&mut self) -> io::Result<()> {
-        if self.outbox.is_empty() {
-            return Ok(());
-        }
-        self.socket.block_when(Ready::Write, || self.outbox.flush(self.socket))
+fn flush(outbox: &mut Outbox, socket: &Socket) -> io::Result<()> {
+    if outbox.is_empty() {
+        return Ok(());
     }
+    socket.block_when(Ready::Write, || outbox.flush(socket))
 }
 
 /// With `panic = "abort"` the hook is the last thing that runs, so it tells the parent itself.
