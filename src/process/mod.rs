@@ -3,6 +3,7 @@
 mod child;
 mod command;
 mod exchange;
+mod input;
 pub(crate) mod keeper;
 pub(crate) mod kept;
 mod launch;
