@@ -10,6 +10,7 @@ mod launch;
 mod lines;
 mod phase;
 mod pipes;
+mod starter;
 mod verbs;
 
 pub use child::Child;
