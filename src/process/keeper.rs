@@ -24,7 +24,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use tokio::sync::oneshot;
 
-use super::kept::{Kept, KillOnDrop, Seen};
+use super::kept::{Kept, KillOnDrop, Leavings, Seen};
 use crate::sys::process::{SignalMask, StdioHeld, kill_group, open_pidfd, peek_exit};
 use crate::sys::socket::above_stdio;
 
@@ -52,19 +52,34 @@ pub(crate) struct Started {
 pub(crate) struct Terms {
     /// How long what it started may go on writing after its end; zero kills it at once.
     pub(crate) drain: Duration,
-    /// The read end of a pipe that the caller made and gave to the command as stdout.
+    /// Whether what it leaves running lives on after its end.
+    pub(crate) spare_group: bool,
+    /// The read ends of pipes that the caller made and gave to the command as stdout or stderr.
     pub(crate) stdout: Option<OwnedFd>,
+    pub(crate) stderr: Option<OwnedFd>,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { drain: DRAIN, stdout: None }
+        Self { drain: DRAIN, spare_group: false, stdout: None, stderr: None }
+    }
+}
+
+/// How a child is started: a command, or something that owns one.
+pub(crate) trait Launch: Send {
+    /// Starts it. It may be asked again after an error.
+    fn launch(&mut self) -> io::Result<std::process::Child>;
+}
+
+impl Launch for Command {
+    fn launch(&mut self) -> io::Result<std::process::Child> {
+        self.spawn()
     }
 }
 
 /// Starts a program on the calling thread, which takes about a millisecond. It should have a process group of its own.
 pub(crate) fn spawn(command: Command, terms: Terms) -> io::Result<Started> {
-    Keeper::get()?.start(command, terms).map_err(|refused| refused.error)
+    Keeper::get()?.start(Box::new(command), terms).map_err(|refused| refused.error)
 }
 
 /// Starts a program on the keeper's thread, with the calling thread's signal mask.
@@ -75,9 +90,9 @@ pub(crate) fn spawn(command: Command, terms: Terms) -> io::Result<Started> {
 /// # Cancel safety
 ///
 /// Dropping it leaves no child: one that has been started by then is killed.
-pub(crate) async fn spawn_async(command: Command, terms: Terms) -> io::Result<Started> {
+pub(crate) async fn spawn_async(command: impl Launch + 'static, terms: Terms) -> io::Result<Started> {
     let keeper = Keeper::get()?;
-    let mut refused = match keeper.ask(Box::new(Request { command, terms })).await? {
+    let mut refused = match keeper.ask(Box::new(Request { command: Box::new(command), terms })).await? {
         Ok(started) => return Ok(started),
         Err(refused) => refused,
     };
@@ -124,7 +139,7 @@ enum Order {
 }
 
 struct Request {
-    command: Command,
+    command: Box<dyn Launch>,
     terms: Terms,
 }
 
@@ -268,9 +283,9 @@ impl Keeper {
     }
 
     /// Starts a child and keeps it, on this thread.
-    fn start(&self, command: Command, terms: Terms) -> Result<Started, Box<Refused>> {
+    fn start(&self, command: Box<dyn Launch>, terms: Terms) -> Result<Started, Box<Refused>> {
         let mut request = Request { command, terms };
-        let mut child = match spawn_here(&mut request.command) {
+        let mut child = match spawn_here(&mut *request.command) {
             Ok(child) => child,
             Err(error) => return Err(Box::new(Refused { error, request })),
         };
@@ -279,22 +294,29 @@ impl Keeper {
         drop(command);
         let stdin = child.stdin.take().map(OwnedFd::from);
         let stdout = child.stdout.take().map(OwnedFd::from).or(terms.stdout).map(Arc::new);
-        let stderr = child.stderr.take().map(OwnedFd::from).map(Arc::new);
-        let pipes = stdout.iter().chain(&stderr).map(Arc::downgrade).collect();
-        match self.keep(child.id(), pipes, terms.drain) {
+        let stderr = child.stderr.take().map(OwnedFd::from).or(terms.stderr).map(Arc::new);
+        let leavings = Leavings {
+            pipes: stdout.iter().chain(&stderr).map(Arc::downgrade).collect(),
+            drain: terms.drain,
+            spared: terms.spare_group,
+        };
+        match self.keep(child.id(), leavings) {
             Ok(kept) => Ok(Started { child: KillOnDrop::new(kept), stdin, stdout, stderr }),
             Err(error) => {
                 // No fd for the pidfd, say. It is unreaped, so its number is its own, and SIGKILL makes the wait short.
                 let _ = kill_group(child.id(), libc::SIGKILL);
                 let _ = child.kill();
                 let _ = child.wait();
-                let request = Request { command: Command::new(""), terms: Terms { drain: terms.drain, stdout: None } };
-                Err(Box::new(Refused { error, request }))
+                // Nothing tries again after what can go wrong here.
+                Err(Box::new(Refused {
+                    error,
+                    request: Request { command: Box::new(Command::new("")), terms: Terms::default() },
+                }))
             }
         }
     }
 
-    fn keep(&self, pid: u32, pipes: Vec<std::sync::Weak<OwnedFd>>, drain: Duration) -> io::Result<Kept> {
+    fn keep(&self, pid: u32, leavings: Leavings) -> io::Result<Kept> {
         let pidfd = match open_pidfd(pid) {
             Ok(pidfd) => pidfd,
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(Kept::lost(pid)),
@@ -309,7 +331,7 @@ impl Keeper {
         let key = desk.last_key + 1;
         epoll::add(&self.epoll, &pidfd, EventData::new_u64(key), EventFlags::IN | EventFlags::ET)?;
         desk.last_key = key;
-        let kept = Kept::new(pid, key, pidfd, pipes, drain);
+        let kept = Kept::new(pid, key, pidfd, leavings);
         desk.kept.insert(key, kept.clone());
         Ok(kept)
     }
@@ -331,11 +353,11 @@ impl Keeper {
     }
 }
 
-fn spawn_here(command: &mut Command) -> io::Result<std::process::Child> {
+fn spawn_here(command: &mut dyn Launch) -> io::Result<std::process::Child> {
     let _held = StdioHeld::new()?;
     // Where it can't stay on posix_spawn, std asserts that it could wait for a child whose exec failed, which is not so
     // when SIGCHLD is ignored.
-    catch_unwind(AssertUnwindSafe(|| command.spawn()))
+    catch_unwind(AssertUnwindSafe(|| command.launch()))
         .unwrap_or_else(|_| Err(io::Error::other("the program could not be started, and why is lost")))
 }
 

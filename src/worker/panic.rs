@@ -50,7 +50,7 @@ pub(super) fn install(before_abort: impl Fn(&Panic) + Send + Sync + 'static) {
 }
 
 /// Runs a task, and gives its panic as a value. Whatever the payload is, this does not panic.
-pub(super) fn catch<R>(task: impl FnOnce() -> R) -> Result<R, Panic> {
+pub(crate) fn catch<R>(task: impl FnOnce() -> R) -> Result<R, Panic> {
     NOTED.take();
     let was_running = RUNNING.replace(true);
     let result = catch_unwind(AssertUnwindSafe(task)).map_err(|payload| {
