@@ -4,9 +4,9 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd as _, OwnedFd, RawFd};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Resource, Rlimit, Signal};
+use rustix::process::{Pid, Resource, Rlimit, Signal};
 
 use crate::sys::socket;
 
@@ -40,15 +40,47 @@ impl Slot {
     ///
     /// For one end of a socketpair the kernel names the process that made the pair.
     pub(crate) fn is_from_parent(self) -> bool {
-        let maker = rustix::net::sockopt::socket_peercred(self.fd()).ok().map(|peer| peer.pid);
-        maker.is_some() && maker == rustix::process::getppid()
+        self.maker().is_some_and(|maker| Some(maker) == rustix::process::getppid())
     }
 
-    /// Whether the socket's other end is gone.
-    pub(crate) fn has_hung_up(self) -> bool {
-        let mut fds = [PollFd::from_borrowed_fd(self.fd(), PollFlags::IN)];
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
+    /// Whether the process that made the socket has ended, or is about to.
+    ///
+    /// A process that is killed may lose its children before it closes its sockets: one of its threads is through with
+    /// both, which hands the children on, while another has not begun. So a hang-up says enough, but none does not.
+    pub(crate) fn is_orphaned(self) -> bool {
+        if self.has_hung_up() {
+            return true;
+        }
+        match self.maker() {
+            // Looked at again, because in between its number may have gone to somebody who is well.
+            Some(maker) => is_exiting(maker) || self.has_hung_up(),
+            // It is of another PID namespace, so it was never our parent.
+            None => false,
+        }
+    }
+
+    /// The process that made the socket; `SO_PEERCRED` in unix(7).
+    fn maker(self) -> Option<Pid> {
+        let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+        let mut len = mem::size_of::<libc::ucred>() as libc::socklen_t;
+        // SAFETY: `credentials` and `len` are valid for the call and say their true size.
+        let result = unsafe {
+            libc::getsockopt(
+                self.fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERCRED,
+                (&raw mut credentials).cast(),
+                &raw mut len,
+            )
+        };
+        // The number is 0 for a process that has none in our PID namespace.
+        if result == 0 { Pid::from_raw(credentials.pid) } else { None }
+    }
+
+    fn has_hung_up(self) -> bool {
+        // An empty set still reports HUP.
+        let mut fds = [PollFd::from_borrowed_fd(self.fd(), PollFlags::empty())];
+        poll(&mut fds, Some(&Timespec::default())).is_ok() && fds[0].revents().contains(PollFlags::HUP)
     }
 
     /// Moves the socket away; /dev/null takes its place.
@@ -66,6 +98,16 @@ impl Slot {
             Self::Stderr => rustix::stdio::dup2_stderr(fd),
         }?)
     }
+}
+
+/// Whether a process is exiting, or is not there: its flags, the ninth field of `stat` in proc(5).
+fn is_exiting(pid: Pid) -> bool {
+    const PF_EXITING: u64 = 4;
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())) else { return true };
+    // The second field is a name in parentheses, which may hold anything.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let flags = fields.split_whitespace().nth(6).and_then(|flags| flags.parse::<u64>().ok());
+    flags.is_none_or(|flags| flags & PF_EXITING != 0)
 }
 
 /// Closes what this process inherited beside stdio.

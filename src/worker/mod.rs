@@ -110,7 +110,7 @@ fn take_seat() -> Option<(Socket, Slot)> {
         return None;
     }
     if !slot.is_from_parent() {
-        if slot.has_hung_up() {
+        if slot.is_orphaned() {
             // Our parent died before we got here. Going on would run the host program once more.
             process::exit(start::EXIT_NO_PARENT);
         }
