@@ -67,9 +67,21 @@ impl Default for Terms {
     }
 }
 
+/// How a child is started: a command, or something that owns one.
+pub(crate) trait Launch: Send {
+    /// Starts it. It may be asked again after an error.
+    fn launch(&mut self) -> io::Result<std::process::Child>;
+}
+
+impl Launch for Command {
+    fn launch(&mut self) -> io::Result<std::process::Child> {
+        self.spawn()
+    }
+}
+
 /// Starts a program on the calling thread, which takes about a millisecond. It should have a process group of its own.
 pub(crate) fn spawn(command: Command, terms: Terms) -> io::Result<Started> {
-    start(Request { command, terms }).map_err(|refused| refused.error)
+    start(Request { command: Box::new(command), terms }).map_err(|refused| refused.error)
 }
 
 /// Starts and keeps a child, on this thread.
@@ -108,7 +120,7 @@ struct Desk {
 
 /// What to start.
 pub(super) struct Request {
-    pub(super) command: Command,
+    pub(super) command: Box<dyn Launch>,
     pub(super) terms: Terms,
 }
 
@@ -240,7 +252,7 @@ impl Keeper {
 
     /// Starts a child and keeps it, on this thread.
     fn start(&self, mut request: Request) -> Result<Started, Box<Refused>> {
-        let mut child = match spawn_here(&mut request.command) {
+        let mut child = match spawn_here(&mut *request.command) {
             Ok(child) => child,
             Err(error) => return Err(Box::new(Refused { error, request })),
         };
@@ -265,7 +277,7 @@ impl Keeper {
                 // Nothing tries again after what can go wrong here.
                 Err(Box::new(Refused {
                     error,
-                    request: Request { command: Command::new(""), terms: Terms::default() },
+                    request: Request { command: Box::new(Command::new("")), terms: Terms::default() },
                 }))
             }
         }
@@ -296,11 +308,11 @@ impl Keeper {
     }
 }
 
-fn spawn_here(command: &mut Command) -> io::Result<std::process::Child> {
+fn spawn_here(command: &mut dyn Launch) -> io::Result<std::process::Child> {
     let _held = StdioHeld::new()?;
     // Where it can't stay on posix_spawn, std asserts that it could wait for a child whose exec failed, which is not so
     // when SIGCHLD is ignored.
-    catch_unwind(AssertUnwindSafe(|| command.spawn()))
+    catch_unwind(AssertUnwindSafe(|| command.launch()))
         .unwrap_or_else(|_| Err(io::Error::other("the program could not be started, and why is lost")))
 }
 

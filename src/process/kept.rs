@@ -27,7 +27,7 @@ pub(crate) struct Exit {
 }
 
 impl Exit {
-    const UNKNOWN: Self =
+    pub(crate) const UNKNOWN: Self =
         Self { status: None, usage: Usage { max_rss: 0, user_time: Duration::ZERO, system_time: Duration::ZERO } };
 }
 

@@ -1,4 +1,5 @@
-//! Child processes: other people's programs as subprocesses, and the keeper that owns reaping for every child there is.
+//! Child processes: our own functions in one, other people's programs as subprocesses, and the keeper that owns reaping
+//! for every child there is.
 
 mod child;
 mod command;
@@ -10,6 +11,8 @@ mod launch;
 mod lines;
 mod phase;
 mod pipes;
+pub(crate) mod spawn;
+pub(crate) mod start;
 mod starter;
 mod verbs;
 
@@ -17,3 +20,4 @@ pub use child::Child;
 pub use command::Command;
 pub use lines::Source;
 pub use pipes::{ChildStderr, ChildStdin, ChildStdout};
+pub use spawn::{Process, ProcessBuilder, spawn_process};

@@ -6,7 +6,6 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
@@ -14,7 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::keeper::{Refused, Request, Started, Terms, start};
+use super::keeper::{Launch, Refused, Request, Started, Terms, start};
 use crate::sys::process::SignalMask;
 
 /// Starts a program on a thread of its own, with the calling thread's signal mask.
@@ -25,8 +24,8 @@ use crate::sys::process::SignalMask;
 /// # Cancel safety
 ///
 /// Dropping it leaves no child: one that has been started by then is killed.
-pub(crate) async fn spawn_async(command: Command, terms: Terms) -> io::Result<Started> {
-    let mut refused = match ask(Request { command, terms }).await? {
+pub(crate) async fn spawn_async(command: impl Launch + 'static, terms: Terms) -> io::Result<Started> {
+    let mut refused = match ask(Request { command: Box::new(command), terms }).await? {
         Ok(started) => return Ok(started),
         Err(refused) => refused,
     };

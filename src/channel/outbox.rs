@@ -1,0 +1,148 @@
+//! The sending end of a stream of frames: what is to leave, in order, gathered into few writes.
+//!
+//! A frame that was pushed leaves whole or the stream ends: no caller's cancellation can cut it. This file does not wait
+//! and does not bound itself; whoever pushes looks at `len` first.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+
+use crate::sys::socket;
+use crate::wire::frame::{Frame, HEAD_LEN};
+
+/// Bodies up to this many bytes are copied behind their header; larger ones are sent from where they lie.
+const COPY: usize = 8 * 1024;
+
+/// How large a gathered piece grows before the next one is begun.
+const GATHER: usize = 64 * 1024;
+
+/// The most pieces of one write.
+const PIECES: usize = 64;
+
+/// Frames that are leaving.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    pieces: VecDeque<Piece>,
+    /// Bytes pushed since the beginning.
+    pushed: u64,
+    /// Bytes sent since the beginning.
+    sent: u64,
+}
+
+/// Bytes, and the fds that go with the first of them.
+#[derive(Debug)]
+struct Piece {
+    bytes: Part,
+    fds: Vec<OwnedFd>,
+}
+
+#[derive(Debug)]
+enum Part {
+    Gathered(BytesMut),
+    Whole(Bytes),
+}
+
+impl Part {
+    fn rest(&self) -> &[u8] {
+        match self {
+            Self::Gathered(bytes) => bytes,
+            Self::Whole(bytes) => bytes,
+        }
+    }
+
+    fn advance(&mut self, count: usize) {
+        match self {
+            Self::Gathered(bytes) => bytes.advance(count),
+            Self::Whole(bytes) => bytes.advance(count),
+        }
+    }
+}
+
+impl Outbox {
+    /// Appends a frame. Gives the position in the stream at which it will have left; see [`sent`](Self::sent).
+    pub(crate) fn push(&mut self, frame: Frame) -> u64 {
+        self.pushed += frame.wire_len() as u64;
+        let copied = if frame.body.len() <= COPY { frame.body.len() } else { 0 };
+        let room = HEAD_LEN + copied;
+        let fds_free = frame.fds.is_empty();
+        match self.pieces.back_mut() {
+            // Fds leave with the first byte of a piece, so a frame that has some begins one.
+            Some(Piece { bytes: Part::Gathered(bytes), .. }) if fds_free && bytes.len() + room <= GATHER => {
+                frame.put_head(bytes);
+                bytes.extend_from_slice(&frame.body[..copied]);
+            }
+            _ => {
+                let mut bytes = BytesMut::with_capacity(room);
+                frame.put_head(&mut bytes);
+                bytes.extend_from_slice(&frame.body[..copied]);
+                self.pieces.push_back(Piece { bytes: Part::Gathered(bytes), fds: frame.fds });
+            }
+        }
+        if copied < frame.body.len() {
+            self.pieces.push_back(Piece { bytes: Part::Whole(frame.body), fds: Vec::new() });
+        }
+        self.pushed
+    }
+
+    /// Sends what leaves without waiting. `Ok` says that all has left; `WouldBlock` that some is still here.
+    pub(crate) fn flush(&mut self, socket: impl AsFd) -> io::Result<()> {
+        while let Some(first) = self.pieces.front() {
+            let fds: Vec<_> = first.fds.iter().map(AsFd::as_fd).collect();
+            let mut slices = [IoSlice::new(&[]); PIECES];
+            let mut count = 0;
+            for piece in self.pieces.iter().take(PIECES) {
+                if count > 0 && !piece.fds.is_empty() {
+                    break;
+                }
+                slices[count] = IoSlice::new(piece.bytes.rest());
+                count += 1;
+            }
+            let sent = socket::send(&socket, &slices[..count], &fds)?;
+            self.advance(sent);
+        }
+        Ok(())
+    }
+
+    /// Throws away what has not left: nobody will read it.
+    pub(crate) fn abandon(&mut self) {
+        self.pieces = VecDeque::new();
+        self.pushed = self.sent;
+    }
+
+    /// How many bytes wait.
+    pub(crate) fn len(&self) -> usize {
+        usize::try_from(self.pushed - self.sent).unwrap_or(usize::MAX)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// How many bytes were pushed since the beginning.
+    pub(crate) fn pushed(&self) -> u64 {
+        self.pushed
+    }
+
+    /// How many bytes have left since the beginning.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        self.sent += count as u64;
+        while count > 0 {
+            let Some(first) = self.pieces.front_mut() else { return };
+            // They left with the first byte.
+            first.fds.clear();
+            let len = first.bytes.rest().len();
+            if count < len {
+                first.bytes.advance(count);
+                return;
+            }
+            count -= len;
+            self.pieces.pop_front();
+        }
+    }
+}

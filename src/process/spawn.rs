@@ -1,0 +1,386 @@
+//! One function in one process: `spawn_process`, its handle and its builder.
+//!
+//! The process is a worker that runs a single task; how it starts is in `start.rs`.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::marker::PhantomData;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::kept::{Exit, Kept};
+use super::start::{self, Plan, Worker};
+use crate::channel::outbox::Outbox;
+use crate::error::{SpawnError, TaskError};
+use crate::sys::socket::Ready;
+use crate::sys::worker::Slot;
+use crate::task::{self, Parcel, Task};
+use crate::wire::frame::Frame;
+use crate::wire::message::{FromWorker, Kind, Life};
+
+/// How long a process may take to exit once its task's result is here.
+const EXIT_WITHIN: Duration = Duration::from_secs(5);
+
+/// Runs a task in a new process.
+///
+/// Resolves once the process has started and is about to run the task; [`Process::join`] waits for the result. Use
+/// [`Process::builder`] for a name, an environment, limits or pipes, and a [`ProcessPool`](crate::ProcessPool) for many
+/// tasks: starting a process takes about a millisecond.
+///
+/// # Errors
+///
+/// [`SpawnError`]; among them `Encode` before any process exists, `InitMissing` if [`init`](crate::init) never ran,
+/// `TooDeep` past eight nested workers.
+///
+/// # Cancel safety
+///
+/// Dropping the future leaves nothing: a process that was started by then is killed and reaped.
+///
+/// # Examples
+///
+/// ```
+/// use multiproc::{spawn_process, task};
+///
+/// fn add(a: u32, b: u32) -> u32 { a + b }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// multiproc::init();
+/// let child = spawn_process(task!(add(1, 2))).await?;
+/// assert_ne!(child.id(), Some(std::process::id()));
+/// assert_eq!(child.join().await?, 3);
+/// # Ok(())
+/// # }
+/// ```
+pub async fn spawn_process<T: Task>(task: T) -> Result<Process<T::Output>, SpawnError> {
+    Process::builder().spawn(task).await
+}
+
+/// A process that runs one task.
+///
+/// Dropping it kills the process and its process group (what it started itself), and reaps it in the background; see
+/// [`detach`](Self::detach). The process also ends when this one does, however that ends.
+///
+/// It exits with 0 when its task has returned, and with 101 when it panicked, as a Rust program does.
+#[must_use = "dropping it kills the process"]
+pub struct Process<T> {
+    running: Running,
+    output: PhantomData<fn() -> T>,
+}
+
+/// The process and its one task, free of the result's type.
+struct Running {
+    worker: Worker,
+    name: &'static str,
+    reply: Reply,
+}
+
+/// What has come of the task.
+enum Reply {
+    Awaited,
+    Done(Frame),
+    Failed(TaskError),
+    /// The stream ended without one.
+    None,
+}
+
+impl Process<()> {
+    /// Prepares a process: its name, environment, directory, stdio and limits.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use multiproc::{Process, call};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// multiproc::init();
+    /// let child = Process::builder()
+    ///     .name("indexer")
+    ///     .env("LEVEL", "3")
+    ///     .current_dir("/")
+    ///     .spawn(call(|()| std::env::var("LEVEL").unwrap(), ()))
+    ///     .await?;
+    /// assert_eq!(child.join().await?, "3");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn builder() -> ProcessBuilder {
+        ProcessBuilder { plan: Plan::new(Life::OneTask), name: String::new() }
+    }
+}
+
+impl<T> Process<T> {
+    /// The process id; `None` once it is known to have ended.
+    pub fn id(&self) -> Option<u32> {
+        self.kept().id()
+    }
+
+    /// Waits for the task's result, and for the process's end.
+    ///
+    /// # Errors
+    ///
+    /// [`TaskError`]: `Panicked` with what the panic said; `Died` if the process ended without a result, whether by a
+    /// signal or by an exit in the task; `Encode`, `Decode` and `TooLarge` for a result that can't be brought here.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops the process with it, which kills it. To wait and keep the process, use
+    /// [`wait`](Self::wait) first.
+    pub async fn join(mut self) -> Result<T, TaskError>
+    where
+        T: DeserializeOwned,
+    {
+        self.running.converse().await;
+        if tokio::time::timeout(EXIT_WITHIN, self.kept().exited()).await.is_err() {
+            // It has answered, or closed its socket, and yet goes on.
+            let _ = self.kept().signal_group(libc::SIGKILL);
+        }
+        let exit = self.kept().exited().await;
+        match std::mem::replace(&mut self.running.reply, Reply::None) {
+            Reply::Done(frame) => task::unpack(frame),
+            Reply::Failed(error) => Err(error),
+            Reply::Awaited | Reply::None => Err(died(self.kept(), &exit, self.running.name)),
+        }
+    }
+
+    /// Waits until the process has ended. It may be called again, and then gives the same.
+    ///
+    /// The task's result is taken in meanwhile, so a process with a large one can end; [`join`](Self::join) gives it
+    /// afterwards.
+    ///
+    /// # Errors
+    ///
+    /// If something else in this program reaped the process (a `waitpid(-1)`, or an ignored SIGCHLD): its status is
+    /// unknown then. It has ended all the same.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when it is dropped; call it again.
+    pub async fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.running.converse().await;
+        self.kept().exited().await.status.ok_or_else(unknown_status)
+    }
+
+    /// Asks the process and its group to end: SIGTERM, which ends a task at once unless it handles that signal.
+    ///
+    /// # Errors
+    ///
+    /// What kill(2) reports. `Ok` if the process has ended already.
+    pub fn terminate(&self) -> io::Result<()> {
+        self.kept().signal_group(libc::SIGTERM)
+    }
+
+    /// Kills the process and its group: SIGKILL.
+    ///
+    /// # Errors
+    ///
+    /// As for [`terminate`](Self::terminate).
+    pub fn kill(&self) -> io::Result<()> {
+        self.kept().signal_group(libc::SIGKILL)
+    }
+
+    /// Sends a signal to the process alone; see signal(7) for the numbers.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` for what is no signal's number, and what pidfd_send_signal(2) reports. `Ok` if the process has
+    /// ended already: a recycled process id is never signalled.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        self.kept().signal(signal)
+    }
+
+    /// Ends the process and its group: SIGTERM, and SIGKILL if it has not ended after `grace`. Then it is reaped.
+    ///
+    /// # Errors
+    ///
+    /// As for [`wait`](Self::wait).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half-way, SIGTERM has been sent and SIGKILL has not; the process itself is unaffected by the drop.
+    pub async fn stop(&mut self, grace: Duration) -> io::Result<ExitStatus> {
+        self.terminate()?;
+        if let Ok(status) = tokio::time::timeout(grace, self.wait()).await {
+            return status;
+        }
+        self.kill()?;
+        self.wait().await
+    }
+
+    /// Lets the process run on without a handle. Its result is thrown away; it is still reaped, and ends with this
+    /// program at the latest.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime, if the task's arguments have not been sent wholly yet.
+    pub fn detach(self) {
+        let Self { mut running, .. } = self;
+        if running.worker.outbox.is_empty() {
+            running.worker.child.disarm();
+        } else {
+            tokio::spawn(async move {
+                running.converse().await;
+                running.worker.child.disarm();
+            });
+        }
+    }
+
+    fn kept(&self) -> &Kept {
+        self.running.worker.child.kept()
+    }
+}
+
+impl Running {
+    /// Talks with the process until its task has an answer, or can't have one any more. Cancel-safe.
+    async fn converse(&mut self) {
+        while matches!(self.reply, Reply::Awaited) {
+            let Worker { child, socket, inbox, outbox, .. } = &mut self.worker;
+            let socket = &*socket;
+            let unsent = !outbox.is_empty();
+            let frame = tokio::select! {
+                biased;
+                frame = inbox.frame(socket) => frame,
+                written = socket.when(Ready::Write, || outbox.flush(socket)), if unsent => {
+                    if written.is_err() {
+                        // It is about to end, which the read will see.
+                        *outbox = Outbox::default();
+                    }
+                    continue;
+                }
+                // A process that it forked may hold the socket open after its end.
+                _ = child.kept().exited() => match inbox.try_frame(socket) {
+                    Ok(None) => {
+                        self.reply = Reply::None;
+                        return;
+                    }
+                    frame => frame,
+                },
+            };
+            self.reply = match frame.map(|frame| frame.map(FromWorker::parse)) {
+                Ok(Some(Ok(FromWorker::Done(frame)))) => Reply::Done(frame),
+                Ok(Some(Ok(FromWorker::Failed(_, failure)))) => Reply::Failed(failure.into()),
+                Ok(Some(Ok(_) | Err(_)) | None) | Err(_) => Reply::None,
+            };
+        }
+    }
+}
+
+/// A task's end by its process's end.
+pub(crate) fn died(kept: &Kept, exit: &Exit, task: &'static str) -> TaskError {
+    let killed = exit.status.is_some_and(|status| status.signal() == Some(libc::SIGKILL));
+    TaskError::Died { status: exit.status, pid: kept.pid(), task, unexplained_kill: killed && !kept.kill_sent() }
+}
+
+fn unknown_status() -> io::Error {
+    io::Error::other(
+        "exit status unknown: something else in this program waited for the process, or SIGCHLD is ignored",
+    )
+}
+
+impl<T> fmt::Debug for Process<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Process").field("id", &self.id()).field("task", &self.running.name).finish_non_exhaustive()
+    }
+}
+
+/// How a process is to start; made by [`Process::builder`].
+#[derive(Debug)]
+#[must_use = "a builder does nothing until it spawns"]
+pub struct ProcessBuilder {
+    plan: Plan,
+    name: String,
+}
+
+impl ProcessBuilder {
+    /// Names the process, as `ps` (in the command line) and `top` (the first 15 bytes) show it.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Sets an environment variable.
+    pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.plan.edit(|command| _ = command.env(key, value));
+        self
+    }
+
+    /// Removes an environment variable.
+    pub fn env_remove(mut self, key: impl AsRef<OsStr>) -> Self {
+        self.plan.edit(|command| _ = command.env_remove(key));
+        self
+    }
+
+    /// Starts with an empty environment; forgets what was set here before.
+    pub fn env_clear(mut self) -> Self {
+        self.plan.edit(|command| _ = command.env_clear());
+        self
+    }
+
+    /// The working directory. A relative one is relative to this process's.
+    pub fn current_dir(mut self, directory: impl AsRef<Path>) -> Self {
+        self.plan.current_dir(directory.as_ref());
+        self
+    }
+
+    /// Where stdin comes from; /dev/null by default.
+    ///
+    /// Of stdin, stdout and stderr at most two can be set: the third carries the socket until the process has started,
+    /// and is this process's own afterwards.
+    pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
+        self.plan.stdio(Slot::Stdin, stdin.into());
+        self
+    }
+
+    /// Where stdout goes; to this process's own by default.
+    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
+        self.plan.stdio(Slot::Stdout, stdout.into());
+        self
+    }
+
+    /// Where stderr goes; to this process's own by default.
+    pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
+        self.plan.stdio(Slot::Stderr, stderr.into());
+        self
+    }
+
+    /// Bounds the process's address space, in bytes; `RLIMIT_AS` in setrlimit(2).
+    ///
+    /// The program's own code and stacks count too, so leave some tens of MiB for them. An allocation past the limit
+    /// fails, which for most Rust code is an abort: the task is then `Died`.
+    pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.plan.memory_limit = Some(bytes);
+        self
+    }
+
+    /// Starts the process and sends it the task; see [`spawn_process`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`spawn_process`]; `Directory` if the working directory can't be entered, `Invalid` if stdin, stdout and
+    /// stderr are all set.
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`spawn_process`].
+    pub fn spawn<T: Task>(
+        self,
+        task: T,
+    ) -> impl Future<Output = Result<Process<T::Output>, SpawnError>> + Send + use<T> {
+        // Encoded here, so that the future holds bytes and not a task that may not be Sync.
+        let packed = start::permitted().and_then(|_| Ok(task::pack(&task, self.plan.max_body)?));
+        drop(task);
+        async move {
+            let Parcel { name, body, fds } = packed?;
+            let run = Frame { kind: Kind::Run as u8, id: 1, body, fds };
+            let worker = start::start(&self.plan, &self.name, Some(run)).await?;
+            Ok(Process { running: Running { worker, name, reply: Reply::Awaited }, output: PhantomData })
+        }
+    }
+}

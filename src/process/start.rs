@@ -1,0 +1,300 @@
+//! How a worker process starts, seen from its parent; `worker/` is the other side.
+//!
+//! ```text
+//!  /proc/self/exe, arg0 = marker, fd 0 = one end of a socketpair, its own process group ── posix_spawn(3), no fork
+//!  Hello and the first task are written at once ── they wait in the socket until the worker reads
+//!  Ready ── or the worker's exit, or the deadline, whichever is first
+//! ```
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::keeper::{self, Launch, Terms};
+use super::kept::KillOnDrop;
+use crate::channel::inbox::Inbox;
+use crate::channel::outbox::Outbox;
+use crate::channel::socket::Socket;
+use crate::error::{RecvError, SpawnError};
+use crate::sys::image;
+use crate::sys::ledger::Ledger;
+use crate::sys::socket::{self, Ready};
+use crate::sys::worker::Slot;
+use crate::wire::frame::{DEFAULT_MAX_BODY, Frame};
+use crate::wire::message::{self, FromWorker, Hello, Kind, Life};
+
+/// What a worker's arg0 begins with.
+const MARKER: &str = "multiproc-worker";
+
+/// A worker's exit code when it has no parent to work for.
+pub(crate) const EXIT_NO_PARENT: i32 = 70;
+
+/// The exit code after a task that has no result; what Rust's runtime uses for a panic.
+pub(crate) const EXIT_PANICKED: i32 = 101;
+
+/// How deep workers may be nested.
+const MAX_DEPTH: u32 = 8;
+
+/// How long a new worker may take until it says Ready. A start takes about a millisecond; this is for a machine that
+/// does a thousand other things.
+const READY_WITHIN: Duration = Duration::from_secs(10);
+
+/// Whether `init` ran, so that a new worker will find it too.
+static ALLOWED: AtomicBool = AtomicBool::new(false);
+static DEPTH: AtomicU32 = AtomicU32::new(0);
+
+/// Lets this process start workers: `init` has run.
+pub(crate) fn allow() {
+    ALLOWED.store(true, Ordering::Relaxed);
+}
+
+/// How deep this process is nested.
+pub(crate) fn set_depth(depth: u32) {
+    DEPTH.store(depth, Ordering::Relaxed);
+}
+
+/// Where a process whose arg0 bears the marker finds its socket.
+pub(crate) fn slot_of(arg0: &OsStr) -> Option<Slot> {
+    let rest = arg0.as_bytes().strip_prefix(MARKER.as_bytes())?;
+    let (slot, rest) = match rest {
+        [b'<', b'1', rest @ ..] => (Slot::Stdout, rest),
+        [b'<', b'2', rest @ ..] => (Slot::Stderr, rest),
+        rest => (Slot::Stdin, rest),
+    };
+    (rest.is_empty() || rest.starts_with(b": ")).then_some(slot)
+}
+
+fn arg0(slot: Slot, name: &str) -> OsString {
+    let slot = match slot {
+        Slot::Stdin => "",
+        Slot::Stdout => "<1",
+        Slot::Stderr => "<2",
+    };
+    if name.is_empty() { format!("{MARKER}{slot}") } else { format!("{MARKER}{slot}: {}", name.replace('\0', "")) }
+        .into()
+}
+
+/// What new workers are to be like. One plan may start many.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// Holds environment, directory and stdio; a `Stdio` can't be copied, but a command can be spawned again and again.
+    template: Arc<Mutex<Command>>,
+    directory: Option<PathBuf>,
+    /// Which of stdin, stdout and stderr the caller has set.
+    taken: [bool; 3],
+    pub(crate) memory_limit: Option<u64>,
+    pub(crate) life: Life,
+    pub(crate) max_body: usize,
+}
+
+impl Plan {
+    pub(crate) fn new(life: Life) -> Self {
+        let mut template = Command::new("/proc/self/exe");
+        template.process_group(0);
+        Self {
+            template: Arc::new(Mutex::new(template)),
+            directory: None,
+            taken: [false; 3],
+            memory_limit: None,
+            life,
+            max_body: DEFAULT_MAX_BODY,
+        }
+    }
+
+    /// Changes the command that all workers of this plan are started with.
+    pub(crate) fn edit(&mut self, edit: impl FnOnce(&mut Command)) {
+        edit(&mut lock(&self.template));
+    }
+
+    pub(crate) fn current_dir(&mut self, directory: &Path) {
+        self.directory = Some(directory.to_owned());
+        self.edit(|command| _ = command.current_dir(directory));
+    }
+
+    pub(crate) fn stdio(&mut self, place: Slot, stdio: Stdio) {
+        self.taken[place as usize] = true;
+        self.edit(|command| place_stdio(command, place, stdio));
+    }
+
+    /// The stdio fd that the caller has no use for. What the host has there goes along with Hello.
+    pub(crate) fn slot(&self) -> Result<Slot, SpawnError> {
+        [Slot::Stdin, Slot::Stderr, Slot::Stdout].into_iter().find(|&slot| !self.taken[slot as usize]).ok_or(
+            SpawnError::Invalid {
+                reason: "of stdin, stdout and stderr at most two can be set: one carries the socket",
+            },
+        )
+    }
+}
+
+fn place_stdio(command: &mut Command, place: Slot, stdio: Stdio) {
+    match place {
+        Slot::Stdin => command.stdin(stdio),
+        Slot::Stdout => command.stdout(stdio),
+        Slot::Stderr => command.stderr(stdio),
+    };
+}
+
+fn lock(template: &Mutex<Command>) -> MutexGuard<'_, Command> {
+    template.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One start of a plan.
+struct Starting {
+    template: Arc<Mutex<Command>>,
+    arg0: OsString,
+    slot: Slot,
+    theirs: OwnedFd,
+}
+
+impl Launch for Starting {
+    fn launch(&mut self) -> io::Result<Child> {
+        let theirs = socket::duplicate(&self.theirs)?;
+        let mut command = lock(&self.template);
+        command.arg0(&self.arg0);
+        place_stdio(&mut command, self.slot, theirs.into());
+        let child = command.spawn();
+        // The command must not hold the worker's end of the socket open: its end is the end of the conversation.
+        place_stdio(&mut command, self.slot, Stdio::null());
+        child
+    }
+}
+
+/// A worker that has said Ready, or will: its process, the conversation with it, and our ends of its pipes.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) child: KillOnDrop,
+    pub(crate) socket: Socket,
+    pub(crate) inbox: Inbox,
+    pub(crate) outbox: Outbox,
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdout: Option<Arc<OwnedFd>>,
+    pub(crate) stderr: Option<Arc<OwnedFd>>,
+    /// For a worker that lives until the end.
+    pub(crate) ledger: Option<Ledger>,
+}
+
+/// Whether this process may start workers, and how deep they would be.
+pub(crate) fn permitted() -> Result<u32, SpawnError> {
+    if !ALLOWED.load(Ordering::Relaxed) {
+        return Err(SpawnError::InitMissing);
+    }
+    let depth = DEPTH.load(Ordering::Relaxed);
+    if depth >= MAX_DEPTH { Err(SpawnError::TooDeep { depth }) } else { Ok(depth + 1) }
+}
+
+/// Starts a worker and shakes hands. `first` is sent along with the first words, so it costs no round trip.
+///
+/// # Cancel safety
+/// Dropping it kills what has been started by then.
+pub(crate) async fn start(plan: &Plan, name: &str, first: Option<Frame>) -> Result<Worker, SpawnError> {
+    let depth = permitted()?;
+    let slot = plan.slot()?;
+    let hello = Hello {
+        image: image::id().map_err(SpawnError::Executable)?,
+        depth,
+        max_body: plan.max_body as u64,
+        name: name.to_owned(),
+        memory_limit: plan.memory_limit,
+        ledger: plan.life == Life::UntilEnd,
+        life: plan.life,
+    };
+    let mut hello = message::frame(Kind::Hello, 0, &hello);
+    let ledger = match plan.life {
+        Life::OneTask => None,
+        Life::UntilEnd => {
+            let (ledger, fd) = Ledger::create()?;
+            hello.fds.push(fd);
+            Some(ledger)
+        }
+    };
+    if slot != Slot::Stdin {
+        // A host that has closed it has nothing to pass on.
+        hello.fds.extend(socket::duplicate(slot.fd()).ok());
+    }
+    let (ours, theirs) = socket::stream_pair()?;
+    let starting = Starting { template: Arc::clone(&plan.template), arg0: arg0(slot, name), slot, theirs };
+    let started = keeper::spawn_async(starting, Terms::default()).await;
+    let started = started.map_err(|error| explain(error, plan.directory.as_deref()))?;
+    let mut worker = Worker {
+        child: started.child,
+        socket: Socket::new(ours),
+        inbox: Inbox::new(plan.max_body),
+        outbox: Outbox::default(),
+        stdin: started.stdin,
+        stdout: started.stdout,
+        stderr: started.stderr,
+        ledger,
+    };
+    worker.outbox.push(hello);
+    if let Some(first) = first {
+        worker.outbox.push(first);
+    }
+    worker.shake_hands().await?;
+    Ok(worker)
+}
+
+impl Worker {
+    /// Waits for Ready, while what is left of the first words is written.
+    async fn shake_hands(&mut self) -> Result<(), SpawnError> {
+        let pid = self.child.kept().pid();
+        let ready = async {
+            let (socket, outbox) = (&self.socket, &mut self.outbox);
+            // A worker that can't be written to is about to end, which the read will see.
+            let mut writing = std::pin::pin!(socket.when(Ready::Write, || outbox.flush(socket)));
+            let mut written = false;
+            loop {
+                tokio::select! {
+                    biased;
+                    _ = &mut writing, if !written => written = true,
+                    frame = self.inbox.frame(socket) => return frame,
+                }
+            }
+        };
+        let exited = self.child.kept().exited();
+        let frame = tokio::select! {
+            biased;
+            frame = ready => frame,
+            exit = exited => return Err(SpawnError::Exited { status: exit.status, pid }),
+            () = tokio::time::sleep(READY_WITHIN) => return Err(SpawnError::NotReady { pid, after: READY_WITHIN }),
+        };
+        let refused = |reason: String| SpawnError::Handshake { pid, reason };
+        let frame = match frame {
+            Ok(Some(frame)) => frame,
+            // The socket ends before the process does.
+            Ok(None) | Err(RecvError::Truncated) => {
+                let exit = self.child.kept().exited();
+                return match tokio::time::timeout(READY_WITHIN, exit).await {
+                    Ok(exit) => Err(SpawnError::Exited { status: exit.status, pid }),
+                    Err(_) => Err(SpawnError::NotReady { pid, after: READY_WITHIN }),
+                };
+            }
+            Err(error) => return Err(refused(error.to_string())),
+        };
+        match FromWorker::parse(frame) {
+            Ok(FromWorker::Ready(_)) => Ok(()),
+            Ok(FromWorker::Refused(reason)) => Err(refused(reason)),
+            Ok(_) => Err(refused("it did not answer Hello".into())),
+            Err(error) => Err(refused(error.to_string())),
+        }
+    }
+}
+
+/// Says which of several causes a failed start has.
+fn explain(error: io::Error, directory: Option<&Path>) -> SpawnError {
+    if let Some(path) = directory
+        && !path.is_dir()
+    {
+        return SpawnError::Directory { path: path.to_owned(), source: error };
+    }
+    match error.kind() {
+        io::ErrorKind::NotFound => SpawnError::Executable(error),
+        _ => SpawnError::Io(error),
+    }
+}

@@ -1,0 +1,178 @@
+//! Places in this executable: how a function is named to another process that runs the same one.
+//!
+//! What travels is the distance of an [`Entry`] from the executable's load address. An entry is a constant that starts
+//! with a mark, so a distance that is wrong is found out by reading, before anything is called.
+
+use std::ffi::{c_int, c_void};
+use std::mem;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::OnceLock;
+
+use serde::{Deserialize, Serialize};
+
+/// What another process calls: a function of this executable, and the name of what it does.
+///
+/// The crate makes entries with one `F` only, which is what makes [`entry_at`] sound.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Entry<F: Copy + 'static> {
+    mark: [u64; 2],
+    pub(crate) name: fn() -> &'static str,
+    pub(crate) run: F,
+}
+
+const MARK: [u64; 2] = [0x6d75_6c74_6970_726f, 0x9f31_c7d2_5be8_04a6];
+
+impl<F: Copy + 'static> Entry<F> {
+    pub(crate) const fn new(name: fn() -> &'static str, run: F) -> Self {
+        Self { mark: MARK, name, run }
+    }
+}
+
+/// Where the executable lies in this process.
+#[derive(Debug)]
+struct Image {
+    base: usize,
+    /// Readable segments.
+    data: Vec<Range<usize>>,
+    /// Executable segments.
+    text: Vec<Range<usize>>,
+}
+
+/// What two processes compare to know that they run the same executable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImageId {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    /// Where a known constant lies, from the load address: a change of layout shows even if the file looks the same.
+    anchor: u64,
+}
+
+static ANCHOR: u8 = 0;
+
+fn image() -> &'static Image {
+    static IMAGE: OnceLock<Image> = OnceLock::new();
+    IMAGE.get_or_init(|| {
+        let mut image = Image { base: 0, data: Vec::new(), text: Vec::new() };
+        // SAFETY: `first_object` has the callback's signature and takes `data` as the `Image` that it is; the pointer is
+        // valid for the whole call. dl_iterate_phdr(3).
+        unsafe { libc::dl_iterate_phdr(Some(first_object), (&raw mut image).cast()) };
+        image
+    })
+}
+
+/// Notes the segments of the first object that dl_iterate_phdr reports, which is the executable, and stops.
+unsafe extern "C" fn first_object(info: *mut libc::dl_phdr_info, _size: usize, data: *mut c_void) -> c_int {
+    // SAFETY: the loader gives a valid info for the call, and `data` is the `Image` of `image()`.
+    let (info, image) = unsafe { (&*info, &mut *data.cast::<Image>()) };
+    image.base = info.dlpi_addr as usize;
+    // SAFETY: the loader says that dlpi_phdr points at dlpi_phnum headers.
+    let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+    for header in headers.iter().filter(|header| header.p_type == libc::PT_LOAD) {
+        let start = image.base + header.p_vaddr as usize;
+        let range = start..start + header.p_memsz as usize;
+        if header.p_flags & libc::PF_X != 0 {
+            image.text.push(range);
+        } else if header.p_flags & libc::PF_R != 0 {
+            image.data.push(range);
+        }
+    }
+    1
+}
+
+/// What this process runs, as far as it can be told apart; needs /proc.
+pub(crate) fn id() -> std::io::Result<ImageId> {
+    let file = std::fs::metadata("/proc/self/exe")?;
+    Ok(ImageId {
+        device: file.dev(),
+        inode: file.ino(),
+        size: file.size(),
+        modified: (file.mtime(), file.mtime_nsec()),
+        anchor: ((&raw const ANCHOR) as usize).wrapping_sub(image().base) as u64,
+    })
+}
+
+/// Where the entry lies in the executable, or `None` if it, or what it calls, is in a shared library.
+pub(crate) fn offset_of<F: Copy + 'static>(entry: &'static Entry<F>) -> Option<u64> {
+    const { assert!(mem::size_of::<F>() == mem::size_of::<usize>(), "an entry holds a function pointer") };
+    let image = image();
+    let address = std::ptr::from_ref(entry) as usize;
+    // SAFETY: F is as large as a pointer (asserted above), and every function pointer is a valid integer.
+    let run = unsafe { mem::transmute_copy::<F, usize>(&entry.run) };
+    let inside = within(&image.data, address, mem::size_of::<Entry<F>>()) && within(&image.text, run, 1);
+    inside.then(|| (address - image.base) as u64)
+}
+
+/// The entry at this place of the executable, or `None` if there is none.
+pub(crate) fn entry_at<F: Copy + 'static>(offset: u64) -> Option<&'static Entry<F>> {
+    let image = image();
+    let address = image.base.checked_add(usize::try_from(offset).ok()?)?;
+    if !within(&image.data, address, mem::size_of::<Entry<F>>()) || address % mem::align_of::<Entry<F>>() != 0 {
+        return None;
+    }
+    // SAFETY: the address is aligned and inside a readable segment of the executable (checked above), which is mapped for
+    // as long as the process lives; any bytes are valid u64s.
+    let mark = unsafe { std::ptr::read(address as *const [u64; 2]) };
+    if mark != MARK {
+        return None;
+    }
+    // SAFETY: as above; and the mark says that `Entry::new` made this constant, with the only `F` that the crate uses.
+    Some(unsafe { &*(address as *const Entry<F>) })
+}
+
+fn within(ranges: &[Range<usize>], start: usize, len: usize) -> bool {
+    ranges.iter().any(|range| start >= range.start && start.checked_add(len).is_some_and(|end| end <= range.end))
+}
+
+/// Makes a zero-sized value of a function's or closure's type out of nothing.
+///
+/// Only for a type of which the process that asked had a value: the parent took one in `call`, and both processes run
+/// the same executable. `Copy` says that a second one may exist; the size is asserted, so there is nothing to forge.
+pub(crate) fn conjure<F: Copy + 'static>() -> F {
+    const { assert!(mem::size_of::<F>() == 0, "a function sent to another process must not capture anything") };
+    // SAFETY: F has no bytes (asserted above), is Copy, and a value of it exists in the process that sent the task.
+    unsafe { mem::zeroed() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name() -> &'static str {
+        "seven"
+    }
+
+    fn seven() -> u8 {
+        7
+    }
+
+    static ENTRY: Entry<fn() -> u8> = Entry::new(name, seven);
+
+    #[test]
+    fn an_entry_is_found_again_by_its_offset() {
+        let offset = offset_of(&ENTRY).unwrap();
+        let found = entry_at::<fn() -> u8>(offset).unwrap();
+        assert_eq!(((found.name)(), (found.run)()), ("seven", 7));
+    }
+
+    #[test]
+    fn a_wrong_offset_finds_nothing() {
+        let offset = offset_of(&ENTRY).unwrap();
+        for wrong in [0, 1, offset + 1, offset + 8, offset - 8, u64::MAX, u64::MAX / 2, 1 << 40] {
+            assert!(entry_at::<fn() -> u8>(wrong).is_none(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn code_outside_the_executable_has_no_offset() {
+        let leaked: &'static Entry<fn() -> u8> = Box::leak(Box::new(Entry::new(name, seven as fn() -> u8)));
+        assert!(offset_of(leaked).is_none());
+        // SAFETY: only the address of the libc function is used, never called.
+        let foreign = unsafe { mem::transmute::<unsafe extern "C" fn() -> i32, fn() -> u8>(libc::getpid) };
+        let entry: &'static Entry<fn() -> u8> = Box::leak(Box::new(Entry::new(name, foreign)));
+        assert!(offset_of(entry).is_none());
+    }
+}

@@ -1,0 +1,233 @@
+//! What a worker asks of the kernel about itself, once, when it starts, and when its parent is gone.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd as _, OwnedFd, RawFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Resource, Rlimit, Signal};
+
+use crate::sys::socket;
+
+/// The stdio fd in which a worker finds the socket to its parent.
+///
+/// It is stdin unless the caller wants that for something else: a `std::process::Command` can place no other fds
+/// without leaving posix_spawn(3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slot {
+    Stdin,
+    Stdout,
+    Stderr,
+}
+
+impl Slot {
+    pub(crate) fn fd(self) -> BorrowedFd<'static> {
+        match self {
+            Self::Stdin => rustix::stdio::stdin(),
+            Self::Stdout => rustix::stdio::stdout(),
+            Self::Stderr => rustix::stdio::stderr(),
+        }
+    }
+
+    /// Whether it is a Unix stream socket.
+    pub(crate) fn is_socket(self) -> bool {
+        rustix::net::sockopt::socket_domain(self.fd()).is_ok_and(|domain| domain == rustix::net::AddressFamily::UNIX)
+            && rustix::net::sockopt::socket_type(self.fd()).is_ok_and(|kind| kind == rustix::net::SocketType::STREAM)
+    }
+
+    /// Whether the socket was made by this process's parent; `SO_PEERCRED` in unix(7).
+    ///
+    /// For one end of a socketpair the kernel names the process that made the pair.
+    pub(crate) fn is_from_parent(self) -> bool {
+        let maker = rustix::net::sockopt::socket_peercred(self.fd()).ok().map(|peer| peer.pid);
+        maker.is_some() && maker == rustix::process::getppid()
+    }
+
+    /// Whether the socket's other end is gone.
+    pub(crate) fn has_hung_up(self) -> bool {
+        let mut fds = [PollFd::from_borrowed_fd(self.fd(), PollFlags::IN)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
+    }
+
+    /// Moves the socket away; /dev/null takes its place.
+    pub(crate) fn take(self) -> io::Result<OwnedFd> {
+        let taken = socket::duplicate(self.fd())?;
+        self.put(rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)?;
+        Ok(taken)
+    }
+
+    /// Puts an fd here; dup2(2).
+    pub(crate) fn put(self, fd: OwnedFd) -> io::Result<()> {
+        Ok(match self {
+            Self::Stdin => rustix::stdio::dup2_stdin(fd),
+            Self::Stdout => rustix::stdio::dup2_stdout(fd),
+            Self::Stderr => rustix::stdio::dup2_stderr(fd),
+        }?)
+    }
+}
+
+/// Closes what this process inherited beside stdio.
+///
+/// An fd that came through execve(2) has no close-on-exec flag, whereas all that Rust code has opened since has one.
+pub(crate) fn close_inherited() -> io::Result<()> {
+    let open: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|&fd| fd > 2)
+        .collect();
+    for fd in open {
+        // SAFETY: fcntl and close take any number; an fd without the flag is inherited, so nothing in this process owns
+        // it yet: `init` runs first in main.
+        unsafe {
+            let flags = libc::fcntl(fd, libc::F_GETFD);
+            if flags >= 0 && flags & libc::FD_CLOEXEC == 0 {
+                libc::close(fd);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Unblocks all signals and gives those that the parent ignored their default back; sigaction(2), signal(7).
+///
+/// SIGPIPE stays as Rust's runtime has it (ignored), and so do handlers: none survives execve(2), so they are this
+/// program's own.
+pub(crate) fn reset_signals() {
+    // SAFETY: all calls get valid pointers to initialised or to-be-filled structs on this stack; a signal number that
+    // can't be changed (SIGKILL, SIGSTOP, glibc's own) only makes them fail.
+    unsafe {
+        let mut set: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+        for signal in (1..=libc::SIGRTMAX()).filter(|&signal| signal != libc::SIGPIPE) {
+            let mut action: libc::sigaction = mem::zeroed();
+            if libc::sigaction(signal, std::ptr::null(), &raw mut action) == 0 && action.sa_sigaction == libc::SIG_IGN {
+                action.sa_sigaction = libc::SIG_DFL;
+                libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+            }
+        }
+    }
+}
+
+/// Ignores SIGPIPE, as Rust's runtime does: a worker may run before that.
+pub(crate) fn ignore_broken_pipes() {
+    // SAFETY: SIG_IGN is a valid disposition for SIGPIPE.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+/// Blocks every signal on the calling thread, so that the others take them; pthread_sigmask(3).
+pub(crate) fn block_signals() {
+    // SAFETY: `set` is initialised by sigfillset before it is read.
+    unsafe {
+        let mut set: libc::sigset_t = mem::zeroed();
+        libc::sigfillset(&raw mut set);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// Where the parent's end will be seen.
+#[derive(Debug)]
+pub(crate) enum ParentWatch {
+    Pidfd(OwnedFd),
+    /// For a kernel that has no pidfd to give: the socket's other end is closed, which may be before.
+    HangUp,
+    /// It has ended already.
+    Gone,
+}
+
+impl ParentWatch {
+    /// Watches the process that made the socket's other end: by `SO_PEERPIDFD`, else by pidfd_open(2) of the parent.
+    pub(crate) fn new(socket: impl AsFd) -> Self {
+        match peer_pidfd(&socket) {
+            Some(pidfd) => Self::Pidfd(pidfd),
+            None => Self::of_parent(socket),
+        }
+    }
+
+    fn of_parent(socket: impl AsFd) -> Self {
+        let Ok(maker) = rustix::net::sockopt::socket_peercred(socket) else { return Self::HangUp };
+        let pidfd = rustix::process::pidfd_open(maker.pid, rustix::process::PidfdFlags::empty());
+        // While it is our parent nobody else has its number, so the pidfd is its own. Else it has ended.
+        match pidfd {
+            _ if rustix::process::getppid() != Some(maker.pid) => Self::Gone,
+            Ok(pidfd) => Self::Pidfd(pidfd),
+            Err(_) => Self::HangUp,
+        }
+    }
+
+    /// Waits until the parent is gone; poll(2).
+    pub(crate) fn wait(self, socket: impl AsFd) {
+        let (fd, events) = match &self {
+            Self::Pidfd(pidfd) => (pidfd.as_fd(), PollFlags::IN),
+            // An empty set still reports HUP.
+            Self::HangUp => (socket.as_fd(), PollFlags::empty()),
+            Self::Gone => return,
+        };
+        let mut fds = [PollFd::from_borrowed_fd(fd, events)];
+        while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
+    }
+}
+
+/// A pidfd of the process that made the other end; `SO_PEERPIDFD`, since Linux 6.5.
+fn peer_pidfd(socket: impl AsFd) -> Option<OwnedFd> {
+    const SO_PEERPIDFD: libc::c_int = 77;
+    let mut fd: RawFd = -1;
+    let mut len = mem::size_of::<RawFd>() as libc::socklen_t;
+    // SAFETY: `fd` and `len` are valid for the call and say their true size.
+    let result = unsafe {
+        libc::getsockopt(socket.as_fd().as_raw_fd(), libc::SOL_SOCKET, SO_PEERPIDFD, (&raw mut fd).cast(), &raw mut len)
+    };
+    if result == 0 && fd >= 0 {
+        // SAFETY: the kernel has just made this fd for us.
+        Some(unsafe { OwnedFd::from_raw_fd(fd) })
+    } else {
+        None
+    }
+}
+
+/// Asks for SIGCONT when the parent's thread ends, so that a stopped worker wakes and can see that its parent is gone;
+/// `PR_SET_PDEATHSIG` in prctl(2).
+pub(crate) fn continue_at_parents_end() {
+    // Without it a stopped worker stays until somebody continues it; nothing else depends on it.
+    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::CONT));
+}
+
+/// Ends this process and its group at once.
+pub(crate) fn kill_own_group() -> ! {
+    if rustix::process::getpgrp() == rustix::process::getpid() {
+        let _ = rustix::process::kill_current_process_group(Signal::KILL);
+    }
+    // SAFETY: _exit(2) is always safe; it runs no destructors and no handlers.
+    unsafe { libc::_exit(1) }
+}
+
+/// Bounds this process's address space in bytes, soft and hard; `RLIMIT_AS` in setrlimit(2).
+pub(crate) fn limit_memory(bytes: u64) -> io::Result<()> {
+    let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    Ok(rustix::process::setrlimit(Resource::As, limit)?)
+}
+
+/// Names this process, as `ps` and `top` show it, whichever thread calls; the first 15 bytes count. Without a name it is
+/// the program's: the kernel took "exe" from `/proc/self/exe`.
+pub(crate) fn name_process(name: &str) {
+    use std::os::unix::ffi::OsStrExt as _;
+    let name = match std::fs::read_link("/proc/self/exe") {
+        Ok(path) if name.is_empty() => path.file_name().unwrap_or_default().as_bytes().to_owned(),
+        _ => name.bytes().filter(|&byte| byte != 0).collect(),
+    };
+    let _ = std::fs::write("/proc/self/comm", name);
+}
+
+/// Opens /dev/null wherever stdin, stdout or stderr is closed, or the next file that a task opens would be taken for it.
+pub(crate) fn fill_stdio() -> io::Result<()> {
+    loop {
+        let fd = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        if fd.as_raw_fd() > 2 {
+            return Ok(());
+        }
+        rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty())?;
+        // It is stdio now, which nothing owns.
+        let _ = fd.into_raw_fd();
+    }
+}

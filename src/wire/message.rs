@@ -1,0 +1,160 @@
+//! The whole vocabulary between a parent and its worker.
+//!
+//! ```text
+//!  parent                                   worker
+//!    │ Hello, and what is to run first        │
+//!    ├───────────────────────────────────────▶│ is this the same executable? the same protocol?
+//!    │                            Ready, or   │
+//!    │◀───────────────────────────────────────┤
+//!    │ Run(id) …          Refused(reason)     │
+//!    ├───────────────────────────────────────▶│ one after the other
+//!    │       Done(id) | Failed(id), or in the │
+//!    │◀───────────────────────────────────────┤ ledger and a Bell
+//!    │ end of stream                          │ exits
+//! ```
+//!
+//! What a worker says is not trusted: the worst that any bytes can do is to end that worker.
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{BoxError, Panic, RecvError, TaskError};
+use crate::sys::image::ImageId;
+use crate::wire::body;
+use crate::wire::frame::Frame;
+
+/// The frame kinds of this conversation; a channel's values have kinds of their own below 16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    Hello = 16,
+    Run = 17,
+    Ready = 24,
+    Refused = 25,
+    Done = 26,
+    Failed = 27,
+    /// There are answers in the ledger.
+    Bell = 28,
+}
+
+/// The first words of a parent.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    pub(crate) image: ImageId,
+    /// How deep the worker is nested: one more than its parent.
+    pub(crate) depth: u32,
+    /// The largest body that either side sends, in bytes.
+    pub(crate) max_body: u64,
+    /// The name that `ps` and `top` show.
+    pub(crate) name: String,
+    /// Bounds the worker's address space, in bytes.
+    pub(crate) memory_limit: Option<u64>,
+    /// Whether the first fd that came along is a ledger. Another one behind it, or alone, is put where the socket was.
+    pub(crate) ledger: bool,
+    pub(crate) life: Life,
+}
+
+/// How long a worker lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Life {
+    /// It runs one task, and its exit code says how that went.
+    OneTask,
+    /// It runs tasks until the stream ends.
+    UntilEnd,
+}
+
+/// What is to run: where the entry lies, what it should be, and its encoded arguments behind that.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) entry: u64,
+    /// A hash of the entry's name, so that a wrong place is found out.
+    pub(crate) check: u64,
+    pub(crate) arguments: Bytes,
+}
+
+impl Run {
+    /// The bytes before the arguments.
+    pub(crate) const HEAD_LEN: usize = 16;
+
+    /// A buffer that begins a body; the arguments are appended to it.
+    pub(crate) fn begin(entry: u64, check: u64) -> BytesMut {
+        let mut body = BytesMut::with_capacity(128);
+        body.put_u64_le(entry);
+        body.put_u64_le(check);
+        body
+    }
+
+    pub(crate) fn parse(mut body: Bytes) -> Option<Self> {
+        if body.len() < Self::HEAD_LEN {
+            return None;
+        }
+        Some(Self { entry: body.get_u64_le(), check: body.get_u64_le(), arguments: body })
+    }
+}
+
+/// Why a task has no result, as its worker says it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Failure {
+    Panicked(Panic),
+    /// The arguments could not be decoded.
+    Decode(String),
+    /// The result could not be encoded.
+    Encode(String),
+    TooLarge {
+        len: u64,
+        max: u64,
+    },
+}
+
+impl From<Failure> for TaskError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Panicked(panic) => Self::Panicked(panic),
+            Failure::Decode(reason) => Self::Decode(reason.into()),
+            Failure::Encode(reason) => Self::Encode(reason.into()),
+            Failure::TooLarge { len, max } => Self::TooLarge { len, max },
+        }
+    }
+}
+
+/// What a worker says, checked.
+#[derive(Debug)]
+pub(crate) enum FromWorker {
+    Ready(ImageId),
+    Refused(String),
+    /// The frame's body is the encoded result, its fds are the result's.
+    Done(Frame),
+    Failed(u64, Failure),
+    Bell,
+}
+
+impl FromWorker {
+    pub(crate) fn parse(frame: Frame) -> Result<Self, RecvError> {
+        let decoded = |error: BoxError| RecvError::Decode(error);
+        let kind = frame.kind;
+        if kind != Kind::Done as u8 && !frame.fds.is_empty() {
+            return Err(RecvError::Protocol { reason: "file descriptors where none are expected" });
+        }
+        if kind == Kind::Done as u8 {
+            Ok(Self::Done(frame))
+        } else if kind == Kind::Failed as u8 {
+            Ok(Self::Failed(frame.id, body::decode(&frame.body).map_err(decoded)?))
+        } else if kind == Kind::Ready as u8 {
+            Ok(Self::Ready(body::decode(&frame.body).map_err(decoded)?))
+        } else if kind == Kind::Refused as u8 {
+            Ok(Self::Refused(body::decode(&frame.body).map_err(decoded)?))
+        } else if kind == Kind::Bell as u8 {
+            Ok(Self::Bell)
+        } else {
+            Err(RecvError::Protocol { reason: "unknown kind of frame from a worker" })
+        }
+    }
+}
+
+/// A frame with a message of this conversation; these are small and always encodable.
+pub(crate) fn frame<T: Serialize>(kind: Kind, id: u64, message: &T) -> Frame {
+    let mut bytes = BytesMut::new();
+    // Strings are cut before they get here, and nothing else in these types can fail; an empty body is refused there.
+    let _ = body::encode(message, &mut bytes, usize::MAX);
+    Frame { kind: kind as u8, id, body: bytes.freeze(), fds: Vec::new() }
+}

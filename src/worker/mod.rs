@@ -1,0 +1,208 @@
+//! What runs inside a worker: how a process finds out that it is one, its handshake, its loop and its end.
+//!
+//! The parent's side of all this is `process/start.rs`.
+
+mod panic;
+mod serve;
+
+pub(crate) use panic::catch;
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
+use std::process;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use crate::channel::inbox::Inbox;
+use crate::channel::outbox::Outbox;
+use crate::channel::socket::Socket;
+use crate::process::start;
+use crate::sys::image;
+use crate::sys::ledger::Ledger;
+use crate::sys::socket::Ready;
+use crate::sys::worker::{self as sys, Slot};
+use crate::wire::body;
+use crate::wire::frame::{DEFAULT_MAX_BODY, Frame};
+use crate::wire::message::{self, Hello, Kind, Run};
+
+/// Whether this process turned out to be a worker.
+static WORKER: AtomicBool = AtomicBool::new(false);
+
+/// Turns this process into a worker if it was started as one; call it first in `main`.
+///
+/// In a normal process it returns at once. In a worker it never returns: it runs the tasks that the parent sends, and
+/// ends the process when the parent is done with it or gone. What stands before it in `main` runs in every worker too.
+///
+/// It works as the first line of a plain `fn main`, which is the cheapest, and inside `#[tokio::main]`; tasks then run on
+/// a thread outside that runtime. Tests, doctests without a `main` and benches call [`test_support!`](crate::test_support)
+/// instead. Starting a process in a program that never called it fails with
+/// [`SpawnError::InitMissing`](crate::SpawnError::InitMissing).
+///
+/// A worker has /dev/null as stdin, the parent's stdout and stderr, no other fd of the parent, no blocked signal and
+/// no ignored one but SIGPIPE, and is in a process group of its own. It ends with its parent, however that ends: a thread
+/// of its own watches.
+///
+/// # Panics
+/// If a worker can't set itself up (no memory for a thread, no fd): its parent sees that as a failed start.
+///
+/// # Examples
+///
+/// ```
+/// fn main() {
+///     multiproc::init();
+///     // The program proper.
+/// }
+/// ```
+pub fn init() {
+    if let Some((socket, slot)) = take_seat() {
+        WORKER.store(true, Ordering::Relaxed);
+        work(socket, slot)
+    }
+    start::allow();
+}
+
+/// Whether this process is a worker: whether it is running a task for another one.
+pub fn is_worker() -> bool {
+    WORKER.load(Ordering::Relaxed)
+}
+
+/// Runs [`init`](crate::init) before `main`, for programs whose `main` is not yours: test crates, benches, doctests.
+///
+/// Write it once, at the root of the test crate (each file in `tests/` is one).
+///
+/// # Examples
+///
+/// ```
+/// multiproc::test_support!();
+///
+/// # /*
+/// #[tokio::test]
+/// # */
+/// async fn adds() {
+///     let child = multiproc::spawn_process(multiproc::call(|(a, b)| a + b, (1, 2))).await.unwrap();
+///     assert_eq!(child.join().await.unwrap(), 3);
+/// }
+/// # tokio::runtime::Runtime::new().unwrap().block_on(adds());
+/// ```
+#[macro_export]
+macro_rules! test_support {
+    () => {
+        const _: () = {
+            extern "C" fn multiproc_init() {
+                $crate::init();
+            }
+
+            // The loader calls what stands here before `main`.
+            #[used]
+            #[unsafe(link_section = ".init_array")]
+            static MULTIPROC_INIT: extern "C" fn() = multiproc_init;
+        };
+    };
+}
+
+/// The socket to the parent and where it lay, if this process was started as a worker.
+///
+/// A marker alone, forged or leaked, is not enough: the socket must be there and our parent must have made it.
+fn take_seat() -> Option<(Socket, Slot)> {
+    let slot = start::slot_of(&arg0()?)?;
+    if !slot.is_socket() {
+        return None;
+    }
+    if !slot.is_from_parent() {
+        if slot.has_hung_up() {
+            // Our parent died before we got here. Going on would run the host program once more.
+            process::exit(start::EXIT_NO_PARENT);
+        }
+        return None;
+    }
+    Some((Socket::new(slot.take().expect("a worker needs an fd for its socket, and /dev/null")), slot))
+}
+
+/// What this process was called as.
+fn arg0() -> Option<OsString> {
+    // Before `main`, which is where `test_support!` runs, only glibc has told std the arguments.
+    std::env::args_os().next().or_else(|| {
+        let line = std::fs::read("/proc/self/cmdline").ok()?;
+        Some(OsString::from_vec(line.split(|&byte| byte == 0).next()?.to_owned()))
+    })
+}
+
+/// The whole life of a worker.
+fn work(socket: Socket, slot: Slot) -> ! {
+    sys::reset_signals();
+    sys::ignore_broken_pipes();
+    sys::fill_stdio().expect("a worker needs /dev/null where its parent had no stdio");
+    sys::close_inherited().expect("a worker needs /proc to see what it inherited");
+    let socket = Arc::new(socket);
+    watch_parent(Arc::clone(&socket));
+    if tokio::runtime::Handle::try_current().is_ok() {
+        // Inside a runtime a task could not block, nor drive one of its own.
+        let thread = thread::Builder::new().name("task".into()).stack_size(8 << 20).spawn(move || serve(&socket, slot));
+        let _ = thread.expect("a worker inside a runtime needs a thread").join();
+        process::abort()
+    }
+    serve(&socket, slot)
+}
+
+/// Starts the thread that ends this process and its group when the parent is gone.
+fn watch_parent(socket: Arc<Socket>) {
+    sys::continue_at_parents_end();
+    // Opened here, so that a task finds the same fds each time, and can't be quicker than the watch.
+    let watch = sys::ParentWatch::new(&*socket);
+    thread::Builder::new()
+        .name("parent-watch".into())
+        .stack_size(64 << 10)
+        .spawn(move || {
+            sys::block_signals();
+            watch.wait(&*socket);
+            sys::kill_own_group()
+        })
+        .expect("a worker needs a thread that watches its parent");
+}
+
+/// Shakes hands, serves, and ends the process.
+fn serve(socket: &Socket, slot: Slot) -> ! {
+    let mut inbox = Inbox::new(DEFAULT_MAX_BODY + Run::HEAD_LEN);
+    let hello = match inbox.blocking_frame(socket) {
+        Ok(Some(frame)) if frame.kind == Kind::Hello as u8 => frame,
+        // The parent gave up, or is none.
+        _ => process::exit(start::EXIT_NO_PARENT),
+    };
+    let greeted = greet(hello, slot);
+    let mut outbox = Outbox::default();
+    outbox.push(match &greeted {
+        Ok((hello, _)) => message::frame(Kind::Ready, 0, &hello.image),
+        Err(reason) => message::frame(Kind::Refused, 0, reason),
+    });
+    // At once, not with the first reply: the first task may never give one.
+    let said = socket.block_when(Ready::Write, || outbox.flush(socket));
+    let (Ok(()), Ok((hello, ledger))) = (said, greeted) else { process::exit(start::EXIT_NO_PARENT) };
+    let code = serve::Server::new(socket, inbox, &hello, ledger).run();
+    process::exit(code)
+}
+
+/// Checks that the parent is this same program, and takes on what it asks.
+fn greet(frame: Frame, slot: Slot) -> Result<(Hello, Option<Ledger>), String> {
+    let hello: Hello = body::decode(&frame.body).map_err(|error| format!("hello cannot be read: {error}"))?;
+    let image = image::id().map_err(|error| format!("cannot look at /proc/self/exe: {error}"))?;
+    if image != hello.image {
+        return Err("the worker runs another executable than its parent".into());
+    }
+    let mut fds = frame.fds.into_iter();
+    let ledger = match hello.ledger {
+        true => Some(fds.next().ok_or("no ledger came")?),
+        false => None,
+    };
+    let ledger = ledger.map(Ledger::open).transpose().map_err(|error| format!("cannot open the ledger: {error}"))?;
+    if let Some(fd) = fds.next() {
+        slot.put(fd).map_err(|error| format!("cannot take stdio: {error}"))?;
+    }
+    if let Some(bytes) = hello.memory_limit {
+        sys::limit_memory(bytes).map_err(|error| format!("cannot limit memory to {bytes} bytes: {error}"))?;
+    }
+    sys::name_process(&hello.name);
+    start::set_depth(hello.depth);
+    start::allow();
+    Ok((hello, ledger))
+}
