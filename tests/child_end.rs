@@ -83,6 +83,14 @@ async fn a_timeout_counts_for_a_spawned_child_too() {
 }
 
 #[tokio::test]
+async fn no_time_at_all_is_a_timeout() {
+    let error = Command::new("sleep").arg("1000").timeout(Duration::ZERO).output().await.unwrap_err();
+    assert!(matches!(error, CommandError::TimedOut { .. }));
+    let forever = Command::new("true").timeout(Duration::MAX).grace(Duration::MAX);
+    assert!(forever.status().await.unwrap().success());
+}
+
+#[tokio::test]
 async fn last_words_after_sigterm_are_read() {
     let script = "trap 'head -c 1048576 /dev/zero; exit 3' TERM; echo up; while :; do sleep 0.01; done";
     let command = Command::shell(script).stdout(Stdio::piped()).timeout(Duration::from_secs(1));

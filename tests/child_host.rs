@@ -80,6 +80,36 @@ fn a_thousand_children_leave_nothing() {
 }
 
 #[test]
+fn a_verb_dropped_at_any_point_leaves_nothing() {
+    alone("a_verb_dropped_at_any_point_leaves_nothing", async || {
+        Command::new("true").output().await.unwrap();
+        let before = (open_fds(), threads());
+        let mut finished = 0;
+        for polls in 0..400 {
+            let command = Command::shell("cat; echo more >&2").input(vec![0; 100_000]);
+            let output = command.pipe(Command::new("cat")).output();
+            tokio::pin!(output);
+            for _ in 0..polls {
+                tokio::select! {
+                    biased;
+                    result = &mut output => {
+                        assert_eq!(result.unwrap().stdout.len(), 100_000);
+                        finished += 1;
+                        break;
+                    }
+                    // Lets time pass, so that it is dropped in the middle, too.
+                    () = tokio::task::yield_now() => std::thread::yield_now(),
+                }
+            }
+        }
+        while !has_no_child() || open_fds() > before.0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!((open_fds(), threads()), before, "{finished} finished");
+    });
+}
+
+#[test]
 fn children_that_were_waited_for_are_no_zombies() {
     alone("children_that_were_waited_for_are_no_zombies", async || {
         for _ in 0..200 {

@@ -149,6 +149,14 @@ async fn what_a_program_leaves_running_delays_nothing() {
     assert_eq!(output.stdout, b"hi\n");
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
 
+    // Also if it never stops writing.
+    // It ends when the other one has left the group, and has turned from the substitution to stdout.
+    let flood = || Command::shell("exec 3>&1; up=$(setsid sh -c 'echo up; exec yes >&3' &); exit 7");
+    assert_eq!(flood().output().await.unwrap().status.code(), Some(7));
+    let error = flood().max_output(1000).output().await.unwrap_err();
+    assert!(matches!(error, CommandError::TooLarge { .. }));
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+
     let mut child = Command::shell("sleep 1000 & echo hi").stdout(Stdio::piped()).spawn().unwrap();
     assert!(child.wait().await.unwrap().success());
     assert_eq!(child.communicate().await.unwrap().stdout, b"hi\n");

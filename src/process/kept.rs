@@ -10,7 +10,7 @@ use std::mem;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -41,10 +41,8 @@ struct Record {
     leavings: Leavings,
     life: Mutex<Life>,
     hurried: AtomicBool,
-    group_spared: AtomicBool,
     kill_sent: AtomicBool,
     changed: Notify,
-    changed_blocking: Condvar,
 }
 
 /// What becomes of what a child leaves running.
@@ -91,13 +89,11 @@ impl Kept {
         Self(Arc::new(Record {
             pid,
             key,
-            group_spared: AtomicBool::new(leavings.spared),
             leavings,
             life: Mutex::new(life),
             hurried: AtomicBool::new(false),
             kill_sent: AtomicBool::new(false),
             changed: Notify::new(),
-            changed_blocking: Condvar::new(),
         }))
     }
 
@@ -123,17 +119,6 @@ impl Kept {
     /// Holds nothing; dropping it has no effect.
     pub(crate) async fn exited(&self) -> Exit {
         self.when(Life::known_exit).await
-    }
-
-    /// As [`exited`](Self::exited), on a plain thread.
-    pub(crate) fn exited_blocking(&self) -> Exit {
-        let mut life = self.life();
-        loop {
-            if let Some(exit) = life.known_exit() {
-                return exit;
-            }
-            life = self.0.changed_blocking.wait(life).unwrap_or_else(PoisonError::into_inner);
-        }
     }
 
     /// Waits until it is reaped and its group is gone, and cuts the drain grace short: nobody reads its pipes any more.
@@ -200,12 +185,6 @@ impl Kept {
         self.0.kill_sent.load(Ordering::Relaxed)
     }
 
-    /// Lets its group live on after its own end.
-    pub(crate) fn spare_group(&self) {
-        let _life = self.life();
-        self.0.group_spared.store(true, Ordering::Relaxed);
-    }
-
     fn note(&self, signal: i32) {
         if signal == libc::SIGKILL {
             self.0.kill_sent.store(true, Ordering::Relaxed);
@@ -265,7 +244,7 @@ impl Kept {
     fn may_linger(&self) -> bool {
         !self.0.leavings.drain.is_zero()
             && !self.0.hurried.load(Ordering::Relaxed)
-            && !self.0.group_spared.load(Ordering::Relaxed)
+            && !self.0.leavings.spared
             && self.pipes().any(|pipe| process::has_writer(pipe.as_fd()))
     }
 
@@ -273,7 +252,7 @@ impl Kept {
     fn bury(&self, life: &mut Life, exit: Exit) {
         if let Life::Running(pidfd) | Life::Lingering { pidfd, .. } = &*life {
             // Where somebody else reaped it, `signal_group` knows whether the group can be reached without its number.
-            if !self.0.group_spared.load(Ordering::Relaxed) {
+            if !self.0.leavings.spared {
                 // Nobody left in it is the usual case; a member of another user can't be helped.
                 let _ = process::signal_group(pidfd, self.0.pid, libc::SIGKILL);
             }
@@ -285,7 +264,6 @@ impl Kept {
     }
 
     fn notify(&self) {
-        self.0.changed_blocking.notify_all();
         self.0.changed.notify_waiters();
     }
 

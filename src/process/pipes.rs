@@ -28,7 +28,8 @@ pub struct ChildStdin(Pipe);
 /// The reading end of a child's stdout.
 ///
 /// It ends when nobody can write into it any more: neither the child, nor anything that it started. A child whose output
-/// nobody reads is stopped by the full pipe (64 KiB), so reading slowly bounds the memory on both sides. See pipe(7).
+/// nobody reads is stopped by the full pipe (64 KiB, and 256 KiB once it has carried a lot), so reading slowly bounds the
+/// memory on both sides. See pipe(7).
 ///
 /// # Panics
 ///
@@ -49,9 +50,19 @@ pub struct ChildStderr(Pipe);
 pub(super) enum Pipe {
     /// Not registered with a runtime until it is first used, so that it can be made anywhere.
     Unregistered(Arc<OwnedFd>),
-    Registered(AsyncFd<Arc<OwnedFd>>),
+    Registered {
+        fd: AsyncFd<Arc<OwnedFd>>,
+        /// How much went through it until it got wider.
+        carried: usize,
+    },
     Closed,
 }
+
+/// After so many bytes a pipe gets wider: what carries little is not worth it.
+const BUSY: usize = 1 << 20;
+
+/// How wide, in bytes. A user may have 64 MiB of pipes before the kernel makes new ones smaller; see pipe(7).
+const WIDE: usize = 256 << 10;
 
 impl Pipe {
     pub(super) fn new(fd: Arc<OwnedFd>) -> io::Result<Self> {
@@ -71,7 +82,7 @@ impl Pipe {
         capacity: usize,
         mut read: impl FnMut(&OwnedFd) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
-        let Some(fd) = self.registered(Interest::READABLE)? else { return Poll::Ready(Ok(0)) };
+        let Some((fd, carried)) = self.registered(Interest::READABLE)? else { return Poll::Ready(Ok(0)) };
         loop {
             let mut guard = ready!(fd.poll_read_ready(cx))?;
             match guard.try_io(|fd| retry(|| read(fd.get_ref()))) {
@@ -80,6 +91,7 @@ impl Pipe {
                         // The pipe is empty: spares the next call a read that would only say so. Its end is not forgotten.
                         guard.clear_ready();
                     }
+                    widen(fd.get_ref(), carried, count);
                     return Poll::Ready(Ok(count));
                 }
                 Ok(error) => return Poll::Ready(error),
@@ -89,28 +101,29 @@ impl Pipe {
     }
 
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let Some(fd) = self.registered(Interest::WRITABLE)? else {
+        let Some((fd, carried)) = self.registered(Interest::WRITABLE)? else {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         };
         loop {
             let mut guard = ready!(fd.poll_write_ready(cx))?;
             if let Ok(result) = guard.try_io(|fd| retry(|| Ok(rustix::io::write(fd.get_ref(), buf)?))) {
+                widen(fd.get_ref(), carried, *result.as_ref().unwrap_or(&0));
                 return Poll::Ready(result);
             }
         }
     }
 
-    fn registered(&mut self, interest: Interest) -> io::Result<Option<&AsyncFd<Arc<OwnedFd>>>> {
+    fn registered(&mut self, interest: Interest) -> io::Result<Option<(&AsyncFd<Arc<OwnedFd>>, &mut usize)>> {
         if let Self::Unregistered(fd) = self {
-            *self = Self::Registered(register(Arc::clone(fd), interest)?);
+            *self = Self::Registered { fd: register(Arc::clone(fd), interest)?, carried: 0 };
         }
-        Ok(if let Self::Registered(fd) = self { Some(fd) } else { None })
+        Ok(if let Self::Registered { fd, carried } = self { Some((fd, carried)) } else { None })
     }
 
     fn borrow(&self) -> io::Result<BorrowedFd<'_>> {
         match self {
             Self::Unregistered(fd) => Ok(fd.as_fd()),
-            Self::Registered(fd) => Ok(fd.get_ref().as_fd()),
+            Self::Registered { fd, .. } => Ok(fd.get_ref().as_fd()),
             Self::Closed => Err(io::ErrorKind::BrokenPipe.into()),
         }
     }
@@ -120,6 +133,17 @@ impl Pipe {
         let fd = duplicate(self.borrow()?)?;
         rustix::fs::fcntl_setfl(&fd, OFlags::empty())?;
         Ok(fd)
+    }
+}
+
+/// Makes a pipe that has carried a lot wider, once.
+fn widen(pipe: &OwnedFd, carried: &mut usize, count: usize) {
+    if *carried < BUSY {
+        *carried += count;
+        if *carried >= BUSY && rustix::pipe::fcntl_getpipe_size(pipe).is_ok_and(|size| size < WIDE) {
+            // Refused to a user that has too many of them; it works as it is.
+            let _ = rustix::pipe::fcntl_setpipe_size(pipe, WIDE);
+        }
     }
 }
 

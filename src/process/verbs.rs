@@ -1,8 +1,9 @@
 //! What a `Command` can be told to do: the verbs, each one a start and what is wanted of the child afterwards.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitStatus, Output};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::child::Child;
 use super::command::Command;
@@ -139,7 +140,23 @@ impl Command {
 
     async fn start(mut self, unset: Unset) -> Result<Child, CommandError> {
         let started = Instant::now();
-        let launched = launch(&mut self, unset).await?;
+        let launched = match self.timeout.and_then(|timeout| started.checked_add(timeout)) {
+            None => launch(&mut self, unset).await?,
+            // A program on a file system that does not answer: its start can only be left behind, to be killed if it ends.
+            Some(deadline) => match timeout_at(deadline, launch(&mut self, unset)).await {
+                Ok(launched) => launched?,
+                Err(_) => return Err(self.never_started()),
+            },
+        };
         Ok(Child::new(&mut self, launched, started)?)
+    }
+
+    fn never_started(&self) -> CommandError {
+        let status = ExitStatus::from_raw(libc::SIGKILL);
+        CommandError::TimedOut {
+            program: self.stages[0].name(),
+            output: Output { status, stdout: Vec::new(), stderr: Vec::new() },
+            after: self.timeout.unwrap_or_default(),
+        }
     }
 }
