@@ -8,8 +8,11 @@ mod task;
 mod wire;
 mod worker;
 
-pub use channel::{Duplex, Receiver, Sender, channel, duplex};
-pub use error::{BoxError, CommandError, Panic, RecvError, SendError, SpawnError, TaskError, TrySubmitError};
+pub use channel::{Duplex, QueueReceiver, QueueSender, Receiver, Sender, channel, duplex, queue};
+pub use error::{
+    BoxError, CommandError, Panic, RecvError, SendError, SpawnError, TaskError, TryRecvError, TrySendError,
+    TrySubmitError,
+};
 pub use process::{Process, ProcessBuilder, spawn_process};
 pub use std::process::{ExitStatus, Output, Stdio};
 pub use task::{Call, Task, call};

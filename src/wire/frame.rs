@@ -75,7 +75,8 @@ impl Head {
         out.put_u64_le(self.id);
     }
 
-    fn parse(mut bytes: &[u8], max_body: usize) -> Result<Self, RecvError> {
+    /// Reads a header from the first 16 of `bytes`; the caller has seen that they are there.
+    pub(crate) fn parse(mut bytes: &[u8], max_body: usize) -> Result<Self, RecvError> {
         let len = bytes.get_u32_le();
         let version = bytes.get_u8();
         let kind = bytes.get_u8();
