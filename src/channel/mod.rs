@@ -18,6 +18,8 @@ mod receiving;
 mod sender;
 mod sending;
 pub(crate) mod socket;
+#[cfg(test)]
+mod tests;
 mod travel;
 mod turns;
 mod value;

@@ -7,6 +7,8 @@
 mod packet;
 mod receiver;
 mod sender;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 
