@@ -1,0 +1,159 @@
+//! What a peer may do to a receiver: every byte in here is written by hand.
+
+use std::future::{Future as _, poll_fn};
+use std::io::IoSlice;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::pin::pin;
+use std::task::Poll;
+
+use super::Receiver;
+use super::value;
+use crate::error::RecvError;
+use crate::sys::socket;
+use crate::wire::frame::{Frame, VALUE};
+
+/// A frame's bytes.
+fn wire(frame: &Frame) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frame.put_head(&mut bytes);
+    bytes.extend_from_slice(&frame.body);
+    bytes
+}
+
+fn text(text: &str) -> Vec<u8> {
+    wire(&value::encode(&text, 1000).unwrap())
+}
+
+fn pair() -> (OwnedFd, Receiver<String>) {
+    let (theirs, ours) = socket::stream_pair().unwrap();
+    (theirs, Receiver::new(ours))
+}
+
+fn write(socket: &OwnedFd, bytes: &[u8]) {
+    assert_eq!(socket::send(socket, &[IoSlice::new(bytes)], &[]).unwrap(), bytes.len());
+}
+
+/// Before the header, in it, behind it, in the body and after it: wherever the sender ends.
+#[test]
+fn the_end_between_two_frames_is_clean_and_any_other_is_truncated() {
+    let whole = [text("first"), text("second")].concat();
+    let boundaries = [0, text("first").len(), whole.len()];
+    for cut in 0..=whole.len() {
+        let (theirs, mut rx) = pair();
+        write(&theirs, &whole[..cut]);
+        drop(theirs);
+        for expected in ["first", "second"].iter().zip(&boundaries[1..]).filter(|(_, end)| cut >= **end) {
+            assert_eq!(rx.blocking_recv().unwrap().as_deref(), Some(*expected.0));
+        }
+        for _ in 0..3 {
+            match rx.blocking_recv() {
+                Ok(None) => assert!(boundaries.contains(&cut), "cut at {cut}"),
+                Err(RecvError::Truncated) => assert!(!boundaries.contains(&cut), "cut at {cut}"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_frame_that_comes_byte_by_byte_is_whole_in_the_end() {
+    let (theirs, mut rx) = pair();
+    for byte in &text("slowly") {
+        assert!(poll_fn(|cx| Poll::Ready(pin!(rx.recv()).poll(cx))).await.is_pending());
+        write(&theirs, std::slice::from_ref(byte));
+    }
+    assert_eq!(rx.recv().await.unwrap().as_deref(), Some("slowly"));
+}
+
+/// Its announced length is not believed: memory grows with what comes.
+#[test]
+fn a_header_that_lies_is_an_error_and_takes_no_memory() {
+    let claim = |len: u32, version: u8, kind: u8, fds: u8, rest: u8| {
+        let mut bytes = len.to_le_bytes().to_vec();
+        bytes.extend([version, kind, fds, rest, 0, 0, 0, 0, 0, 0, 0, 0]);
+        bytes
+    };
+    let last = |bytes: Vec<u8>| {
+        let (theirs, rx) = pair();
+        let mut rx = rx.max_message(1 << 20);
+        write(&theirs, &text("fine"));
+        write(&theirs, &bytes);
+        drop(theirs);
+        assert_eq!(rx.blocking_recv().unwrap().as_deref(), Some("fine"));
+        let error = rx.blocking_recv().unwrap_err();
+        if !matches!(error, RecvError::Decode(_)) {
+            assert_eq!(rx.blocking_recv().unwrap_err().to_string(), error.to_string(), "the same again");
+        }
+        error
+    };
+    assert!(matches!(last(claim(0, 1, VALUE, 0, 0)), RecvError::Decode(_)), "no text has no bytes");
+    assert!(matches!(
+        last(claim(u32::MAX, 1, VALUE, 0, 0)),
+        RecvError::TooLarge { len: 0xffff_ffff, max: 0x0010_0000 }
+    ));
+    assert!(matches!(last(claim(1 << 20, 1, VALUE, 0, 0)), RecvError::Truncated));
+    assert!(matches!(last((1u64 << 63).to_le_bytes().repeat(2)), RecvError::Protocol { .. }));
+    assert!(matches!(last(vec![0; 64]), RecvError::Protocol { .. }));
+    assert!(matches!(last(vec![0xff; 64]), RecvError::Protocol { .. }));
+    assert!(matches!(last(claim(0, 2, VALUE, 0, 0)), RecvError::Protocol { .. }), "another version");
+    assert!(matches!(last(claim(0, 1, 17, 0, 0)), RecvError::Protocol { .. }), "a worker's frame");
+    assert!(matches!(last(claim(0, 1, VALUE, 65, 0)), RecvError::Protocol { .. }), "too many fds");
+    assert!(matches!(last(claim(0, 1, VALUE, 0, 1)), RecvError::Protocol { .. }), "a reserved bit");
+}
+
+#[test]
+fn fds_that_were_announced_and_did_not_come_cost_that_message_alone() {
+    let (theirs, ours) = socket::stream_pair().unwrap();
+    let mut rx = Receiver::<Receiver<u8>>::new(ours);
+    let (_, end) = super::channel::<u8>().unwrap();
+    let frame = value::encode(&end, 1000).unwrap();
+    assert_eq!(frame.fds.len(), 1);
+    write(&theirs, &wire(&frame));
+    assert!(matches!(rx.blocking_recv(), Err(RecvError::Decode(_))));
+    let (_, end) = super::channel::<u8>().unwrap();
+    let frame = value::encode(&end, 1000).unwrap();
+    socket::send(&theirs, &[IoSlice::new(&wire(&frame))], &[frame.fds[0].as_fd()]).unwrap();
+    assert!(rx.blocking_recv().unwrap().is_some(), "the next has its own");
+}
+
+#[test]
+fn fds_that_nobody_announced_end_the_channel() {
+    let (theirs, ours) = socket::stream_pair().unwrap();
+    let mut rx = Receiver::<String>::new(ours);
+    let fds = [theirs.as_fd()];
+    for _ in 0..4 {
+        socket::send(&theirs, &[IoSlice::new(&text("x"))], &fds).unwrap();
+    }
+    let mut received = 0;
+    let error = loop {
+        match rx.blocking_recv() {
+            Ok(_) => received += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(received <= 3 && matches!(error, RecvError::Protocol { .. }), "{received}, {error:?}");
+}
+
+#[test]
+fn another_number_of_fds_than_announced_ends_the_channel() {
+    let (theirs, ours) = socket::stream_pair().unwrap();
+    let mut rx = Receiver::<Receiver<u8>>::new(ours);
+    let (_, end) = super::channel::<u8>().unwrap();
+    let frame = value::encode(&end, 1000).unwrap();
+    socket::send(&theirs, &[IoSlice::new(&wire(&frame))], &[theirs.as_fd(), theirs.as_fd()]).unwrap();
+    assert!(matches!(rx.blocking_recv(), Err(RecvError::Protocol { .. })));
+}
+
+#[test]
+fn something_else_than_a_socket_is_no_end() {
+    let (theirs, ours) = socket::stream_pair().unwrap();
+    let mut rx = Receiver::<Receiver<u8>>::new(ours);
+    let (_, end) = super::channel::<u8>().unwrap();
+    let frame = value::encode(&end, 1000).unwrap();
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let (packets, _) = socket::packet_pair().unwrap();
+    for other in [null.as_fd(), packets.as_fd()] {
+        socket::send(&theirs, &[IoSlice::new(&wire(&frame))], &[other]).unwrap();
+        assert!(matches!(rx.blocking_recv(), Err(RecvError::Decode(_))));
+    }
+}

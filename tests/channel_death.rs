@@ -1,0 +1,138 @@
+//! Channels: a peer that is killed in the middle of something.
+
+#![expect(clippy::needless_pass_by_value, reason = "a task owns its arguments")]
+
+use std::os::unix::process::ExitStatusExt as _;
+
+use futures::StreamExt as _;
+use multiproc::{Duplex, Receiver, RecvError, SendError, Sender, channel, duplex, spawn_process, task};
+
+multiproc::test_support!();
+
+/// Waits until the process sleeps, in the one call that can keep it waiting.
+async fn until_it_waits(pid: u32) {
+    loop {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        if stat.rsplit(") ").next().unwrap().starts_with('S') {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+fn some_and_then_a_large_one(tx: Sender<Vec<u8>>) {
+    for n in 0..3 {
+        tx.blocking_send(vec![n; 10]).unwrap();
+    }
+    tx.blocking_send(vec![3; 64 << 20]).unwrap();
+}
+
+#[tokio::test]
+async fn a_sender_killed_in_mid_message_is_truncated_and_stays_so() {
+    let (tx, mut rx) = channel().unwrap();
+    let mut child = spawn_process(task!(some_and_then_a_large_one(tx))).await.unwrap();
+    for n in 0..3 {
+        assert_eq!(rx.recv().await.unwrap(), Some(vec![n; 10]));
+    }
+    // There is not so much room on the way.
+    until_it_waits(child.id().unwrap()).await;
+    child.kill().unwrap();
+    assert_eq!(child.wait().await.unwrap().signal(), Some(9));
+    for _ in 0..3 {
+        assert!(matches!(rx.recv().await, Err(RecvError::Truncated)));
+    }
+    assert!(matches!(rx.next().await, Some(Err(RecvError::Truncated))));
+    assert!(rx.next().await.is_none());
+    assert!(matches!(rx.blocking_recv(), Err(RecvError::Truncated)));
+}
+
+fn one_and_wait(tx: Sender<u32>, mut forever: Receiver<()>) {
+    tx.blocking_send(1).unwrap();
+    let _ = forever.blocking_recv();
+}
+
+#[tokio::test]
+async fn a_sender_killed_between_two_messages_is_a_clean_end() {
+    let (tx, mut rx) = channel().unwrap();
+    let (_hold, forever) = channel().unwrap();
+    let mut child = spawn_process(task!(one_and_wait(tx, forever))).await.unwrap();
+    assert_eq!(rx.recv().await.unwrap(), Some(1));
+    child.kill().unwrap();
+    child.wait().await.unwrap();
+    assert_eq!(rx.recv().await.unwrap(), None);
+}
+
+fn read_one_and_wait(mut rx: Receiver<Vec<u8>>, tx: Sender<()>, mut forever: Receiver<()>) {
+    rx.blocking_recv().unwrap();
+    tx.blocking_send(()).unwrap();
+    let _ = forever.blocking_recv();
+}
+
+#[tokio::test]
+async fn a_receiver_killed_while_a_send_waits_is_closed_to_the_sender() {
+    for blocking in [false, true] {
+        let (tx, theirs) = channel::<Vec<u8>>().unwrap();
+        let (running, mut started) = channel().unwrap();
+        let (_hold, forever) = channel().unwrap();
+        let mut child = spawn_process(task!(read_one_and_wait(theirs, running, forever))).await.unwrap();
+        tx.send(vec![0; 10]).await.unwrap();
+        started.recv().await.unwrap().unwrap();
+        let sending = async {
+            if blocking {
+                tokio::task::spawn_blocking(move || tx.blocking_send(vec![0; 8 << 20])).await.unwrap()
+            } else {
+                tx.send(vec![0; 8 << 20]).await
+            }
+        };
+        let (sent, _) = tokio::join!(sending, async {
+            child.kill().unwrap();
+            child.wait().await.unwrap()
+        });
+        assert!(matches!(sent, Err(SendError::Closed)), "{sent:?}");
+    }
+}
+
+async fn answer(mut end: Duplex<Vec<u8>, u32>) {
+    while let Some(len) = end.recv().await.unwrap() {
+        end.send(vec![1; 5]).await.unwrap();
+        end.send(vec![2; len as usize]).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_duplex_peer_killed_in_mid_answer_is_truncated_to_the_reader_and_closed_to_the_sender() {
+    let (mut ours, theirs) = duplex::<u32, Vec<u8>>().unwrap();
+    let mut child = spawn_process(task!(answer(theirs).await)).await.unwrap();
+    ours.send(64 << 20).await.unwrap();
+    assert_eq!(ours.recv().await.unwrap(), Some(vec![1; 5]));
+    until_it_waits(child.id().unwrap()).await;
+    child.kill().unwrap();
+    child.wait().await.unwrap();
+    assert!(matches!(ours.recv().await, Err(RecvError::Truncated)));
+    assert!(matches!(ours.send(1).await, Err(SendError::Closed)));
+}
+
+fn echo_and_exit(mut end: Duplex<Vec<u8>, Vec<u8>>, count: u32) {
+    for _ in 0..count {
+        let message = end.blocking_recv().unwrap().unwrap();
+        end.blocking_send(message).unwrap();
+    }
+    std::process::exit(0);
+}
+
+/// An exit is no death in mid-message: what was sent has left.
+#[tokio::test]
+async fn what_was_sent_just_before_an_exit_arrives() {
+    for _ in 0..20 {
+        let (mut ours, theirs) = duplex::<Vec<u8>, Vec<u8>>().unwrap();
+        let child = spawn_process(task!(echo_and_exit(theirs, 3))).await.unwrap();
+        for n in 0..3 {
+            ours.send(vec![n; 100_000]).await.unwrap();
+        }
+        for n in 0..3 {
+            assert!(ours.recv().await.unwrap() == Some(vec![n; 100_000]));
+        }
+        assert_eq!(ours.recv().await.unwrap(), None);
+        drop(child);
+    }
+}

@@ -1,0 +1,106 @@
+//! Channels: fds in messages where fds are scarce.
+
+#![expect(clippy::needless_pass_by_value, reason = "a task owns its arguments")]
+
+use multiproc::{Duplex, Receiver, RecvError, SendError, Sender, channel, duplex, queue, spawn_process, task};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+multiproc::test_support!();
+
+/// Allows so many fds more than are open now, and gives the former limit.
+fn allow(more: u64) -> Rlimit {
+    let before = getrlimit(Resource::Nofile);
+    let next = std::fs::File::open("/dev/null").unwrap();
+    let highest = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap().parse::<u64>().unwrap())
+        .max()
+        .unwrap();
+    drop(next);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(highest + more), maximum: before.maximum }).unwrap();
+    before
+}
+
+type Parcel = Option<Sender<u8>>;
+
+/// Reads with no fd free, and then with enough.
+fn read_at_the_limit(mut parcels: Receiver<(u32, Parcel)>, mut go: Duplex<String, ()>) {
+    go.blocking_recv().unwrap();
+    // Fills the gaps, too.
+    let before = allow(0);
+    let mut gaps = Vec::new();
+    while let Ok(file) = std::fs::File::open("/dev/null") {
+        gaps.push(file);
+    }
+    let first = parcels.blocking_recv();
+    drop(gaps);
+    setrlimit(Resource::Nofile, before).unwrap();
+    assert!(matches!(first, Err(RecvError::Decode(_))), "{first:?}");
+    let mut rest = Vec::new();
+    while let Some((n, parcel)) = parcels.blocking_recv().unwrap() {
+        if let Some(parcel) = parcel {
+            parcel.blocking_send(7).unwrap();
+        }
+        rest.push(n);
+    }
+    go.blocking_send(format!("{rest:?}")).unwrap();
+}
+
+#[tokio::test]
+async fn fds_that_the_receiver_has_no_room_for_cost_that_message_alone() {
+    let (tx, theirs) = channel::<(u32, Parcel)>().unwrap();
+    let (mut go, theirs_go) = duplex().unwrap();
+    let child = spawn_process(task!(read_at_the_limit(theirs, theirs_go))).await.unwrap();
+    let (end, mut gone) = channel().unwrap();
+    tx.send((0, Some(end))).await.unwrap();
+    tx.send((1, None)).await.unwrap();
+    let (end, mut alive) = channel().unwrap();
+    tx.send((2, Some(end))).await.unwrap();
+    go.send(()).await.unwrap();
+    assert_eq!(gone.recv().await.unwrap(), None, "it was closed");
+    drop(tx);
+    assert_eq!(alive.recv().await.unwrap(), Some(7));
+    assert_eq!(go.recv().await.unwrap().as_deref(), Some("[1, 2]"));
+    child.join().await.unwrap();
+}
+
+#[tokio::test]
+async fn more_than_64_fds_are_refused_at_the_sender() {
+    let (tx, mut rx) = channel::<Vec<Sender<u8>>>().unwrap();
+    let ends = |count| (0..count).map(|_| channel().unwrap().0).collect::<Vec<_>>();
+    assert!(matches!(tx.send(ends(65)).await, Err(SendError::Encode(_))));
+    tx.send(ends(64)).await.unwrap();
+    assert_eq!(rx.recv().await.unwrap().unwrap().len(), 64);
+}
+
+/// A user may have only so many fds under way. Run as root this never waits, as root may have more.
+fn many_under_way(
+    tx: Sender<Vec<Sender<u8>>>,
+    queue_tx: multiproc::QueueSender<Vec<Sender<u8>>>,
+    mut go: Duplex<(), ()>,
+) {
+    let before = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(150), maximum: before.maximum }).unwrap();
+    let ends = || (0..20).map(|_| channel().unwrap().0).collect::<Vec<_>>();
+    go.blocking_send(()).unwrap();
+    for _ in 0..20 {
+        tx.blocking_send(ends()).unwrap();
+        queue_tx.blocking_send(ends()).unwrap();
+    }
+    let _ = go.blocking_recv();
+}
+
+#[tokio::test]
+async fn with_too_many_fds_under_way_a_send_waits() {
+    let (tx, mut rx) = channel::<Vec<Sender<u8>>>().unwrap();
+    let (queue_tx, queue_rx) = queue().unwrap();
+    let (mut go, theirs) = duplex().unwrap();
+    let child = spawn_process(task!(many_under_way(tx, queue_tx, theirs))).await.unwrap();
+    go.recv().await.unwrap().unwrap();
+    for _ in 0..20 {
+        assert_eq!(rx.recv().await.unwrap().unwrap().len(), 20);
+        assert_eq!(queue_rx.recv().await.unwrap().unwrap().len(), 20);
+    }
+    drop(go);
+    child.join().await.unwrap();
+}
