@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd as _, OwnedFd,
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
+use rustix::net::RecvFlags;
 use rustix::process::{Resource, Rlimit, Signal};
 
 use crate::sys::socket;
@@ -44,11 +45,13 @@ impl Slot {
         maker.is_some() && maker == rustix::process::getppid()
     }
 
-    /// Whether the socket's other end is gone.
-    pub(crate) fn has_hung_up(self) -> bool {
-        let mut fds = [PollFd::from_borrowed_fd(self.fd(), PollFlags::IN)];
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
+    /// The first bytes that wait in the socket, which stay there; recv(2) with `MSG_PEEK`.
+    pub(crate) fn peek(self) -> Vec<u8> {
+        let mut bytes = vec![0; 64];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let (len, _) = rustix::net::recv(self.fd(), bytes.as_mut_slice(), flags).unwrap_or_default();
+        bytes.truncate(len);
+        bytes
     }
 
     /// Moves the socket away; /dev/null takes its place.
