@@ -78,9 +78,8 @@ async fn a_signal_is_named() {
     assert_eq!(died(spawn_process(task!(abort())).await.unwrap().join().await).unwrap().signal(), Some(6));
     assert_eq!(died(spawn_process(task!(raise(15))).await.unwrap().join().await).unwrap().signal(), Some(15));
     assert_eq!(died(spawn_process(task!(raise(10))).await.unwrap().join().await).unwrap().signal(), Some(10));
-    let crash = spawn_process(task!(segfault())).await.unwrap();
-    let pid = crash.id().unwrap();
-    let error = crash.join().await.unwrap_err();
+    let error = spawn_process(task!(segfault())).await.unwrap().join().await.unwrap_err();
+    let TaskError::Died { pid, .. } = error else { panic!("{error:?}") };
     let text = error.to_string();
     assert_eq!(text, format!("worker process {pid} died while it ran segfault: signal: 11 (SIGSEGV)"));
     assert_eq!(died::<()>(Err(error)).unwrap().signal(), Some(libc::SIGSEGV));

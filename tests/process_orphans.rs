@@ -116,14 +116,17 @@ fn start(test: &str, expected: usize) -> Host {
     let stderr = BufReader::new(process.stderr.take().unwrap());
     let mut host = Host { process, stderr, all: Vec::new() };
     let mut to_stop = Vec::new();
-    while host.all.len() < expected {
+    let mut reported = 0;
+    while reported < expected {
         let mut line = String::new();
         assert_ne!(host.stderr.read_line(&mut line).unwrap(), 0, "the host ended");
         let Some((what, pid)) = line.trim().strip_prefix("PID ").and_then(|line| line.rsplit_once(' ')) else {
             eprint!("{line}");
             continue;
         };
-        let other = Other::new(pid.parse().unwrap());
+        reported += 1;
+        // It may have ended since, where the host is one that ends its workers.
+        let Some(other) = Other::find(pid.parse().unwrap()) else { continue };
         if what.starts_with("stopped") {
             other.signal(Signal::STOP);
             to_stop.push(other.pid);
@@ -140,6 +143,7 @@ fn start(test: &str, expected: usize) -> Host {
 const ALL: usize = 12;
 
 fn all_gone(host: &mut Host) {
+    assert_eq!(host.all.len(), ALL);
     for other in &host.all {
         other.ends_within(GONE);
     }

@@ -201,7 +201,16 @@ fn a_forged_marker_is_inert() {
         drop(writer);
         assert_eq!(forged(Stdio::piped()), ["main runs", "worked"]);
     }
-    // A socket that its parent has not made, as of inetd; a network socket; and one with nothing at its other end.
+    // A socket that its parent has made for something else, silent, closed, or with other bytes in it.
+    for (close, say) in [(false, ""), (true, ""), (false, "GET / HTTP/1.1\r\n\r\n"), (true, "\0\0\0\0")] {
+        let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        std::io::Write::write_all(&mut ours, say.as_bytes()).unwrap();
+        let ours = (!close).then_some(ours);
+        let output = myself("plain").arg0(MARKER).stdin(std::os::fd::OwnedFd::from(theirs)).output().unwrap();
+        assert_eq!(lines(output), ["main runs", "worked"]);
+        drop(ours);
+    }
+    // A socket that its parent has not made, as of inetd; a datagram socket; a network socket.
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     let output = myself("relay").stdin(std::os::fd::OwnedFd::from(theirs)).output().unwrap();
     assert_eq!(lines(output), ["main runs", "worked"]);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use multiproc::{Process, SpawnError, TaskError, call, spawn_process, task};
-use support::{Other, alone, block_on, died, eventually, running, status, within};
+use support::{Other, alone, block_on, died, eventually, running, within};
 
 multiproc::test_support!();
 
@@ -143,17 +143,23 @@ fn a_host_that_waits_for_any_child_gets_results_and_a_known_or_unknown_status() 
 
 #[tokio::test]
 async fn a_worker_that_was_stopped_for_a_while_goes_on() {
-    let count = |()| {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("wait").to_str().unwrap().to_owned();
+    std::fs::write(&path, "").unwrap();
+    let until_removed = |path: String| {
         println!("running");
-        (0..50_000_000u64).map(std::hint::black_box).sum::<u64>()
+        while support::exists(&path) {
+            std::hint::spin_loop();
+        }
+        "went on".to_owned()
     };
-    let (child, _) = running(Process::builder(), call(count, ())).await;
-    let pid = child.id().unwrap();
+    let (child, _) = running(Process::builder(), call(until_removed, path.clone())).await;
+    let other = Other::new(child.id().unwrap());
     child.signal(libc::SIGSTOP).unwrap();
-    let stopped = || status(pid, "State").is_none_or(|state| state.starts_with('T'));
-    assert!(eventually(within(Duration::from_secs(5)), stopped));
+    assert!(eventually(within(Duration::from_secs(5)), || other.state() == 'T'));
+    std::fs::remove_file(&path).unwrap();
     child.signal(libc::SIGCONT).unwrap();
-    assert_eq!(child.join().await.unwrap(), 49_999_999 * 25_000_000);
+    assert_eq!(child.join().await.unwrap(), "went on");
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
 //! How a worker process starts, seen from its parent; `worker/` is the other side.
 //!
 //! ```text
+//!  Hello and the first task are written into a socketpair ── they wait there until the worker reads
 //!  /proc/self/exe, arg0 = marker, fd 0 = one end of a socketpair, its own process group ── posix_spawn(3), no fork
-//!  Hello and the first task are written at once ── they wait in the socket until the worker reads
 //!  Ready ── or the worker's exit, or the deadline, whichever is first
 //! ```
 
@@ -219,23 +219,31 @@ pub(crate) async fn start(plan: &Plan, name: &str, first: Option<Frame>) -> Resu
         hello.fds.extend(socket::duplicate(slot.fd()).ok());
     }
     let (ours, theirs) = socket::stream_pair()?;
+    let socket = Socket::new(ours);
+    let mut outbox = Outbox::default();
+    outbox.push(hello);
+    if let Some(first) = first {
+        outbox.push(first);
+    }
+    // Before the start, so that a worker whose parent dies at once still knows what it was meant to be; what is large may
+    // have to wait for its reader.
+    match outbox.flush(&socket) {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
+        _ => {}
+    }
     let starting = Starting { template: Arc::clone(&plan.template), arg0: arg0(slot, name), slot, theirs };
     let started = keeper::spawn_async(starting, Terms::default()).await;
     let started = started.map_err(|error| explain(error, plan.directory.as_deref()))?;
     let mut worker = Worker {
         child: started.child,
-        socket: Socket::new(ours),
+        socket,
         inbox: Inbox::new(plan.max_body),
-        outbox: Outbox::default(),
+        outbox,
         stdin: started.stdin,
         stdout: started.stdout,
         stderr: started.stderr,
         ledger,
     };
-    worker.outbox.push(hello);
-    if let Some(first) = first {
-        worker.outbox.push(first);
-    }
     worker.shake_hands().await?;
     Ok(worker)
 }

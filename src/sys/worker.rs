@@ -4,8 +4,9 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd as _, OwnedFd, RawFd};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
+use rustix::net::RecvFlags;
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 
 use crate::sys::socket;
@@ -43,22 +44,6 @@ impl Slot {
         self.maker().is_some_and(|maker| Some(maker) == rustix::process::getppid())
     }
 
-    /// Whether the process that made the socket has ended, or is about to.
-    ///
-    /// A process that is killed may lose its children before it closes its sockets: one of its threads is through with
-    /// both, which hands the children on, while another has not begun. So a hang-up says enough, but none does not.
-    pub(crate) fn is_orphaned(self) -> bool {
-        if self.has_hung_up() {
-            return true;
-        }
-        match self.maker() {
-            // Looked at again, because in between its number may have gone to somebody who is well.
-            Some(maker) => is_exiting(maker) || self.has_hung_up(),
-            // It is of another PID namespace, so it was never our parent.
-            None => false,
-        }
-    }
-
     /// The process that made the socket; `SO_PEERCRED` in unix(7).
     fn maker(self) -> Option<Pid> {
         let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
@@ -77,10 +62,13 @@ impl Slot {
         if result == 0 { Pid::from_raw(credentials.pid) } else { None }
     }
 
-    fn has_hung_up(self) -> bool {
-        // An empty set still reports HUP.
-        let mut fds = [PollFd::from_borrowed_fd(self.fd(), PollFlags::empty())];
-        poll(&mut fds, Some(&Timespec::default())).is_ok() && fds[0].revents().contains(PollFlags::HUP)
+    /// The first bytes that wait in the socket, which stay there; recv(2) with `MSG_PEEK`.
+    pub(crate) fn peek(self) -> Vec<u8> {
+        let mut bytes = vec![0; 64];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let (len, _) = rustix::net::recv(self.fd(), bytes.as_mut_slice(), flags).unwrap_or_default();
+        bytes.truncate(len);
+        bytes
     }
 
     /// Moves the socket away; /dev/null takes its place.
@@ -98,16 +86,6 @@ impl Slot {
             Self::Stderr => rustix::stdio::dup2_stderr(fd),
         }?)
     }
-}
-
-/// Whether a process is exiting, or is not there: its flags, the ninth field of `stat` in proc(5).
-fn is_exiting(pid: Pid) -> bool {
-    const PF_EXITING: u64 = 4;
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())) else { return true };
-    // The second field is a name in parentheses, which may hold anything.
-    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-    let flags = fields.split_whitespace().nth(6).and_then(|flags| flags.parse::<u64>().ok());
-    flags.is_none_or(|flags| flags & PF_EXITING != 0)
 }
 
 /// Closes what this process inherited beside stdio.

@@ -75,6 +75,11 @@ impl Head {
         out.put_u64_le(self.id);
     }
 
+    /// What the first bytes announce, whatever the body's length; `None` if they are no header.
+    pub(crate) fn peek(bytes: &[u8]) -> Option<Self> {
+        Self::parse(bytes.first_chunk()?, usize::MAX).ok()
+    }
+
     /// Reads a header, and checks it against the limits.
     pub(crate) fn parse(bytes: &[u8; HEAD_LEN], max_body: usize) -> Result<Self, Broken> {
         let mut bytes = bytes.as_slice();

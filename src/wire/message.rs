@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{BoxError, Panic, RecvError, TaskError};
 use crate::sys::image::ImageId;
 use crate::wire::body;
-use crate::wire::frame::Frame;
+use crate::wire::frame::{Frame, Head};
 
 /// The frame kinds of this conversation; a channel's values have kinds of their own below 16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +149,11 @@ impl FromWorker {
             Err(RecvError::Protocol { reason: "unknown kind of frame from a worker" })
         }
     }
+}
+
+/// Whether a stream that begins with these bytes is this conversation.
+pub(crate) fn begins_with_hello(bytes: &[u8]) -> bool {
+    Head::peek(bytes).is_some_and(|head| head.kind == Kind::Hello as u8)
 }
 
 /// A frame with a message of this conversation; these are small and always encodable.

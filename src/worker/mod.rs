@@ -103,18 +103,17 @@ macro_rules! test_support {
 
 /// The socket to the parent and where it lay, if this process was started as a worker.
 ///
-/// A marker alone, forged or leaked, is not enough: the socket must be there and our parent must have made it.
+/// A marker alone, forged or leaked, is not enough: the socket must be there, with the Hello that is written into it
+/// before the worker is started.
 fn take_seat() -> Option<(Socket, Slot)> {
     let slot = start::slot_of(&arg0()?)?;
-    if !slot.is_socket() {
+    if !slot.is_socket() || !message::begins_with_hello(&slot.peek()) {
         return None;
     }
     if !slot.is_from_parent() {
-        if slot.is_orphaned() {
-            // Our parent died before we got here. Going on would run the host program once more.
-            process::exit(start::EXIT_NO_PARENT);
-        }
-        return None;
+        // It was for us, and our parent died before we got here. Going on would run the host program once more. That the
+        // socket hangs up says it too late: a dying host's children get their new parent before its fds are closed.
+        process::exit(start::EXIT_NO_PARENT);
     }
     Some((Socket::new(slot.take().expect("a worker needs an fd for its socket, and /dev/null")), slot))
 }
