@@ -6,7 +6,9 @@
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
+use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::Instant;
 
 use tokio::runtime::Handle;
@@ -71,6 +73,13 @@ pub(super) struct State {
 struct After {
     supervise: Vec<Arc<Seat>>,
     resolve: Vec<(Arc<Job>, TaskError)>,
+    wake: Vec<Waker>,
+}
+
+impl After {
+    fn is_empty(&self) -> bool {
+        self.supervise.is_empty() && self.resolve.is_empty() && self.wake.is_empty()
+    }
 }
 
 /// The state, locked. When it is dropped, the lock goes first and then what it left to do is done.
@@ -96,12 +105,13 @@ impl DerefMut for Locked<'_> {
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
         let Some(mut state) = self.state.take() else { return };
-        if state.after.supervise.is_empty() && state.after.resolve.is_empty() {
+        if state.after.is_empty() {
             return;
         }
-        let After { supervise, resolve } = std::mem::take(&mut state.after);
+        let After { supervise, resolve, wake } = std::mem::take(&mut state.after);
         let runtime = state.runtime.clone();
         drop(state);
+        wake.into_iter().for_each(Waker::wake);
         for (job, error) in resolve {
             job.resolve(Err(error));
         }
@@ -166,6 +176,8 @@ pub(super) enum Ending {
 pub(super) enum End {
     /// It had nothing to do for the pool's idle timeout.
     TooLongIdle,
+    /// It died before it had anything to do: such a start is as good as failed.
+    Fruitless { status: Option<ExitStatus>, pid: u32 },
     /// Anything else: it was recycled, killed, or died.
     Other,
 }
@@ -179,7 +191,7 @@ pub(super) enum Next {
 
 impl Shared {
     pub(super) fn new(settings: Settings) -> Arc<Self> {
-        let target = settings.workers;
+        let target = settings.workers.min(Semaphore::MAX_PERMITS);
         Arc::new(Self {
             permits: Semaphore::new(target),
             state: Mutex::new(State {
@@ -238,7 +250,7 @@ impl Shared {
     /// Sends a task for which a slot was taken.
     pub(super) fn submit_reserved(self: &Arc<Self>, job: &Arc<Job>) {
         let mut state = self.state();
-        if job.assign() {
+        if job.assign(&mut state.after.wake) {
             self.place(&mut state, Arc::clone(job));
         } else {
             self.release(&mut state);
@@ -274,7 +286,7 @@ impl Shared {
                 return;
             }
             let job = state.waiting.pop_front().expect("it was at the front, and the lock is held");
-            if job.assign() {
+            if job.assign(&mut state.after.wake) {
                 self.place(state, job);
             } else {
                 self.release(state);
@@ -292,6 +304,10 @@ impl Shared {
             return;
         }
         state.assigned.push_back(job);
+        // Where starts fail without end, the workers that live do what there is.
+        if !state.seats.is_empty() && self.broken(state).is_some() {
+            return;
+        }
         while state.starting < state.assigned.len() && state.seats.len() < state.target {
             self.open_seat(state);
         }
@@ -305,6 +321,8 @@ impl Shared {
             Err(TaskError::Spawn(error)) => return Err(error),
             Err(_) => return Err(state.last_cause.clone().map_or(SpawnError::Cancelled, SpawnError::Worker)),
         }
+        // What failed before is no failure of this start.
+        state.last_cause = None;
         while state.seats.len() < state.target {
             self.open_seat(&mut state);
         }
@@ -330,8 +348,13 @@ impl Shared {
         for &ending in endings {
             state.counts.add(ending);
         }
-        let surplus = state.seats.len() > state.target;
+        let surplus = state.seats.len() > state.target && state.staying() > state.target;
         let mut desk = seat.desk();
+        // Its first answers: a process that can live was started.
+        if !state.failures.is_empty() && desk.done == endings.len() as u64 {
+            state.failures.clear();
+            state.last_cause = None;
+        }
         let over = worn || surplus || desk.state == WorkerState::Draining || state.phase == Phase::Cancelled;
         if over {
             let back = desk.take_back();
@@ -353,9 +376,12 @@ impl Shared {
         if std::mem::take(&mut desk.holds_permit) {
             self.release(&mut state);
         }
-        let drained = desk.state == WorkerState::Draining;
+        let retires = worn || desk.state == WorkerState::Draining;
+        if retires {
+            desk.apply(Event::Retire);
+        }
         drop(desk);
-        if worn || drained {
+        if retires {
             self.dispatch(&mut state);
             return Turn::Retire;
         }
@@ -367,7 +393,9 @@ impl Shared {
         if state.phase == Phase::Cancelled {
             return Turn::End;
         }
-        if state.seats.len() > state.target {
+        if state.seats.len() > state.target && state.staying() > state.target {
+            // From now on it is none of those that stay, which the next one that asks has to know.
+            seat.desk().apply(Event::Retire);
             self.dispatch(state);
             return Turn::Retire;
         }
@@ -390,7 +418,7 @@ impl Shared {
             return Turn::Busy;
         }
         if state.phase == Phase::Closing {
-            state.idle.retain(|idle| !Arc::ptr_eq(idle, seat));
+            state.take_idle(seat);
             return Turn::Retire;
         }
         self.changed.notify_waiters();
@@ -407,7 +435,8 @@ impl Shared {
         let mut desk = seat.desk();
         let mut room = desk.room().min(state.waiting.len().div_ceil(2 * state.target));
         if let Some(most) = self.settings.max_tasks {
-            room = room.min(usize::try_from(most - desk.done).unwrap_or(usize::MAX).saturating_sub(desk.load()));
+            room = room
+                .min(usize::try_from(most.saturating_sub(desk.done)).unwrap_or(usize::MAX).saturating_sub(desk.load()));
         }
         let mut sent = false;
         while room > 0
@@ -491,8 +520,6 @@ impl Shared {
     pub(super) fn started(self: &Arc<Self>) {
         let mut state = self.state();
         state.starting -= 1;
-        state.failures.clear();
-        state.last_cause = None;
         self.changed.notify_waiters();
     }
 
@@ -541,22 +568,29 @@ impl Shared {
     /// of those that stay.
     pub(super) fn withdraw_idle(self: &Arc<Self>, seat: &Arc<Seat>) -> bool {
         let mut state = self.state();
-        if state.seats.len() <= self.settings.min_workers {
+        if state.staying() <= self.settings.min_workers || !state.take_idle(seat) {
             return false;
         }
-        let before = state.idle.len();
-        state.idle.retain(|idle| !Arc::ptr_eq(idle, seat));
-        before != state.idle.len()
+        seat.desk().apply(Event::Retire);
+        true
+    }
+
+    /// A ready process is about to be ended, or has ended: from now on it is given no task.
+    pub(super) fn withdraw(self: &Arc<Self>, seat: &Arc<Seat>) {
+        self.state().take_idle(seat);
     }
 
     /// A ready process has ended. Says whether another one takes its place.
     pub(super) fn ended(self: &Arc<Self>, seat: &Arc<Seat>, end: End) -> Next {
         let mut state = self.state();
-        state.idle.retain(|idle| !Arc::ptr_eq(idle, seat));
+        if let End::Fruitless { status, pid } = end {
+            state.starting += 1;
+            return self.fail_start(&mut state, seat, Arc::new(SpawnError::Exited { status, pid }));
+        }
         let wanted = match state.phase {
             Phase::Open if end == End::TooLongIdle => !state.assigned.is_empty(),
             Phase::Open => state.seats.len() <= state.target,
-            Phase::Closing => !state.assigned.is_empty() || !state.waiting.is_empty(),
+            Phase::Closing => state.has_work(),
             Phase::Cancelled => false,
         };
         if wanted {
@@ -571,7 +605,10 @@ impl Shared {
 
     /// A start failed. Past the restart limit the pool is broken, and what waits learns why.
     pub(super) fn start_failed(self: &Arc<Self>, seat: &Arc<Seat>, cause: Arc<SpawnError>) -> Next {
-        let mut state = self.state();
+        self.fail_start(&mut self.state(), seat, cause)
+    }
+
+    fn fail_start(&self, state: &mut State, seat: &Arc<Seat>, cause: Arc<SpawnError>) -> Next {
         let now = Instant::now();
         let (limit, window) = self.settings.restart_limit;
         state.failures.push_back(now);
@@ -582,7 +619,7 @@ impl Shared {
         let over = state.failures.len() > limit as usize;
         let wanted = match state.phase {
             Phase::Open => true,
-            Phase::Closing => !state.assigned.is_empty() || !state.waiting.is_empty(),
+            Phase::Closing => state.has_work(),
             Phase::Cancelled => false,
         };
         if wanted && !over {
@@ -592,7 +629,7 @@ impl Shared {
             state.failures.pop_front();
         }
         state.starting -= 1;
-        self.leave(&mut state, seat);
+        self.leave(state, seat);
         Next::Leave
     }
 
@@ -646,6 +683,9 @@ impl Shared {
         if state.waiting.is_empty() && state.assigned.is_empty() {
             self.retire_idle(&mut state, usize::MAX);
         }
+        for seat in &state.seats {
+            seat.bell.notify_one();
+        }
         self.changed.notify_waiters();
     }
 
@@ -674,6 +714,7 @@ impl Shared {
 
     /// Sets how many workers there may be. Idle ones retire at once, busy ones after their task.
     pub(super) fn resize(self: &Arc<Self>, workers: usize) {
+        let workers = workers.min(Semaphore::MAX_PERMITS);
         let mut state = self.state();
         let before = std::mem::replace(&mut state.target, workers);
         if workers > before {
@@ -685,7 +726,7 @@ impl Shared {
         } else {
             let fewer = before - workers;
             state.surplus += fewer - self.permits.forget_permits(fewer);
-            let excess = state.seats.len().saturating_sub(workers);
+            let excess = state.staying().saturating_sub(workers);
             self.retire_idle(&mut state, excess);
         }
     }
@@ -716,6 +757,32 @@ impl State {
     /// How many workers have a ready process.
     pub(super) fn ready(&self) -> usize {
         self.seats.len() - self.starting
+    }
+
+    /// How many workers are not about to end in order.
+    fn staying(&self) -> usize {
+        self.seats.iter().filter(|seat| seat.desk().state != WorkerState::Draining).count()
+    }
+
+    /// Whether a task waits that somebody wants done.
+    fn has_work(&self) -> bool {
+        self.assigned.iter().chain(&self.waiting).any(|job| job.is_wanted())
+    }
+
+    /// Whether a process that is not ready yet is of no use any more.
+    pub(super) fn needs_no_start(&self) -> bool {
+        match self.phase {
+            Phase::Open => false,
+            Phase::Closing => !self.has_work(),
+            Phase::Cancelled => true,
+        }
+    }
+
+    /// Takes a worker out of those that wait for a task. `false`: it is not one of them.
+    fn take_idle(&mut self, seat: &Arc<Seat>) -> bool {
+        let before = self.idle.len();
+        self.idle.retain(|idle| !Arc::ptr_eq(idle, seat));
+        before != self.idle.len()
     }
 
     /// Takes the tasks that were given up out of the queue. Each time the queue may then grow to twice what is left, so a

@@ -47,6 +47,8 @@ struct Cell {
     /// How often a worker died before it had begun it.
     bounces: u32,
     waker: Option<Waker>,
+    /// Who waits until it has a slot.
+    slot_waker: Option<Waker>,
 }
 
 #[derive(Debug)]
@@ -76,17 +78,19 @@ impl Job {
                 attempts: 0,
                 bounces: 0,
                 waker: None,
+                slot_waker: None,
             }),
         })
     }
 
-    /// Gives it a slot. `false`: nobody wants it any more.
-    pub(super) fn assign(&self) -> bool {
+    /// Gives it a slot. `false`: nobody wants it any more. Who waits for that is to be woken later, without the pool's
+    /// lock; who waits for the outcome need not know.
+    pub(super) fn assign(&self, wake: &mut Vec<Waker>) -> bool {
         let mut cell = self.cell();
         match cell.stage {
             Stage::Queued => {
                 cell.stage = Stage::Assigned;
-                wake(cell);
+                wake.extend(cell.slot_waker.take());
                 true
             }
             Stage::Assigned => true,
@@ -98,7 +102,7 @@ impl Job {
     pub(super) fn poll_assigned(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut cell = self.cell();
         if matches!(cell.stage, Stage::Queued) {
-            cell.waker = Some(cx.waker().clone());
+            cell.slot_waker = Some(cx.waker().clone());
             Poll::Pending
         } else {
             Poll::Ready(())
@@ -261,9 +265,7 @@ impl Cell {
 
 /// Wakes whoever waits, after the lock is gone: the waker may run at once.
 fn wake(mut cell: MutexGuard<'_, Cell>) {
-    let waker = cell.waker.take();
+    let wakers = [cell.waker.take(), cell.slot_waker.take()];
     drop(cell);
-    if let Some(waker) = waker {
-        waker.wake();
-    }
+    wakers.into_iter().flatten().for_each(Waker::wake);
 }

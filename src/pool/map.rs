@@ -102,7 +102,7 @@ where
 
     /// Submits chunks until the read-ahead is used up.
     fn submit(&mut self) {
-        let limit = self.read_ahead.unwrap_or_else(|| self.pool.limit() * 2 * self.chunk);
+        let limit = self.read_ahead.unwrap_or_else(|| self.pool.limit().saturating_mul(2).saturating_mul(self.chunk));
         loop {
             let room = limit.saturating_sub(self.ready.len() + self.inputs_under_way).min(self.chunk);
             let Some(inputs) = self.inputs.as_mut().filter(|_| room > 0) else { return };

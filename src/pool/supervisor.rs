@@ -42,6 +42,9 @@ const RETIRE_WITHIN: Duration = Duration::from_secs(10);
 /// How long a worker that has tasks ahead may be silent before its ledger is looked at.
 const LOOK_AFTER: Duration = Duration::from_millis(1);
 
+/// How often a worker that is starting while the pool closes looks whether it is still needed.
+const CLOSING_LOOK: Duration = Duration::from_millis(20);
+
 /// The first pause after a failed start; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
@@ -96,32 +99,32 @@ impl Supervisor {
     async fn run(mut self) {
         let mut pause = FIRST_PAUSE;
         loop {
-            let started = tokio::select! {
-                biased;
-                () = self.cancelled() => Err(SpawnError::Cancelled),
-                started = self.start() => started,
-            };
+            let unneeded = self.shared.state().needs_no_start();
+            let started = if unneeded { Err(SpawnError::Cancelled) } else { self.start().await };
+            let failed;
             let next = match started {
                 Ok(process) => {
-                    pause = FIRST_PAUSE;
                     let end = self.serve(process).await;
+                    failed = matches!(end, End::Fruitless { .. });
                     self.shared.ended(&self.seat, end)
                 }
                 Err(cause) => {
-                    let next = self.shared.start_failed(&self.seat, Arc::new(cause));
-                    if next == Next::Restart {
-                        tokio::select! {
-                            () = self.cancelled() => {}
-                            () = tokio::time::sleep(jittered(pause)) => {}
-                        }
-                        pause = (pause * 2).min(LAST_PAUSE);
-                    }
-                    next
+                    failed = true;
+                    self.shared.start_failed(&self.seat, Arc::new(cause))
                 }
             };
             if next == Next::Leave {
                 self.left = true;
                 return;
+            }
+            if failed {
+                tokio::select! {
+                    () = self.unneeded() => {}
+                    () = tokio::time::sleep(jittered(pause)) => {}
+                }
+                pause = (pause * 2).min(LAST_PAUSE);
+            } else {
+                pause = FIRST_PAUSE;
             }
         }
     }
@@ -133,15 +136,53 @@ impl Supervisor {
         }
     }
 
-    /// Starts a process and runs the pool's start task in it.
+    /// Resolves when a process that is not ready yet is of no use: the pool is cancelled, or it is closing and has
+    /// nothing for it to do.
+    async fn unneeded(&self) {
+        loop {
+            let closing = {
+                let state = self.shared.state();
+                if state.needs_no_start() {
+                    return;
+                }
+                state.phase == Phase::Closing
+            };
+            tokio::select! {
+                () = self.seat.bell.notified() => {}
+                // A task that is given up, or taken by another worker, rings no bell here.
+                () = tokio::time::sleep(CLOSING_LOOK), if closing => {}
+            }
+        }
+    }
+
+    /// Starts a process and makes it ready, unless it is of no use any more. One that does not get ready is killed, and
+    /// has ended by then.
     async fn start(&self) -> Result<Process, SpawnError> {
         let settings = &self.shared.settings;
         let name = format!("{}-{}", settings.name, self.seat.index);
-        let Worker { child, socket, mut inbox, outbox, ledger, .. } = start::start(&settings.plan, &name, None).await?;
+        // This takes a millisecond or so, and is not given up half-way: then nobody would know when the process has ended.
+        let worker = start::launch(&settings.plan, &name, None).await?;
+        let kept = worker.child.kept().clone();
+        let ready = tokio::select! {
+            biased;
+            () = self.unneeded() => Err(SpawnError::Cancelled),
+            ready = self.make_ready(worker) => ready,
+        };
+        if ready.is_err() {
+            // It was dropped, and so killed.
+            let _ = tokio::time::timeout(KILL_WITHIN, kept.exited()).await;
+        }
+        ready
+    }
+
+    /// Shakes hands with a new process and runs the pool's start task in it.
+    async fn make_ready(&self, mut worker: Worker) -> Result<Process, SpawnError> {
+        worker.shake_hands().await?;
+        let Worker { child, socket, mut inbox, outbox, ledger, .. } = worker;
         let (socket, ledger) = (Arc::new(socket), Arc::new(ledger.ok_or(SpawnError::Cancelled)?));
         let mut ring = Ring::new(Reader::new(Arc::clone(&ledger)));
         self.seat.desk().set_up(child.kept().pid(), Arc::clone(&socket), ledger, outbox);
-        if let Some(task) = &settings.on_start {
+        if let Some(task) = &self.shared.settings.on_start {
             self.perform(task, &socket, &mut inbox, &mut ring, child.kept())
                 .await
                 .map_err(|error| SpawnError::StartTask(Box::new(error)))?;
@@ -197,11 +238,12 @@ impl Supervisor {
         let kept = process.child.kept().clone();
         let socket = Arc::clone(&process.socket);
         let mut exited = pin!(kept.exited());
-        let mut idle_since = Instant::now();
+        // `None`: it stays, however long it is idle.
+        let mut idle_since = None;
         loop {
             match turn {
                 Turn::Busy => {}
-                Turn::Idle => idle_since = Instant::now(),
+                Turn::Idle => idle_since = Some(Instant::now()),
                 Turn::Retire => return Cause::Retired(End::Other),
                 Turn::End => return Cause::Cancelled,
             }
@@ -210,7 +252,9 @@ impl Supervisor {
                     let desk = self.seat.desk();
                     let deadline = match desk.first() {
                         Some(job) => job.timeout.and_then(|timeout| desk.since.checked_add(timeout)),
-                        None => self.shared.settings.idle_timeout.and_then(|timeout| idle_since.checked_add(timeout)),
+                        None => idle_since
+                            .zip(self.shared.settings.idle_timeout)
+                            .and_then(|(since, most)| since.checked_add(most)),
                     };
                     let drained = desk.state == WorkerState::Draining && desk.load() == 0;
                     (drained, !desk.outbox.is_empty(), desk.load() > 1, deadline)
@@ -257,7 +301,7 @@ impl Supervisor {
                     },
                     () = sleep_until(deadline) => match self.deadline_passed() {
                         Some(cause) => return cause,
-                        None => idle_since = Instant::now(),
+                        None => idle_since = None,
                     },
                 }
             };
@@ -325,6 +369,8 @@ impl Supervisor {
 
     /// Ends the process, if it has not ended, and resolves the task that it had.
     async fn end(&self, mut process: Process, cause: Cause) -> End {
+        // First of all: what is given to a worker after its desk was looked at below would be lost.
+        self.shared.withdraw(&self.seat);
         let kept = process.child.kept().clone();
         let exit = match cause {
             Cause::Retired(_) => self.retire(&mut process).await,
@@ -346,7 +392,16 @@ impl Supervisor {
             let Ok(answer) = answer(frame) else { break };
             process.answers.extend(answer);
         }
+        let fruitless = {
+            let desk = self.seat.desk();
+            desk.done == 0 && desk.load() == 0 && cause == Cause::Died
+        };
         let (answered, endings) = self.match_answers(&mut process).unwrap_or_default();
+        let end = match cause {
+            Cause::Retired(end) => end,
+            _ if fruitless => End::Fruitless { status: exit.and_then(|exit| exit.status), pid: kept.pid() },
+            _ => End::Other,
+        };
         let exit = exit.unwrap_or(Exit::UNKNOWN);
         self.shared.lost(&self.seat, &endings, ending, |job| match cause {
             Cause::TimedOut => TaskError::TimedOut,
@@ -356,7 +411,7 @@ impl Supervisor {
         for (job, outcome) in answered {
             job.resolve(outcome);
         }
-        if let Cause::Retired(end) = cause { end } else { End::Other }
+        end
     }
 
     /// SIGTERM first, where the pool grants a grace; then SIGKILL.

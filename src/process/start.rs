@@ -194,6 +194,16 @@ pub(crate) fn permitted() -> Result<u32, SpawnError> {
 /// # Cancel safety
 /// Dropping it kills what has been started by then.
 pub(crate) async fn start(plan: &Plan, name: &str, first: Option<Frame>) -> Result<Worker, SpawnError> {
+    let mut worker = launch(plan, name, first).await?;
+    worker.shake_hands().await?;
+    Ok(worker)
+}
+
+/// The first half of [`start`]: the process is there, and has yet to [shake hands](Worker::shake_hands).
+///
+/// # Cancel safety
+/// As for `start`.
+pub(crate) async fn launch(plan: &Plan, name: &str, first: Option<Frame>) -> Result<Worker, SpawnError> {
     let depth = permitted()?;
     let slot = plan.slot()?;
     let hello = Hello {
@@ -234,7 +244,7 @@ pub(crate) async fn start(plan: &Plan, name: &str, first: Option<Frame>) -> Resu
     let starting = Starting { template: Arc::clone(&plan.template), arg0: arg0(slot, name), slot, theirs };
     let started = keeper::spawn_async(starting, Terms::default()).await;
     let started = started.map_err(|error| explain(error, plan.directory.as_deref()))?;
-    let mut worker = Worker {
+    let worker = Worker {
         child: started.child,
         socket,
         inbox: Inbox::new(plan.max_body),
@@ -244,13 +254,12 @@ pub(crate) async fn start(plan: &Plan, name: &str, first: Option<Frame>) -> Resu
         stderr: started.stderr,
         ledger,
     };
-    worker.shake_hands().await?;
     Ok(worker)
 }
 
 impl Worker {
     /// Waits for Ready, while what is left of the first words is written.
-    async fn shake_hands(&mut self) -> Result<(), SpawnError> {
+    pub(crate) async fn shake_hands(&mut self) -> Result<(), SpawnError> {
         let pid = self.child.kept().pid();
         let ready = async {
             let (socket, outbox) = (&self.socket, &mut self.outbox);
