@@ -320,6 +320,8 @@ pub enum CommandError {
         output: Output,
         /// How long it ran.
         elapsed: Duration,
+        /// The status of every program in the pipeline, first to last.
+        statuses: Vec<Option<ExitStatus>>,
     },
     /// The program ran longer than its timeout; its process group was killed.
     #[error("{program} timed out after {} s{}", .after.as_secs_f32(), Tail(&.output.stderr))]

@@ -11,8 +11,11 @@ mod worker;
 
 pub use error::{BoxError, CommandError, Panic, RecvError, SendError, SpawnError, TaskError, TrySubmitError};
 pub use pool::{Counts, Map, PoolBuilder, PoolStatus, ProcessPool, Submit, TaskHandle, WorkerState, WorkerStatus};
-pub use process::{Process, ProcessBuilder, spawn_process};
+pub use process::{
+    Child, ChildStderr, ChildStdin, ChildStdout, Command, Process, ProcessBuilder, Source, spawn_process,
+};
 pub use std::process::{ExitStatus, Output, Stdio};
+pub use sys::process::Usage;
 pub use task::{Call, Task, call};
 pub use worker::{init, is_worker};
 

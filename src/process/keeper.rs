@@ -24,7 +24,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use tokio::sync::oneshot;
 
-use super::kept::{Kept, KillOnDrop, Seen};
+use super::kept::{Kept, KillOnDrop, Leavings, Seen};
 use crate::sys::process::{SignalMask, StdioHeld, kill_group, open_pidfd, peek_exit};
 use crate::sys::socket::above_stdio;
 
@@ -52,13 +52,16 @@ pub(crate) struct Started {
 pub(crate) struct Terms {
     /// How long what it started may go on writing after its end; zero kills it at once.
     pub(crate) drain: Duration,
-    /// The read end of a pipe that the caller made and gave to the command as stdout.
+    /// Whether what it leaves running lives on after its end.
+    pub(crate) spare_group: bool,
+    /// The read ends of pipes that the caller made and gave to the command as stdout or stderr.
     pub(crate) stdout: Option<OwnedFd>,
+    pub(crate) stderr: Option<OwnedFd>,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { drain: DRAIN, stdout: None }
+        Self { drain: DRAIN, spare_group: false, stdout: None, stderr: None }
     }
 }
 
@@ -291,23 +294,27 @@ impl Keeper {
         drop(command);
         let stdin = child.stdin.take().map(OwnedFd::from);
         let stdout = child.stdout.take().map(OwnedFd::from).or(terms.stdout).map(Arc::new);
-        let stderr = child.stderr.take().map(OwnedFd::from).map(Arc::new);
-        let pipes = stdout.iter().chain(&stderr).map(Arc::downgrade).collect();
-        match self.keep(child.id(), pipes, terms.drain) {
+        let stderr = child.stderr.take().map(OwnedFd::from).or(terms.stderr).map(Arc::new);
+        let leavings = Leavings {
+            pipes: stdout.iter().chain(&stderr).map(Arc::downgrade).collect(),
+            drain: terms.drain,
+            spared: terms.spare_group,
+        };
+        match self.keep(child.id(), leavings) {
             Ok(kept) => Ok(Started { child: KillOnDrop::new(kept), stdin, stdout, stderr }),
             Err(error) => {
                 // No fd for the pidfd, say. It is unreaped, so its number is its own, and SIGKILL makes the wait short.
                 let _ = kill_group(child.id(), libc::SIGKILL);
                 let _ = child.kill();
                 let _ = child.wait();
-                let request =
-                    Request { command: Box::new(Command::new("")), terms: Terms { drain: terms.drain, stdout: None } };
+                // Nothing tries again after what can go wrong here.
+                let request = Request { command: Box::new(Command::new("")), terms: Terms::default() };
                 Err(Box::new(Refused { error, request }))
             }
         }
     }
 
-    fn keep(&self, pid: u32, pipes: Vec<std::sync::Weak<OwnedFd>>, drain: Duration) -> io::Result<Kept> {
+    fn keep(&self, pid: u32, leavings: Leavings) -> io::Result<Kept> {
         let pidfd = match open_pidfd(pid) {
             Ok(pidfd) => pidfd,
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(Kept::lost(pid)),
@@ -322,7 +329,7 @@ impl Keeper {
         let key = desk.last_key + 1;
         epoll::add(&self.epoll, &pidfd, EventData::new_u64(key), EventFlags::IN | EventFlags::ET)?;
         desk.last_key = key;
-        let kept = Kept::new(pid, key, pidfd, pipes, drain);
+        let kept = Kept::new(pid, key, pidfd, leavings);
         desk.kept.insert(key, kept.clone());
         Ok(kept)
     }

@@ -38,16 +38,24 @@ pub(crate) struct Kept(Arc<Record>);
 struct Record {
     pid: u32,
     key: u64,
-    /// The read ends of its output pipes, for as long as somebody reads them.
-    pipes: Vec<Weak<OwnedFd>>,
-    /// How long what it started may still write after its end.
-    drain: Duration,
+    leavings: Leavings,
     life: Mutex<Life>,
     hurried: AtomicBool,
     group_spared: AtomicBool,
     kill_sent: AtomicBool,
     changed: Notify,
     changed_blocking: Condvar,
+}
+
+/// What becomes of what a child leaves running.
+#[derive(Default)]
+pub(super) struct Leavings {
+    /// The read ends of the child's output pipes, for as long as somebody reads them.
+    pub(super) pipes: Vec<Weak<OwnedFd>>,
+    /// How long it may still write into them after the child's end.
+    pub(super) drain: Duration,
+    /// Whether it then lives on.
+    pub(super) spared: bool,
 }
 
 enum Life {
@@ -70,24 +78,23 @@ pub(super) enum Seen {
 }
 
 impl Kept {
-    pub(super) fn new(pid: u32, key: u64, pidfd: OwnedFd, pipes: Vec<Weak<OwnedFd>>, drain: Duration) -> Self {
-        Self::with(pid, key, Life::Running(pidfd), pipes, drain)
+    pub(super) fn new(pid: u32, key: u64, pidfd: OwnedFd, leavings: Leavings) -> Self {
+        Self::with(pid, key, Life::Running(pidfd), leavings)
     }
 
     /// A child that somebody else reaped before it could be kept.
     pub(super) fn lost(pid: u32) -> Self {
-        Self::with(pid, u64::MAX, Life::Reaped(Exit::UNKNOWN), Vec::new(), Duration::ZERO)
+        Self::with(pid, u64::MAX, Life::Reaped(Exit::UNKNOWN), Leavings::default())
     }
 
-    fn with(pid: u32, key: u64, life: Life, pipes: Vec<Weak<OwnedFd>>, drain: Duration) -> Self {
+    fn with(pid: u32, key: u64, life: Life, leavings: Leavings) -> Self {
         Self(Arc::new(Record {
             pid,
             key,
-            pipes,
-            drain,
+            group_spared: AtomicBool::new(leavings.spared),
+            leavings,
             life: Mutex::new(life),
             hurried: AtomicBool::new(false),
-            group_spared: AtomicBool::new(false),
             kill_sent: AtomicBool::new(false),
             changed: Notify::new(),
             changed_blocking: Condvar::new(),
@@ -247,16 +254,16 @@ impl Kept {
 
     /// Its output pipes that are still read.
     pub(super) fn pipes(&self) -> impl Iterator<Item = Arc<OwnedFd>> {
-        self.0.pipes.iter().filter_map(Weak::upgrade)
+        self.0.leavings.pipes.iter().filter_map(Weak::upgrade)
     }
 
     pub(super) fn drain(&self) -> Duration {
-        self.0.drain
+        self.0.leavings.drain
     }
 
     /// Whether something that it started still has its pipes and may finish writing.
     fn may_linger(&self) -> bool {
-        !self.0.drain.is_zero()
+        !self.0.leavings.drain.is_zero()
             && !self.0.hurried.load(Ordering::Relaxed)
             && !self.0.group_spared.load(Ordering::Relaxed)
             && self.pipes().any(|pipe| process::has_writer(pipe.as_fd()))

@@ -9,11 +9,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 use std::ptr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::socket::above_stdio;
 
@@ -29,7 +32,7 @@ pub struct Usage {
     pub system_time: Duration,
 }
 
-/// Opens a pidfd for a process, close-on-exec; pidfd_open(2).
+/// Opens a pidfd for a process, close-on-exec; `pidfd_open(2)`.
 pub(crate) fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(rustix::io::Errno::SRCH)?;
     above_stdio(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
@@ -96,12 +99,12 @@ pub(crate) fn check_signal(signal: i32) -> io::Result<()> {
     if (0..=libc::SIGRTMAX()).contains(&signal) { Ok(()) } else { Err(rustix::io::Errno::INVAL.into()) }
 }
 
-/// Signals the process behind a pidfd; pidfd_send_signal(2). `ESRCH` says that it has been reaped.
+/// Signals the process behind a pidfd; `pidfd_send_signal(2)`. `ESRCH` says that it has been reaped.
 pub(crate) fn signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
     send(pidfd.as_fd(), signal, 0)
 }
 
-/// Signals the process group that has the number of the child behind `pidfd`; pidfd_send_signal(2), else kill(2).
+/// Signals the process group that has the number of the child behind `pidfd`; `pidfd_send_signal(2)`, else kill(2).
 ///
 /// With a kernel before 6.9 only kill(2) reaches a group, by `pid`; it is used only while the child, or its zombie, is
 /// there to hold that number.
@@ -142,6 +145,17 @@ pub(crate) fn has_writer(pipe: impl AsFd) -> bool {
     matches!(poll(&mut fds, Some(&now)), Ok(0))
 }
 
+/// Registers a pipe's end with the current tokio runtime.
+///
+/// # Panics
+///
+/// Outside a tokio runtime, or in one without I/O.
+pub(crate) fn register(pipe: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+    // SAFETY: an `OwnedFd` is open and always has the same number, and the `Arc` that the `AsyncFd` holds keeps it open for
+    // as long as that lives; nobody can take an `OwnedFd` out of an `Arc` that is not the last.
+    Ok(unsafe { AsyncFd::register_with_interest(pipe, interest) }?)
+}
+
 /// Keeps 0, 1 and 2 occupied in a host that closed some of them, until it is dropped.
 ///
 /// std puts a child's pipes wherever there is a free fd, and then duplicates them onto 0, 1 and 2 one after the other: a
@@ -168,7 +182,7 @@ impl StdioHeld {
     }
 }
 
-/// A thread's set of blocked signals; pthread_sigmask(3).
+/// A thread's set of blocked signals; `pthread_sigmask(3)`.
 #[derive(Clone, Copy)]
 pub(crate) struct SignalMask(libc::sigset_t);
 

@@ -112,7 +112,7 @@ async fn dropping_a_start_half_way_leaves_no_child() {
 
 #[tokio::test]
 async fn what_a_child_leaves_behind_may_finish_writing_within_the_drain_grace() {
-    let terms = || Terms { drain: Duration::from_secs(1000), stdout: None };
+    let terms = || Terms { drain: Duration::from_secs(1000), ..Terms::default() };
     let script = "exec 3<&0; (read line <&3; echo $line) & exit 5";
     let started = spawn_async(sh(script), terms()).await.unwrap();
     let kept = started.child.kept().clone();
@@ -137,7 +137,7 @@ async fn what_a_child_leaves_behind_may_finish_writing_within_the_drain_grace() 
     assert_eq!(rest(&started.stdout.unwrap()), "");
 
     // And so does the end of the grace.
-    let terms = Terms { drain: Duration::from_millis(20), stdout: None };
+    let terms = Terms { drain: Duration::from_millis(20), ..Terms::default() };
     let started = spawn_async(sh(script), terms).await.unwrap();
     started.child.kept().exited().await;
     assert_eq!(rest(&started.stdout.unwrap()), "");
