@@ -40,8 +40,9 @@ async fn main() {
     for (plugin, outcome) in [("crash", crashed), ("spin", endless), ("fail", failed), ("count_words", counted)] {
         match outcome {
             Ok(words) => println!("{plugin:12} gave {words}"),
-            // A panic is an answer, and its process lives on. The other two cost their processes.
+            // A panic is an answer, and its process lives on. The other two have cost theirs.
             Err(TaskError::Panicked(panic)) => println!("{plugin:12} panicked: {panic}"),
+            Err(TaskError::Died { status: Some(status), pid, .. }) => println!("{plugin:12} ended {pid}: {status}"),
             Err(error) => println!("{plugin:12} failed: {error}"),
         }
     }

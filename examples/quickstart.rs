@@ -20,19 +20,20 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures::StreamExt;
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
-use multiproc::ProcessPool;
+use multiproc::{Command, ProcessPool};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// What a worker found out about a file.
 #[derive(Serialize, Deserialize)]
 struct Report {
-    sha256: [u8; 32],
+    sha256: String,
     bytes: u64,
     lines: u64,
     took: Duration,
@@ -53,17 +54,21 @@ fn inspect(path: OsString) -> Result<Report, String> {
             };
             hasher.update(part);
             bytes += part.len() as u64;
-            lines += part.iter().filter(|&&byte| byte == b'\n').count() as u64;
+            lines += part.iter().map(|&byte| u64::from(byte == b'\n')).sum::<u64>();
         }
     };
     read().map_err(|error: io::Error| error.to_string())?;
-    Ok(Report { sha256: hasher.finalize().into(), bytes, lines, took: begun.elapsed(), pid: std::process::id() })
+    Ok(Report { sha256: hex(hasher), bytes, lines, took: begun.elapsed(), pid: std::process::id() })
+}
+
+fn hex(hasher: Sha256) -> String {
+    format!("{:x}", Bytes::from_owner(hasher.finalize()))
 }
 
 #[tokio::main]
 async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     multiproc::init();
-    let (root, workers) = arguments()?;
+    let (root, workers) = arguments().await?;
     let pool = match workers {
         Some(workers) => ProcessPool::builder().workers(workers).build()?,
         None => ProcessPool::default(),
@@ -85,7 +90,7 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         match report.map_err(|error| error.to_string()).flatten() {
             Ok(report) => {
                 bar.inc(report.bytes);
-                summary.add(path, report);
+                summary.add(path, &report);
             }
             Err(error) => unread.push(format!("{}: {error}", path.display())),
         }
@@ -117,7 +122,7 @@ struct Summary {
 }
 
 impl Summary {
-    fn add(&mut self, path: &Path, report: Report) {
+    fn add(&mut self, path: &Path, report: &Report) {
         self.total.update(sha256sum_line(&report.sha256, path));
         self.files += 1;
         self.bytes += report.bytes;
@@ -145,12 +150,12 @@ impl Summary {
         for (pid, (files, bytes)) in self.work {
             println!("pid {pid:<6} {} files, {}", HumanCount(files), HumanBytes(bytes));
         }
-        println!("digest     {}", hex(&self.total.finalize()));
+        println!("digest     {}", hex(self.total));
     }
 }
 
 /// The line that `sha256sum` prints: a name with a backslash or a line break is escaped, and the line says so in front.
-fn sha256sum_line(sha256: &[u8; 32], path: &Path) -> Vec<u8> {
+fn sha256sum_line(sha256: &str, path: &Path) -> Vec<u8> {
     let name = path.as_os_str().as_bytes();
     let mut escaped = Vec::with_capacity(name.len());
     for &byte in name {
@@ -162,11 +167,7 @@ fn sha256sum_line(sha256: &[u8; 32], path: &Path) -> Vec<u8> {
         }
     }
     let mark = if escaped == name { "" } else { "\\" };
-    [format!("{mark}{}  ", hex(sha256)).as_bytes(), &escaped, b"\n"].concat()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    [format!("{mark}{sha256}  ").as_bytes(), &escaped, b"\n"].concat()
 }
 
 /// What lies under a directory.
@@ -214,7 +215,7 @@ impl Tree {
 }
 
 /// The directory and the number of workers, from the command line.
-fn arguments() -> Result<(PathBuf, Option<usize>), Box<dyn std::error::Error>> {
+async fn arguments() -> Result<(PathBuf, Option<usize>), Box<dyn std::error::Error>> {
     let (mut root, mut workers) = (None, None);
     let mut arguments = std::env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
@@ -227,7 +228,10 @@ fn arguments() -> Result<(PathBuf, Option<usize>), Box<dyn std::error::Error>> {
             return Err(format!("usage: quickstart [DIR] [--workers N], and not {argument:?}").into());
         }
     }
-    let mut root = root.unwrap_or_else(toolchain);
+    let mut root = match root {
+        Some(root) => root,
+        None => toolchain().await,
+    };
     if root.is_symlink() {
         // With a slash behind it, it is the directory that it points at, for `find` too.
         root.push("");
@@ -236,10 +240,11 @@ fn arguments() -> Result<(PathBuf, Option<usize>), Box<dyn std::error::Error>> {
 }
 
 /// Where the Rust toolchain has its documentation, or else its library, or else the current directory.
-fn toolchain() -> PathBuf {
-    let output = Command::new("rustc").args(["--print", "sysroot"]).output();
-    let sysroot = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
-    let sysroot = Path::new(&sysroot);
-    let candidates = [sysroot.join("share/doc/rust/html"), sysroot.join("lib/rustlib"), PathBuf::from(".")];
-    candidates.into_iter().find(|path| path.is_dir()).unwrap_or_default()
+async fn toolchain() -> PathBuf {
+    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).read().await.unwrap_or_default();
+    ["share/doc/rust/html", "lib/rustlib"]
+        .map(|part| Path::new(&sysroot).join(part))
+        .into_iter()
+        .find(|path| path.is_dir())
+        .unwrap_or_else(|| PathBuf::from("."))
 }
