@@ -8,9 +8,10 @@ mod pool;
 mod process;
 mod sys;
 mod task;
-mod wire;
+pub mod wire;
 mod worker;
 
+pub use channel::{Duplex, Receiver, Sender, channel, duplex};
 pub use error::{BoxError, CommandError, Panic, RecvError, SendError, SpawnError, TaskError, TrySubmitError};
 pub use pool::{Counts, Map, PoolBuilder, PoolStatus, ProcessPool, Submit, TaskHandle, WorkerState, WorkerStatus};
 pub use process::{
@@ -23,7 +24,7 @@ pub use worker::{init, is_worker};
 
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::task::{CallAsync, call, call_async};
+    pub use crate::task::{CallAsync, call_async, call_named};
 }
 
 /// Pages to read, beside the reference.

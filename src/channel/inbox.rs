@@ -1,6 +1,10 @@
 //! The receiving end of a stream of frames: what came and is not yet taken lives here, not in a future.
 //!
 //! So a future that is dropped loses nothing. It does not know what the frames mean.
+//!
+//! A send with fds is one frame's, and the kernel never joins two such sends in one receive. So what one receive gives is
+//! a batch, and the next frame that announces fds takes the next batch. Fds that this process could not take in (it had
+//! none free) are missed by that frame alone: its value can't be decoded, the stream goes on.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,7 +15,7 @@ use bytes::BytesMut;
 
 use super::socket::Socket;
 use crate::error::RecvError;
-use crate::sys::socket::{self, MAX_FDS_PER_CALL, Ready};
+use crate::sys::socket::{self, Ready, Received};
 use crate::wire::frame::{Decoder, Frame};
 
 /// How much is read at once where no larger frame is under way.
@@ -19,6 +23,9 @@ const READ: usize = 64 * 1024;
 
 /// The most that is read at once into a large frame.
 const LARGE_READ: usize = 4 * 1024 * 1024;
+
+/// The most batches of fds that can be here: one for the frame that is under way, and one that came behind its end.
+const MAX_BATCHES: usize = 2;
 
 /// How the stream stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,18 +55,46 @@ impl From<Breach> for RecvError {
     }
 }
 
+/// The fds of one frame.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) fds: Vec<OwnedFd>,
+    /// Some of them could not be taken in.
+    pub(crate) lost: bool,
+}
+
 /// Frames that are arriving.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     bytes: BytesMut,
-    fds: VecDeque<OwnedFd>,
+    batches: VecDeque<Batch>,
     decoder: Decoder,
     state: State,
+    /// Whether the last read took all that it had asked for, so that more may be there.
+    filled: bool,
 }
 
 impl Inbox {
     pub(crate) fn new(max_body: usize) -> Self {
-        Self { bytes: BytesMut::new(), fds: VecDeque::new(), decoder: Decoder::new(max_body), state: State::Open }
+        Self::resume(max_body, BytesMut::new(), VecDeque::new())
+    }
+
+    /// An inbox that goes on where another one stood; see [`unread`](Self::unread).
+    pub(crate) fn resume(max_body: usize, bytes: BytesMut, batches: VecDeque<Batch>) -> Self {
+        Self { bytes, batches, decoder: Decoder::new(max_body), state: State::Open, filled: true }
+    }
+
+    /// Bounds the bodies that come from now on, in bytes.
+    pub(crate) fn set_max_body(&mut self, max_body: usize) {
+        self.decoder.set_max_body(max_body);
+    }
+
+    /// What has arrived and is not yet taken. An end of the stream can be seen again, a breach can't: that is an error.
+    pub(crate) fn unread(&self) -> Result<(BytesMut, &VecDeque<Batch>), RecvError> {
+        match self.state {
+            State::Broken(breach) => Err(breach.into()),
+            State::Open | State::Ended | State::Cut => Ok((self.decoder.unread(&self.bytes), &self.batches)),
+        }
     }
 
     /// The next frame, or `None` once the stream has ended between two frames. After the end and after an error, the
@@ -103,6 +138,35 @@ impl Inbox {
         }
     }
 
+    /// As [`blocking_frame`](Self::blocking_frame), for a socket that nobody else reads. Calls `before_waiting` each time
+    /// that nothing is left to do but wait.
+    pub(crate) fn frame_or_wait(
+        &mut self,
+        socket: &Socket,
+        mut before_waiting: impl FnMut() -> io::Result<()>,
+    ) -> Result<Option<Frame>, RecvError> {
+        loop {
+            if let Some(frame) = self.buffered()? {
+                return Ok(Some(frame));
+            }
+            if self.state != State::Open {
+                return self.end();
+            }
+            // A read that was not filled has drained the socket: trying once more would only cost a call.
+            let mut read = Err(io::ErrorKind::WouldBlock.into());
+            if self.filled {
+                read = self.read(socket);
+            }
+            if matches!(&read, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+                before_waiting()?;
+                let want = self.make_room();
+                read = socket::wait_into(socket, &mut self.bytes, want);
+                self.filled = read.as_ref().is_ok_and(|received| received.len == want);
+            }
+            self.took(read)?;
+        }
+    }
+
     /// The next frame if it has arrived already, without waiting: `Ok(None)` says nothing about the end.
     pub(crate) fn try_frame(&mut self, socket: &Socket) -> Result<Option<Frame>, RecvError> {
         loop {
@@ -127,49 +191,72 @@ impl Inbox {
         match self.decoder.decode(&mut self.bytes) {
             Ok(None) => Ok(None),
             Ok(Some((head, body))) => {
-                // The fds of a frame come with its first byte at the latest, so they are here before its last one.
-                if self.fds.len() < head.fds {
-                    return Err(self.broken(Breach::Protocol("announced file descriptors did not come")));
-                }
-                let fds = self.fds.drain(..head.fds).collect();
+                // The fds of a frame come with its first byte, so they are here before its last one.
+                let batch = if head.fds == 0 { None } else { self.batches.pop_front() };
+                let fds = match batch {
+                    Some(batch) if batch.fds.len() != head.fds && !batch.lost => {
+                        return Err(self.refuse("another number of file descriptors than announced"));
+                    }
+                    batch => batch.map_or(Vec::new(), |batch| batch.fds),
+                };
                 Ok(Some(Frame { kind: head.kind, id: head.id, body, fds }))
             }
             Err(RecvError::TooLarge { len, max }) => Err(self.broken(Breach::TooLarge { len, max })),
-            Err(RecvError::Protocol { reason }) => Err(self.broken(Breach::Protocol(reason))),
+            Err(RecvError::Protocol { reason }) => Err(self.refuse(reason)),
             Err(other) => Err(other),
         }
     }
 
-    /// Reads once. The buffer is only grown in proportion to what has come, whatever a header announced.
-    fn read(&mut self, socket: &Socket) -> io::Result<usize> {
+    /// Reads once.
+    fn read(&mut self, socket: &Socket) -> io::Result<Received> {
+        let want = self.make_room();
+        let received = socket::recv_into(socket, &mut self.bytes, want)?;
+        self.filled = received.len == want;
+        Ok(received)
+    }
+
+    /// Reserves what the next read is to take. The buffer is only grown in proportion to what has come, whatever a header
+    /// announced.
+    fn make_room(&mut self) -> usize {
         let missing = self.decoder.missing(&self.bytes);
         let want = if missing > READ { missing.min(LARGE_READ).min(self.bytes.len().max(READ)) } else { READ };
         self.bytes.reserve(want);
-        socket::recv_into(socket, &mut self.bytes, want, &mut self.fds)
+        want
     }
 
     /// Notes what a read gave.
-    fn took(&mut self, read: io::Result<usize>) -> Result<(), RecvError> {
-        let ended = match read {
-            Ok(0) => true,
+    fn took(&mut self, read: io::Result<Received>) -> Result<(), RecvError> {
+        match read {
+            Ok(Received { len: 0, .. }) => self.ended(),
             // The peer went with bytes of ours unread. What it had sent has been read before this.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => true,
-            Ok(_) => false,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => self.ended(),
+            Ok(Received { fds, fds_lost: lost, .. }) => {
+                if !fds.is_empty() || lost {
+                    self.batches.push_back(Batch { fds, lost });
+                }
+                if self.batches.len() > MAX_BATCHES {
+                    return Err(self.refuse("file descriptors that no frame announced"));
+                }
+            }
             Err(error) => return Err(error.into()),
-        };
-        if ended {
-            self.state = if self.decoder.at_boundary(&self.bytes) { State::Ended } else { State::Cut };
-            self.fds.clear();
-        } else if self.fds.len() > MAX_FDS_PER_CALL {
-            return Err(self.broken(Breach::Protocol("file descriptors that no frame announced")));
         }
         Ok(())
+    }
+
+    fn ended(&mut self) {
+        self.state = if self.decoder.at_boundary(&self.bytes) { State::Ended } else { State::Cut };
+        self.batches.clear();
+    }
+
+    /// Ends the stream for what the peer did.
+    pub(crate) fn refuse(&mut self, reason: &'static str) -> RecvError {
+        self.broken(Breach::Protocol(reason))
     }
 
     fn broken(&mut self, breach: Breach) -> RecvError {
         self.state = State::Broken(breach);
         self.bytes = BytesMut::new();
-        self.fds.clear();
+        self.batches.clear();
         breach.into()
     }
 

@@ -1,5 +1,73 @@
 //! Typed channels over Unix sockets, and the framed transport below them that everything here uses.
+//!
+//! ```text
+//!  Sender  Receiver  Duplex        typed ends; travel.rs makes them values
+//!  sending.rs  receiving.rs        one direction each: who waits, who moves, what is an end
+//!  outbox.rs   inbox.rs            frames that leave and arrive, gathered
+//!  socket.rs                       a socket that tasks and threads can wait for
+//! ```
 
+mod duplex;
+mod flusher;
 pub(crate) mod inbox;
 pub(crate) mod outbox;
+mod receiver;
+mod receiving;
+mod sender;
+mod sending;
 pub(crate) mod socket;
+mod travel;
+mod value;
+
+use std::io;
+
+pub use duplex::{Duplex, duplex};
+pub use receiver::Receiver;
+pub use sender::Sender;
+
+use crate::sys::socket as sys;
+
+/// Makes a channel: what is sent into the one end is received from the other, in this process or any other.
+///
+/// Both ends are values: put one into a task's arguments, its result, or a message, and it arrives in that process.
+/// Messages are any serde values, files and ends of other channels among them. A channel needs no runtime to be made, and
+/// its ends can be used in async code and, with the `blocking_` methods, in plain functions.
+///
+/// A sender waits while its receiver does not receive: about 300 KiB are under way at most, besides the message itself.
+/// For both directions, see [`duplex`](crate::duplex).
+///
+/// # Errors
+///
+/// If the system gives no sockets, most often because this process has as many open files as it may.
+///
+/// # Examples
+///
+/// ```
+/// use multiproc::{Receiver, Sender, channel, spawn_process, task};
+///
+/// fn shout(mut lines: Receiver<String>, loud: Sender<String>) {
+///     while let Some(line) = lines.blocking_recv().unwrap() {
+///         loud.blocking_send(line.to_uppercase()).unwrap();
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// multiproc::init();
+/// let (lines, theirs) = channel()?;
+/// let (loud, mut answers) = channel()?;
+/// let child = spawn_process(task!(shout(theirs, loud))).await?;
+/// lines.send("hello".to_owned()).await?;
+/// assert_eq!(answers.recv().await?.as_deref(), Some("HELLO"));
+/// drop(lines);
+/// assert_eq!(answers.recv().await?, None);
+/// child.join().await?;
+/// # Ok(())
+/// # }
+/// ```
+pub fn channel<T>() -> io::Result<(Sender<T>, Receiver<T>)> {
+    let (sending, receiving) = sys::stream_pair()?;
+    // Of the other direction nobody knows, so nobody can wait for it.
+    sys::end_sending(&receiving)?;
+    Ok((Sender::new(sending), Receiver::new(receiving)))
+}

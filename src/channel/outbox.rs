@@ -105,6 +105,12 @@ impl Outbox {
         Ok(())
     }
 
+    /// Throws away what has not left: nobody will read it.
+    pub(crate) fn abandon(&mut self) {
+        self.pieces = VecDeque::new();
+        self.pushed = self.sent;
+    }
+
     /// How many bytes wait.
     pub(crate) fn len(&self) -> usize {
         usize::try_from(self.pushed - self.sent).unwrap_or(usize::MAX)
@@ -112,6 +118,11 @@ impl Outbox {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.pieces.is_empty()
+    }
+
+    /// How many bytes were pushed since the beginning.
+    pub(crate) fn pushed(&self) -> u64 {
+        self.pushed
     }
 
     /// How many bytes have left since the beginning.

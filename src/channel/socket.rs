@@ -12,13 +12,17 @@ use tokio::runtime::{Handle, Id};
 
 use crate::sys::socket::{self, Ready};
 
-/// A socket, and its place in the reactor of the runtime that last waited for it.
+/// How many runtimes keep an idle registration: a program's own, and the flusher's.
+const IDLE: usize = 2;
+
+/// A socket, and its places in the reactors of the runtimes that wait for it.
 ///
-/// Made outside a runtime it costs no registration; used in another runtime than before, it moves there.
+/// Made outside a runtime it costs no registration; it can be used in one runtime after another, and in two at once.
 #[derive(Debug)]
 pub(crate) struct Socket {
     fd: Arc<OwnedFd>,
-    registration: Mutex<Option<Registration>>,
+    /// At most one a runtime: a second registration of one fd in one epoll(7) instance is an error.
+    registrations: Mutex<Vec<Registration>>,
 }
 
 #[derive(Debug)]
@@ -29,7 +33,7 @@ struct Registration {
 
 impl Socket {
     pub(crate) fn new(fd: OwnedFd) -> Self {
-        Self { fd: Arc::new(fd), registration: Mutex::new(None) }
+        Self { fd: Arc::new(fd), registrations: Mutex::new(Vec::new()) }
     }
 
     /// Runs `io` until it does not say `WouldBlock`, and waits for readiness in between.
@@ -85,23 +89,19 @@ impl Socket {
         }
     }
 
-    /// The fd, if nobody else holds it.
-    pub(crate) fn into_fd(self) -> Option<OwnedFd> {
-        drop(self.registration);
-        Arc::into_inner(self.fd)
-    }
-
     fn readiness(&self) -> io::Result<Arc<AsyncFd<Arc<OwnedFd>>>> {
         let current = Handle::try_current().ok().map(|handle| handle.id());
-        let mut registration = self.registration.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(registered) = &*registration
-            && Some(registered.runtime) == current
-        {
+        let mut registrations = self.registrations.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(registered) = registrations.iter().find(|registered| Some(registered.runtime) == current) {
             return Ok(Arc::clone(&registered.readiness));
         }
         let readiness = Arc::new(socket::register(Arc::clone(&self.fd))?);
         if let Some(runtime) = current {
-            *registration = Some(Registration { runtime, readiness: Arc::clone(&readiness) });
+            if registrations.len() >= IDLE {
+                // Clones are only made under this lock, so what nobody else holds now stays unused.
+                registrations.retain(|registered| Arc::strong_count(&registered.readiness) > 1);
+            }
+            registrations.push(Registration { runtime, readiness: Arc::clone(&readiness) });
         }
         Ok(readiness)
     }

@@ -19,6 +19,9 @@ use super::seat::Seat;
 use super::supervisor;
 use crate::error::{SpawnError, TaskError};
 
+/// The shortest queue that is swept.
+const SWEEP_AT: usize = 64;
+
 /// What all handles, futures and supervisors of a pool share.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -33,8 +36,11 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) phase: Phase,
-    /// Tasks without a slot, oldest first. Bounded by the futures that callers hold: each owns its task.
+    /// Tasks without a slot, oldest first. Bounded by about twice the futures that callers hold, each of which owns its
+    /// task: see `sweep_at`.
     pub(super) waiting: VecDeque<Arc<Job>>,
+    /// How long `waiting` may get before the tasks that nobody wants any more are taken out of it.
+    sweep_at: usize,
     /// Tasks with a slot, for which no worker is ready yet.
     pub(super) assigned: VecDeque<Arc<Job>>,
     /// Every worker that has a supervisor.
@@ -52,6 +58,8 @@ pub(super) struct State {
     failures: VecDeque<Instant>,
     pub(super) last_cause: Option<Arc<SpawnError>>,
     pub(super) counts: Counts,
+    /// Whether some worker may have tasks that it has not begun.
+    sent_ahead: bool,
     /// The runtime that the last task came from; supervisors of new seats run there.
     runtime: Option<Handle>,
     /// What is to be done once the lock is gone.
@@ -177,6 +185,7 @@ impl Shared {
             state: Mutex::new(State {
                 phase: Phase::Open,
                 waiting: VecDeque::new(),
+                sweep_at: SWEEP_AT,
                 assigned: VecDeque::new(),
                 seats: Vec::new(),
                 idle: Vec::new(),
@@ -187,6 +196,7 @@ impl Shared {
                 failures: VecDeque::new(),
                 last_cause: None,
                 counts: Counts::default(),
+                sent_ahead: false,
                 runtime: None,
                 after: After::default(),
             }),
@@ -203,6 +213,9 @@ impl Shared {
     pub(super) fn submit(self: &Arc<Self>, job: Arc<Job>) -> Result<(), TaskError> {
         let mut state = self.state();
         self.admit(&mut state)?;
+        if state.waiting.len() >= state.sweep_at {
+            state.sweep();
+        }
         state.waiting.push_back(job);
         self.dispatch(&mut state);
         Ok(())
@@ -311,18 +324,45 @@ impl Shared {
         self.turn(&mut self.state(), seat)
     }
 
-    /// A worker has answered, which frees a slot; if it is not worn out, it gets another task.
-    pub(super) fn answered(self: &Arc<Self>, seat: &Arc<Seat>, ok: bool, worn: bool) -> Turn {
+    /// A worker has answered tasks. If it has none left, or is to get more ahead, it gets them; a worn one ends instead.
+    pub(super) fn answered(self: &Arc<Self>, seat: &Arc<Seat>, endings: &[Ending], worn: bool) -> Turn {
         let mut state = self.state();
-        state.counts.add(if ok { Ending::Done } else { Ending::Failed });
-        self.release(&mut state);
-        if worn {
+        for &ending in endings {
+            state.counts.add(ending);
+        }
+        let surplus = state.seats.len() > state.target;
+        let mut desk = seat.desk();
+        let over = worn || surplus || desk.state == WorkerState::Draining || state.phase == Phase::Cancelled;
+        if over {
+            let back = desk.take_back();
+            self.put_back(&mut state, back);
+        }
+        if desk.load() > 0 {
+            if worn || surplus {
+                desk.apply(Event::Retire);
+            }
+            drop(desk);
+            if over {
+                self.dispatch(&mut state);
+            } else {
+                self.send_ahead(&mut state, seat);
+            }
+            return Turn::Busy;
+        }
+        desk.apply(Event::Replied);
+        if std::mem::take(&mut desk.holds_permit) {
+            self.release(&mut state);
+        }
+        let drained = desk.state == WorkerState::Draining;
+        drop(desk);
+        if worn || drained {
             self.dispatch(&mut state);
             return Turn::Retire;
         }
         self.turn(&mut state, seat)
     }
 
+    /// What an idle worker does next.
     fn turn(self: &Arc<Self>, state: &mut State, seat: &Arc<Seat>) -> Turn {
         if state.phase == Phase::Cancelled {
             return Turn::End;
@@ -335,19 +375,116 @@ impl Shared {
             if seat.give(&job) {
                 // Tasks that were given up in between have freed their slots.
                 self.dispatch(state);
+                self.send_ahead(state, seat);
                 return Turn::Busy;
             }
             self.release(state);
         }
+        if state.waiting.is_empty() && state.sent_ahead {
+            self.unload_busiest(state);
+        }
         state.idle.push(Arc::clone(seat));
         self.dispatch(state);
-        let idle = state.idle.iter().any(|idle| Arc::ptr_eq(idle, seat));
-        if idle && state.phase == Phase::Closing {
+        if !state.idle.iter().any(|idle| Arc::ptr_eq(idle, seat)) {
+            self.send_ahead(state, seat);
+            return Turn::Busy;
+        }
+        if state.phase == Phase::Closing {
             state.idle.retain(|idle| !Arc::ptr_eq(idle, seat));
             return Turn::Retire;
         }
         self.changed.notify_waiters();
-        if idle { Turn::Idle } else { Turn::Busy }
+        Turn::Idle
+    }
+
+    /// Sends a busy worker as many of the waiting tasks as keep it busy for a moment, in one write.
+    ///
+    /// Never more than its share: what one worker has ahead, another would have to wait for.
+    fn send_ahead(&self, state: &mut State, seat: &Arc<Seat>) {
+        if state.waiting.is_empty() {
+            return;
+        }
+        let mut desk = seat.desk();
+        let mut room = desk.room().min(state.waiting.len().div_ceil(2 * state.target));
+        if let Some(most) = self.settings.max_tasks {
+            room = room.min(usize::try_from(most - desk.done).unwrap_or(usize::MAX).saturating_sub(desk.load()));
+        }
+        let mut sent = false;
+        while room > 0
+            && let Some(job) = state.waiting.pop_front_if(|job| job.may_go_ahead() || !job.is_wanted())
+        {
+            if desk.send(&job, seat) {
+                room -= 1;
+                sent = true;
+            } else {
+                state.counts.add(Ending::Cancelled);
+            }
+        }
+        if sent {
+            state.sent_ahead = true;
+            if !desk.write() {
+                seat.bell.notify_one();
+            }
+        }
+    }
+
+    /// Takes the tasks that were sent ahead back from the worker that has most of them: somebody else is idle.
+    fn unload_busiest(&self, state: &mut State) {
+        let Some(seat) = state.seats.iter().max_by_key(|seat| seat.desk().load()).cloned() else { return };
+        let mut desk = seat.desk();
+        let back = if desk.load() > 1 { desk.take_back() } else { Vec::new() };
+        if back.is_empty() {
+            state.sent_ahead = false;
+            return;
+        }
+        let begun = desk.load() > 0;
+        drop(desk);
+        self.put_back(state, back);
+        if begun {
+            return;
+        }
+        // It has not begun even the first of them, so that one stays.
+        while let Some(job) = state.waiting.pop_front() {
+            let mut desk = seat.desk();
+            if desk.send(&job, &seat) {
+                desk.write();
+                break;
+            }
+        }
+        seat.bell.notify_one();
+    }
+
+    /// Puts tasks that were sent and not begun back at the head of the queue.
+    fn put_back(&self, state: &mut State, jobs: Vec<Arc<Job>>) {
+        for job in jobs.into_iter().rev() {
+            if job.take_back() {
+                state.waiting.push_front(job);
+            } else {
+                state.counts.add(Ending::Cancelled);
+            }
+        }
+    }
+
+    /// Looks whether a worker's tasks are still wanted. Those that were not begun and are not wanted go; if there are any,
+    /// all that was not begun goes elsewhere.
+    pub(super) fn review(self: &Arc<Self>, seat: &Arc<Seat>) -> Review {
+        let mut state = self.state();
+        if state.phase == Phase::Cancelled {
+            return Review::Unwanted;
+        }
+        let mut desk = seat.desk();
+        if desk.jobs().any(|job| !job.is_wanted()) {
+            let back = desk.take_back();
+            drop(desk);
+            self.put_back(&mut state, back);
+            self.dispatch(&mut state);
+            desk = seat.desk();
+        }
+        match desk.first() {
+            Some(job) if !job.is_wanted() => Review::Unwanted,
+            None if desk.state == WorkerState::Busy => Review::Unloaded,
+            _ => Review::Fine,
+        }
     }
 
     /// A process is ready.
@@ -359,15 +496,43 @@ impl Shared {
         self.changed.notify_waiters();
     }
 
-    /// A task has ended with its worker's process: frees its slot, and resolves it unless it may run again.
-    pub(super) fn ended_with(self: &Arc<Self>, job: &Arc<Job>, ending: Ending, error: TaskError) {
+    /// A worker's process has ended: counts what it had still answered, resolves the tasks that it had begun, and puts
+    /// those that it had not back at the head of the queue.
+    pub(super) fn lost(
+        self: &Arc<Self>,
+        seat: &Arc<Seat>,
+        answered: &[Ending],
+        ending: Ending,
+        error: impl Fn(&Job) -> TaskError,
+    ) {
         let mut state = self.state();
-        self.release(&mut state);
-        if ending == Ending::Died && job.take_retry() {
-            state.waiting.push_front(Arc::clone(job));
-        } else {
+        for &ending in answered {
             state.counts.add(ending);
-            state.after.resolve.push((Arc::clone(job), error));
+        }
+        let mut desk = seat.desk();
+        desk.apply(Event::Ended);
+        let (begun, rest) = desk.take_all();
+        if std::mem::take(&mut desk.holds_permit) {
+            self.release(&mut state);
+        }
+        desk.clear();
+        drop(desk);
+        for job in rest.into_iter().rev() {
+            if job.bounce() {
+                state.waiting.push_front(job);
+            } else {
+                let error = error(&job);
+                state.after.resolve.push((job, error));
+            }
+        }
+        for job in begun.into_iter().rev() {
+            if ending == Ending::Died && job.take_retry() {
+                state.waiting.push_front(job);
+            } else {
+                state.counts.add(ending);
+                let error = error(&job);
+                state.after.resolve.push((job, error));
+            }
         }
         self.dispatch(&mut state);
     }
@@ -461,13 +626,13 @@ impl Shared {
         if desk.state == WorkerState::Starting {
             state.starting = state.starting.saturating_sub(1);
         }
-        let running = desk.running.take();
+        let (begun, rest) = desk.take_all();
+        if desk.holds_permit {
+            self.release(&mut state);
+        }
         desk.clear();
         drop(desk);
-        if let Some(running) = running {
-            self.release(&mut state);
-            state.after.resolve.push((running.job, TaskError::Cancelled));
-        }
+        state.after.resolve.extend(begun.into_iter().chain(rest).map(|job| (job, TaskError::Cancelled)));
         state.last_cause = Some(Arc::new(SpawnError::Cancelled));
         self.leave(&mut state, seat);
     }
@@ -496,9 +661,7 @@ impl Shared {
         state.counts.cancelled += jobs.len() as u64;
         for seat in &state.seats {
             let desk = seat.desk();
-            if let Some(running) = &desk.running {
-                jobs.push(Arc::clone(&running.job));
-            }
+            jobs.extend(desk.jobs().cloned());
             drop(desk);
             seat.bell.notify_one();
         }
@@ -554,6 +717,25 @@ impl State {
     pub(super) fn ready(&self) -> usize {
         self.seats.len() - self.starting
     }
+
+    /// Takes the tasks that were given up out of the queue. Each time the queue may then grow to twice what is left, so a
+    /// task costs a constant number of looks.
+    fn sweep(&mut self) {
+        let before = self.waiting.len();
+        self.waiting.retain(|job| job.is_wanted());
+        self.counts.cancelled += (before - self.waiting.len()) as u64;
+        self.sweep_at = SWEEP_AT.max(2 * self.waiting.len());
+    }
+}
+
+/// What a look at a worker's tasks found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Review {
+    Fine,
+    /// The task that it has begun is not wanted any more, or the whole pool is not.
+    Unwanted,
+    /// All of its tasks were taken away before it had begun one.
+    Unloaded,
 }
 
 /// What a worker does next.

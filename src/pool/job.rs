@@ -3,10 +3,11 @@
 //! A job is shared by the future that awaits it, the queue and the worker's supervisor; its stage says who may do what.
 //! It resolves exactly once: only the step out of `Queued`, `Assigned` or `Sent` that comes first counts.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -16,6 +17,12 @@ use crate::sys::socket;
 use crate::task::Parcel;
 use crate::wire::frame::Frame;
 
+/// The largest body, in bytes, that is sent to a worker before it has finished what it has.
+const LARGEST_AHEAD: usize = 16 * 1024;
+
+/// How many workers may die before one begins a task.
+const MOST_BOUNCES: u32 = 3;
+
 /// How a task ended: the frame with its encoded result, or why there is none.
 pub(super) type Outcome = Result<Frame, TaskError>;
 
@@ -23,7 +30,8 @@ pub(super) type Outcome = Result<Frame, TaskError>;
 pub(super) struct Job {
     pub(super) name: &'static str,
     pub(super) timeout: Option<Duration>,
-    pub(super) submitted: Instant,
+    /// Whether somebody waits for its slot: then it is given one, and not sent ahead to a busy worker.
+    wants_slot: bool,
     cell: Mutex<Cell>,
 }
 
@@ -34,8 +42,10 @@ struct Cell {
     fds: Vec<OwnedFd>,
     /// How often it may be run again after its worker's death.
     retries: u32,
-    /// How often it has been sent.
+    /// How often it has been begun, as far as is known.
     attempts: u32,
+    /// How often a worker died before it had begun it.
+    bounces: u32,
     waker: Option<Waker>,
 }
 
@@ -53,17 +63,18 @@ enum Stage {
 }
 
 impl Job {
-    pub(super) fn new(parcel: Parcel, timeout: Option<Duration>, retries: u32) -> Arc<Self> {
+    pub(super) fn new(parcel: Parcel, timeout: Option<Duration>, retries: u32, wants_slot: bool) -> Arc<Self> {
         Arc::new(Self {
             name: parcel.name,
             timeout,
-            submitted: Instant::now(),
+            wants_slot,
             cell: Mutex::new(Cell {
                 stage: Stage::Queued,
                 body: parcel.body,
                 fds: parcel.fds,
                 retries,
                 attempts: 0,
+                bounces: 0,
                 waker: None,
             }),
         })
@@ -95,19 +106,55 @@ impl Job {
     }
 
     /// Hands it to a worker: its body, and its fds. `None`: nobody wants it any more.
+    ///
+    /// It keeps both until it is resolved: the worker may die before it has begun it.
     pub(super) fn send(&self, seat: &Arc<Seat>) -> Option<(Bytes, Vec<OwnedFd>)> {
         let mut cell = self.cell();
-        if !matches!(cell.stage, Stage::Assigned) {
+        if !matches!(cell.stage, Stage::Queued | Stage::Assigned) {
             return None;
         }
-        cell.stage = Stage::Sent(Arc::clone(seat));
-        cell.attempts += 1;
-        if cell.retries == 0 {
-            return Some((std::mem::take(&mut cell.body), std::mem::take(&mut cell.fds)));
+        let fds: io::Result<Vec<_>> = cell.fds.iter().map(socket::duplicate).collect();
+        match fds {
+            Ok(fds) => {
+                cell.stage = Stage::Sent(Arc::clone(seat));
+                cell.attempts += 1;
+                Some((cell.body.clone(), fds))
+            }
+            Err(error) => {
+                cell.settle(Stage::Resolved(Err(TaskError::Encode(error.into()))));
+                wake(cell);
+                None
+            }
         }
-        // It may be sent again, so the originals stay.
-        let fds = cell.fds.iter().filter_map(|fd| socket::duplicate(fd).ok()).collect();
-        Some((cell.body.clone(), fds))
+    }
+
+    /// Whether it may be sent to a worker that is still busy with another.
+    pub(super) fn may_go_ahead(&self) -> bool {
+        !self.wants_slot && self.cell().body.len() <= LARGEST_AHEAD
+    }
+
+    /// It was sent and not begun: puts it back. `false`: nobody wants it any more.
+    pub(super) fn take_back(&self) -> bool {
+        let mut cell = self.cell();
+        let wanted = matches!(cell.stage, Stage::Sent(_));
+        if wanted {
+            cell.stage = Stage::Queued;
+            cell.attempts -= 1;
+        }
+        wanted
+    }
+
+    /// As [`take_back`](Self::take_back), after its worker's death. One that no worker ever gets to begin, because it is
+    /// too large for their memory, say, is not sent for ever.
+    pub(super) fn bounce(&self) -> bool {
+        let mut cell = self.cell();
+        let again = matches!(cell.stage, Stage::Sent(_)) && cell.bounces < MOST_BOUNCES;
+        if again {
+            cell.bounces += 1;
+            cell.stage = Stage::Queued;
+            cell.attempts -= 1;
+        }
+        again
     }
 
     /// Resolves it, if nothing has before.

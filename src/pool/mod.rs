@@ -9,6 +9,7 @@
 //!
 //! Encoding and decoding run in the caller's task, so they run in parallel and an error hurts one task only.
 
+mod answers;
 mod builder;
 mod dispatch;
 mod job;
@@ -155,7 +156,7 @@ impl ProcessPool {
     ///
     /// Dropping the future cancels the task.
     pub async fn spawn<T: Task>(&self, task: T) -> Result<TaskHandle<T::Output>, TaskError> {
-        let job = submit::prepare(self.shared(), &task, None, 0)?;
+        let job = submit::prepare(self.shared(), &task, None, 0, true)?;
         drop(task);
         self.shared().submit(Arc::clone(&job))?;
         let claim = Claim::new(Arc::clone(&job));
@@ -175,7 +176,7 @@ impl ProcessPool {
             Err(TaskError::Closed) => return Err(TrySubmitError::Closed(task)),
             Err(error) => return Err(TrySubmitError::Refused(error)),
         }
-        match submit::prepare(self.shared(), &task, None, 0) {
+        match submit::prepare(self.shared(), &task, None, 0, true) {
             Ok(job) => {
                 self.shared().submit_reserved(&job);
                 Ok(TaskHandle::new(Claim::new(job)))

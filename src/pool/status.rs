@@ -14,7 +14,7 @@ pub struct PoolStatus {
     pub workers: usize,
     /// How many of them are running a task.
     pub busy: usize,
-    /// How many tasks wait: for a slot, or for a worker that is being started.
+    /// How many tasks wait: for a slot, for a worker that is being started, or behind another on the way to a worker.
     pub queued: usize,
     /// How many workers there may be.
     pub limit: usize,
@@ -36,6 +36,8 @@ pub struct WorkerStatus {
     pub state: WorkerState,
     /// The name of the task that it runs, and for how long it has.
     pub task: Option<(&'static str, Duration)>,
+    /// How many more tasks were sent to it ahead. They run elsewhere if it does not come to them.
+    pub ahead: usize,
     /// How many tasks its process has answered.
     pub done: u64,
 }
@@ -52,7 +54,8 @@ impl PoolStatus {
                     index: seat.index,
                     pid: desk.pid,
                     state: desk.state,
-                    task: desk.running.as_ref().map(|running| (running.job.name, running.since.elapsed())),
+                    task: desk.first().map(|job| (job.name, desk.since.elapsed())),
+                    ahead: desk.load().saturating_sub(1),
                     done: desk.done,
                 }
             })
@@ -64,7 +67,7 @@ impl PoolStatus {
         Self {
             workers: details.iter().filter(ready).count(),
             busy: details.iter().filter(|worker| worker.task.is_some()).count(),
-            queued: waiting + state.assigned.len(),
+            queued: waiting + state.assigned.len() + details.iter().map(|worker| worker.ahead).sum::<usize>(),
             limit: state.target,
             counts: state.counts,
             details,

@@ -72,7 +72,7 @@ impl<T: Task> Future for Submit<T> {
         if let Stage::Unsent(_) = self.stage
             && let Stage::Unsent(task) = std::mem::replace(&mut self.stage, Stage::Over)
         {
-            let job = prepare(&self.shared, &task, self.timeout, self.retries)?;
+            let job = prepare(&self.shared, &task, self.timeout, self.retries, false)?;
             drop(task);
             self.shared.submit(Arc::clone(&job))?;
             self.stage = Stage::Sent(Claim::new(job));
@@ -95,10 +95,11 @@ pub(super) fn prepare<T: Task>(
     task: &T,
     timeout: Option<Duration>,
     retries: u32,
+    wants_slot: bool,
 ) -> Result<Arc<Job>, TaskError> {
     start::permitted()?;
     let parcel = task::pack(task, shared.settings.plan.max_body)?;
-    Ok(Job::new(parcel, timeout.or(shared.settings.task_timeout), retries))
+    Ok(Job::new(parcel, timeout.or(shared.settings.task_timeout), retries, wants_slot))
 }
 
 /// A job that somebody waits for; dropping it cancels the job.

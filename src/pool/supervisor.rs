@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
-use super::dispatch::{End, Ending, Next, Phase, Shared, Turn};
+use super::answers::{Misbehaved, Ring, answer};
+use super::dispatch::{End, Ending, Next, Phase, Review, Shared, Turn};
 use super::job::{Job, Outcome};
 use super::life::{Event, WorkerState};
 use super::seat::Seat;
@@ -22,10 +23,11 @@ use crate::error::{RecvError, SpawnError, TaskError};
 use crate::process::kept::{Exit, Kept, KillOnDrop};
 use crate::process::spawn::died;
 use crate::process::start::{self, Worker};
+use crate::sys::ledger::Reader;
 use crate::sys::socket::{self, Ready};
 use crate::task::Parcel;
 use crate::wire::frame::Frame;
-use crate::wire::message::{FromWorker, Kind};
+use crate::wire::message::Kind;
 
 /// How long a killed process may take to end before its task is resolved without it; one in an uninterruptible wait can
 /// take for ever.
@@ -36,6 +38,9 @@ const EXIT_WITHIN: Duration = Duration::from_millis(100);
 
 /// How long a process that ends in order may take for its exit task and its exit.
 const RETIRE_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long a worker that has tasks ahead may be silent before its ledger is looked at.
+const LOOK_AFTER: Duration = Duration::from_millis(1);
 
 /// The first pause after a failed start; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -70,9 +75,13 @@ struct Process {
     child: KillOnDrop,
     socket: Arc<Socket>,
     inbox: Inbox,
+    ring: Ring,
+    /// Answers that are being taken in; empty between two turns.
+    answers: Vec<(u64, Outcome)>,
 }
 
 /// Why a process is ended, or has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
     /// By itself, in the middle of a task or of nothing.
     Died,
@@ -128,57 +137,50 @@ impl Supervisor {
     async fn start(&self) -> Result<Process, SpawnError> {
         let settings = &self.shared.settings;
         let name = format!("{}-{}", settings.name, self.seat.index);
-        let Worker { child, socket, mut inbox, outbox, .. } = start::start(&settings.plan, &name, None).await?;
-        let socket = Arc::new(socket);
-        let id = {
-            let mut desk = self.seat.desk();
-            desk.clear();
-            desk.pid = Some(child.kept().pid());
-            desk.socket = Some(Arc::clone(&socket));
-            desk.outbox = outbox;
-            desk.take_id()
-        };
+        let Worker { child, socket, mut inbox, outbox, ledger, .. } = start::start(&settings.plan, &name, None).await?;
+        let (socket, ledger) = (Arc::new(socket), Arc::new(ledger.ok_or(SpawnError::Cancelled)?));
+        let mut ring = Ring::new(Reader::new(Arc::clone(&ledger)));
+        self.seat.desk().set_up(child.kept().pid(), Arc::clone(&socket), ledger, outbox);
         if let Some(task) = &settings.on_start {
-            self.perform(task, id, &socket, &mut inbox, child.kept())
+            self.perform(task, &socket, &mut inbox, &mut ring, child.kept())
                 .await
                 .map_err(|error| SpawnError::StartTask(Box::new(error)))?;
         }
-        Ok(Process { child, socket, inbox })
+        Ok(Process { child, socket, inbox, ring, answers: Vec::new() })
     }
 
     /// Runs one of the pool's own tasks in the process and waits for its answer.
     async fn perform(
         &self,
         task: &Parcel,
-        id: u64,
         socket: &Socket,
         inbox: &mut Inbox,
+        ring: &mut Ring,
         kept: &Kept,
     ) -> Result<(), TaskError> {
         let fds: io::Result<Vec<_>> = task.fds.iter().map(socket::duplicate).collect();
         let fds = fds.map_err(|error| TaskError::Encode(error.into()))?;
-        let run = Frame { kind: Kind::Run as u8, id, body: task.body.clone(), fds };
-        self.seat.desk().outbox.push(run);
-        let write = socket.when(Ready::Write, || self.seat.desk().outbox.flush(socket));
+        {
+            let mut desk = self.seat.desk();
+            let id = desk.take_id();
+            desk.outbox.push(Frame { kind: Kind::Run as u8, id, body: task.body.clone(), fds });
+        }
         let answer = async {
             // If it can't be written, the process is ending, which the read sees.
-            let _ = write.await;
-            inbox.frame(socket).await
+            let _ = socket.when(Ready::Write, || self.seat.desk().outbox.flush(socket)).await;
+            let mut answers = Vec::new();
+            let frame = inbox.frame(socket).await.ok()??;
+            answers.extend(answer(frame).ok()?);
+            ring.take(&mut answers).ok()?;
+            answers.pop().map(|(_, outcome)| outcome)
         };
-        let mut answer = pin!(answer);
-        let frame = tokio::select! {
+        tokio::select! {
             biased;
-            frame = &mut answer => frame,
-            exit = kept.exited() => return Err(died(kept, &exit, task.name)),
-        };
-        match frame.and_then(|frame| frame.map(FromWorker::parse).transpose()) {
-            Ok(Some(FromWorker::Done(_))) => Ok(()),
-            Ok(Some(FromWorker::Failed(_, failure))) => Err(failure.into()),
-            Ok(_) | Err(_) => {
-                let _ = kept.signal_group(libc::SIGKILL);
-                Err(died(kept, &kept.exited().await, task.name))
-            }
+            outcome = answer => if let Some(outcome) = outcome { return outcome.map(drop) },
+            _ = kept.exited() => {}
         }
+        let _ = kept.signal_group(libc::SIGKILL);
+        Err(died(kept, &kept.exited().await, task.name))
     }
 
     /// Serves until the process has ended.
@@ -204,36 +206,55 @@ impl Supervisor {
                 Turn::End => return Cause::Cancelled,
             }
             turn = loop {
-                let (state, unsent, deadline) = {
+                let (drained, unwritten, ahead, deadline) = {
                     let desk = self.seat.desk();
-                    let deadline = match &desk.running {
-                        Some(running) => running.job.timeout.and_then(|timeout| running.since.checked_add(timeout)),
+                    let deadline = match desk.first() {
+                        Some(job) => job.timeout.and_then(|timeout| desk.since.checked_add(timeout)),
                         None => self.shared.settings.idle_timeout.and_then(|timeout| idle_since.checked_add(timeout)),
                     };
-                    (desk.state, !desk.outbox.is_empty(), deadline)
+                    let drained = desk.state == WorkerState::Draining && desk.load() == 0;
+                    (drained, !desk.outbox.is_empty(), desk.load() > 1, deadline)
                 };
-                if state == WorkerState::Draining {
+                if drained {
                     return Cause::Retired(End::Other);
                 }
                 tokio::select! {
                     biased;
-                    frame = process.inbox.frame(&socket) => match self.answered(frame, &kept) {
-                        Some(turn) => break turn,
-                        None => return Cause::Died,
+                    frame = process.inbox.frame(&socket) => match self.heard(process, frame) {
+                        Ok(Some(turn)) => break turn,
+                        Ok(None) => {}
+                        Err(Misbehaved) => return Cause::Died,
                     },
                     _ = &mut exited => return Cause::Died,
                     () = self.seat.bell.notified() => {
-                        let wanted = self.seat.desk().running.as_ref().is_none_or(|running| running.job.is_wanted());
-                        if !wanted || self.shared.state().phase == Phase::Cancelled {
-                            return Cause::Cancelled;
+                        // What it has answered by now is not unwanted.
+                        match self.take_answers(process) {
+                            Ok(Some(turn)) => break turn,
+                            Ok(None) => {}
+                            Err(Misbehaved) => return Cause::Died,
+                        }
+                        match self.shared.review(&self.seat) {
+                            Review::Fine => {}
+                            Review::Unwanted => return Cause::Cancelled,
+                            Review::Unloaded => break self.shared.answered(&self.seat, &[], false),
                         }
                     }
-                    written = socket.when(Ready::Write, || self.seat.desk().outbox.flush(&*socket)), if unsent => {
+                    written = socket.when(Ready::Write, || self.seat.desk().outbox.flush(&*socket)), if unwritten => {
                         if written.is_err() {
-                            // It is ending. What is left of the task can't be sent, and the end will be seen.
+                            // It is ending. What is left of the tasks can't be sent, and the end will be seen.
                             self.seat.desk().outbox = Outbox::default();
                         }
                     }
+                    // Answers that lie in the ledger while it works on a longer task.
+                    () = tokio::time::sleep(LOOK_AFTER), if ahead => match self.take_answers(process) {
+                        Ok(Some(turn)) => break turn,
+                        Ok(None) => {
+                            if let Some(cause) = self.deadline_passed() {
+                                return cause;
+                            }
+                        }
+                        Err(Misbehaved) => return Cause::Died,
+                    },
                     () = sleep_until(deadline) => match self.deadline_passed() {
                         Some(cause) => return cause,
                         None => idle_since = Instant::now(),
@@ -245,38 +266,61 @@ impl Supervisor {
 
     /// The running task's time is up, or the worker's idle time; unless the one became the other in this moment.
     fn deadline_passed(&self) -> Option<Cause> {
-        if let Some(running) = &self.seat.desk().running {
-            let over = running.job.timeout.is_some_and(|timeout| running.since.elapsed() >= timeout);
-            return over.then_some(Cause::TimedOut);
+        {
+            let desk = self.seat.desk();
+            if let Some(job) = desk.first() {
+                let over = job.timeout.is_some_and(|timeout| desk.since.elapsed() >= timeout);
+                return over.then_some(Cause::TimedOut);
+            }
         }
         self.shared.withdraw_idle(&self.seat).then_some(Cause::Retired(End::TooLongIdle))
     }
 
-    /// Takes a frame as the answer to the running task, and gives the worker its next one. `None`: it is no answer, so
-    /// the process has ended or can't be trusted any more.
-    fn answered(&self, frame: Result<Option<Frame>, RecvError>, kept: &Kept) -> Option<Turn> {
-        let (job, outcome) = self.take_answer(frame)?;
-        let settings = &self.shared.settings;
-        let done = self.seat.desk().done;
-        let worn = settings.max_tasks.is_some_and(|most| done >= most)
-            || settings.max_memory.is_some_and(|most| resident_memory(kept.pid()).is_some_and(|now| now > most));
-        // The worker gets its next task before this one's caller gets the result.
-        let turn = self.shared.answered(&self.seat, outcome.is_ok(), worn);
-        job.resolve(outcome);
-        Some(turn)
+    /// A frame has come, or the end of the stream.
+    fn heard(
+        &self,
+        process: &mut Process,
+        frame: Result<Option<Frame>, RecvError>,
+    ) -> Result<Option<Turn>, Misbehaved> {
+        let frame = frame.ok().flatten().ok_or(Misbehaved)?;
+        // What lies in the ledger is older than what came through the socket.
+        process.ring.take(&mut process.answers)?;
+        process.answers.extend(answer(frame)?);
+        self.take_answers(process)
     }
 
-    fn take_answer(&self, frame: Result<Option<Frame>, RecvError>) -> Option<(Arc<Job>, Outcome)> {
-        let (id, outcome) = match FromWorker::parse(frame.ok()??).ok()? {
-            FromWorker::Done(frame) => (frame.id, Ok(frame)),
-            FromWorker::Failed(id, failure) => (id, Err(failure.into())),
-            FromWorker::Ready(_) | FromWorker::Refused(_) => return None,
-        };
+    /// Resolves the tasks that the worker has answered, and gives it its next ones. `None`: it has answered nothing.
+    fn take_answers(&self, process: &mut Process) -> Result<Option<Turn>, Misbehaved> {
+        process.ring.take(&mut process.answers)?;
+        if process.answers.is_empty() {
+            return Ok(None);
+        }
+        let (answered, endings) = self.match_answers(process)?;
+        let settings = &self.shared.settings;
+        let done = self.seat.desk().done;
+        let pid = process.child.kept().pid();
+        let worn = settings.max_tasks.is_some_and(|most| done >= most)
+            || settings.max_memory.is_some_and(|most| resident_memory(pid).is_some_and(|now| now > most));
+        // The worker gets its next tasks before these ones' callers get the results.
+        let turn = self.shared.answered(&self.seat, &endings, worn);
+        for (job, outcome) in answered {
+            job.resolve(outcome);
+        }
+        Ok(Some(turn))
+    }
+
+    /// Takes the answered tasks off the desk.
+    fn match_answers(&self, process: &mut Process) -> Result<(Vec<(Arc<Job>, Outcome)>, Vec<Ending>), Misbehaved> {
         let mut desk = self.seat.desk();
-        let running = desk.running.take_if(|running| running.id == id)?;
-        desk.apply(Event::Replied);
-        desk.done += 1;
-        Some((running.job, outcome))
+        let mut answered = Vec::with_capacity(process.answers.len());
+        let mut endings = Vec::with_capacity(process.answers.len());
+        for (id, outcome) in process.answers.drain(..) {
+            let job = desk.answer(id).ok_or(Misbehaved)?;
+            endings.push(if outcome.is_ok() { Ending::Done } else { Ending::Failed });
+            answered.push((job, outcome));
+        }
+        desk.answered(answered.len());
+        Ok((answered, endings))
     }
 
     /// Ends the process, if it has not ended, and resolves the task that it had.
@@ -291,32 +335,26 @@ impl Supervisor {
                 Err(_) => self.kill(&kept).await,
             },
         };
-        let mut ending = match cause {
+        let ending = match cause {
             Cause::Cancelled => Ending::Cancelled,
             Cause::TimedOut => Ending::TimedOut,
             Cause::Died | Cause::Retired(_) => Ending::Died,
         };
-        let mut job = self.seat.desk().running.as_ref().map(|running| Arc::clone(&running.job));
-        if ending == Ending::Died && job.is_some() {
-            // What it had said before its end counts.
-            let last = process.inbox.try_frame(&process.socket);
-            if let Some((answered, outcome)) = self.take_answer(last) {
-                ending = if outcome.is_ok() { Ending::Done } else { Ending::Failed };
-                answered.resolve(outcome);
-            }
+        // What it had said before its end counts.
+        let _ = process.ring.take(&mut process.answers);
+        while let Ok(Some(frame)) = process.inbox.try_frame(&process.socket) {
+            let Ok(answer) = answer(frame) else { break };
+            process.answers.extend(answer);
         }
-        {
-            let mut desk = self.seat.desk();
-            desk.apply(Event::Ended);
-            desk.clear();
-        }
-        if let Some(job) = job.take() {
-            let error = match ending {
-                Ending::TimedOut => TaskError::TimedOut,
-                Ending::Died => died(&kept, &exit.unwrap_or(Exit::UNKNOWN), job.name),
-                Ending::Cancelled | Ending::Done | Ending::Failed => TaskError::Cancelled,
-            };
-            self.shared.ended_with(&job, ending, error);
+        let (answered, endings) = self.match_answers(&mut process).unwrap_or_default();
+        let exit = exit.unwrap_or(Exit::UNKNOWN);
+        self.shared.lost(&self.seat, &endings, ending, |job| match cause {
+            Cause::TimedOut => TaskError::TimedOut,
+            Cause::Cancelled => TaskError::Cancelled,
+            Cause::Died | Cause::Retired(_) => died(&kept, &exit, job.name),
+        });
+        for (job, outcome) in answered {
+            job.resolve(outcome);
         }
         if let Cause::Retired(end) = cause { end } else { End::Other }
     }
@@ -342,16 +380,12 @@ impl Supervisor {
     /// Ends an idle process in order: its exit task, the end of the stream, its exit.
     async fn retire(&self, process: &mut Process) -> Option<Exit> {
         let kept = process.child.kept().clone();
-        let id = {
-            let mut desk = self.seat.desk();
-            desk.apply(Event::Retire);
-            desk.take_id()
-        };
+        self.seat.desk().apply(Event::Retire);
         let socket = Arc::clone(&process.socket);
         let orderly = async {
             if let Some(task) = &self.shared.settings.on_exit {
                 // Its outcome has nobody to go to.
-                let _ = self.perform(task, id, &socket, &mut process.inbox, &kept).await;
+                let _ = self.perform(task, &socket, &mut process.inbox, &mut process.ring, &kept).await;
             }
             let _ = rustix::net::shutdown(&*socket, rustix::net::Shutdown::Write);
             kept.exited().await

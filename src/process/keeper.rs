@@ -308,8 +308,10 @@ impl Keeper {
                 let _ = child.kill();
                 let _ = child.wait();
                 // Nothing tries again after what can go wrong here.
-                let request = Request { command: Box::new(Command::new("")), terms: Terms::default() };
-                Err(Box::new(Refused { error, request }))
+                Err(Box::new(Refused {
+                    error,
+                    request: Request { command: Box::new(Command::new("")), terms: Terms::default() },
+                }))
             }
         }
     }

@@ -266,7 +266,7 @@ impl Running {
             self.reply = match frame.map(|frame| frame.map(FromWorker::parse)) {
                 Ok(Some(Ok(FromWorker::Done(frame)))) => Reply::Done(frame),
                 Ok(Some(Ok(FromWorker::Failed(_, failure)))) => Reply::Failed(failure.into()),
-                Ok(Some(Ok(FromWorker::Ready(_) | FromWorker::Refused(_)) | Err(_)) | None) | Err(_) => Reply::None,
+                Ok(Some(Ok(_) | Err(_)) | None) | Err(_) => Reply::None,
             };
         }
     }

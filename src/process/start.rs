@@ -24,6 +24,7 @@ use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
 use crate::error::{RecvError, SpawnError};
 use crate::sys::image;
+use crate::sys::ledger::Ledger;
 use crate::sys::socket::{self, Ready};
 use crate::sys::worker::Slot;
 use crate::wire::frame::{DEFAULT_MAX_BODY, Frame};
@@ -175,6 +176,8 @@ pub(crate) struct Worker {
     pub(crate) stdin: Option<OwnedFd>,
     pub(crate) stdout: Option<Arc<OwnedFd>>,
     pub(crate) stderr: Option<Arc<OwnedFd>>,
+    /// For a worker that lives until the end.
+    pub(crate) ledger: Option<Ledger>,
 }
 
 /// Whether this process may start workers, and how deep they would be.
@@ -199,9 +202,18 @@ pub(crate) async fn start(plan: &Plan, name: &str, first: Option<Frame>) -> Resu
         max_body: plan.max_body as u64,
         name: name.to_owned(),
         memory_limit: plan.memory_limit,
+        ledger: plan.life == Life::UntilEnd,
         life: plan.life,
     };
     let mut hello = message::frame(Kind::Hello, 0, &hello);
+    let ledger = match plan.life {
+        Life::OneTask => None,
+        Life::UntilEnd => {
+            let (ledger, fd) = Ledger::create()?;
+            hello.fds.push(fd);
+            Some(ledger)
+        }
+    };
     if slot != Slot::Stdin {
         // A host that has closed it has nothing to pass on.
         hello.fds.extend(socket::duplicate(slot.fd()).ok());
@@ -218,6 +230,7 @@ pub(crate) async fn start(plan: &Plan, name: &str, first: Option<Frame>) -> Resu
         stdin: started.stdin,
         stdout: started.stdout,
         stderr: started.stderr,
+        ledger,
     };
     worker.outbox.push(hello);
     if let Some(first) = first {

@@ -3,7 +3,6 @@
 //! Everything is born close-on-exec, nothing raises SIGPIPE, and no description is ever switched to `O_NONBLOCK`: that
 //! flag is shared with every process that holds the socket, so each call says for itself whether it may wait.
 
-use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -75,14 +74,29 @@ pub(crate) fn send(socket: impl AsFd, bufs: &[IoSlice<'_>], fds: &[BorrowedFd<'_
 }
 
 const SEND_FLAGS: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-const RECV_FLAGS: libc::c_int = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
 
-/// Receives what is there without waiting into `buf`, and appends every fd that came along to `fds`; recvmsg(2).
+/// What one receive gave.
+#[derive(Debug)]
+pub(crate) struct Received {
+    /// How many leading bytes of the buffer are now initialised; 0 is the end of the stream.
+    pub(crate) len: usize,
+    /// The fds that came with one of these bytes. A stream's receive ends behind the bytes of the send that had them, so
+    /// they never belong to two sends.
+    pub(crate) fds: Vec<OwnedFd>,
+    /// More fds came than could be taken in (`MSG_CTRUNC`), most often because this process has no free fd.
+    pub(crate) fds_lost: bool,
+}
+
+/// Receives what is there without waiting into `buf`; recvmsg(2).
 ///
-/// Returns how many leading bytes of `buf` are now initialised; 0 is the end of the stream. Fds are owned from the moment
-/// they exist here, on errors too. `MSG_CTRUNC` (fds were lost, most often because this process has no free fd) is an
-/// error, and so is `MSG_TRUNC` on a packet socket: neither is ever data with something missing.
-pub(crate) fn recv(socket: impl AsFd, buf: &mut [MaybeUninit<u8>], fds: &mut VecDeque<OwnedFd>) -> io::Result<usize> {
+/// Fds are owned from the moment they exist here, on errors too. A packet that is longer than `buf` is an error
+/// (`EMSGSIZE`, from `MSG_TRUNC`), never a part of one.
+pub(crate) fn recv(socket: impl AsFd, buf: &mut [MaybeUninit<u8>]) -> io::Result<Received> {
+    receive(socket, buf, libc::MSG_DONTWAIT)
+}
+
+fn receive(socket: impl AsFd, buf: &mut [MaybeUninit<u8>], flags: libc::c_int) -> io::Result<Received> {
+    let flags = libc::MSG_CMSG_CLOEXEC | flags;
     let mut control = ControlBuffer::new();
     let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     // SAFETY: an all-zero msghdr is valid: null pointers with zero lengths.
@@ -93,7 +107,7 @@ pub(crate) fn recv(socket: impl AsFd, buf: &mut [MaybeUninit<u8>], fds: &mut Vec
     message.msg_controllen = mem::size_of_val(&control.0);
     let received = loop {
         // SAFETY: `message` points at `buf` and `control` with their true lengths, and both outlive the call.
-        let received = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, RECV_FLAGS) };
+        let received = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, flags) };
         if let Ok(received) = usize::try_from(received) {
             break received;
         }
@@ -102,29 +116,50 @@ pub(crate) fn recv(socket: impl AsFd, buf: &mut [MaybeUninit<u8>], fds: &mut Vec
             return Err(error);
         }
     };
-    collect(&message, fds);
-    if message.msg_flags & libc::MSG_CTRUNC != 0 {
-        return Err(io::Error::from_raw_os_error(libc::EMFILE));
-    }
+    let fds = collect(&message);
     if message.msg_flags & libc::MSG_TRUNC != 0 {
         return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
     }
-    Ok(received)
+    Ok(Received { len: received, fds, fds_lost: message.msg_flags & libc::MSG_CTRUNC != 0 })
 }
 
 /// Receives into the room that `buf` reserved, or into `limit` bytes of it if that is less; see [`recv`].
-pub(crate) fn recv_into(
-    socket: impl AsFd,
-    buf: &mut BytesMut,
-    limit: usize,
-    fds: &mut VecDeque<OwnedFd>,
-) -> io::Result<usize> {
+pub(crate) fn recv_into(socket: impl AsFd, buf: &mut BytesMut, limit: usize) -> io::Result<Received> {
+    receive_into(socket, buf, limit, libc::MSG_DONTWAIT)
+}
+
+/// As [`recv_into`], and waits until something is there: for the only reader of a socket, see [`wait`].
+pub(crate) fn wait_into(socket: impl AsFd, buf: &mut BytesMut, limit: usize) -> io::Result<Received> {
+    receive_into(socket, buf, limit, 0)
+}
+
+fn receive_into(socket: impl AsFd, buf: &mut BytesMut, limit: usize, flags: libc::c_int) -> io::Result<Received> {
     let room = buf.spare_capacity_mut();
     let limit = limit.min(room.len());
-    let received = recv(socket, &mut room[..limit], fds)?;
-    // SAFETY: recv initialised the first `received` bytes of the spare capacity.
-    unsafe { buf.advance_mut(received) };
+    let received = receive(socket, &mut room[..limit], flags)?;
+    // SAFETY: recv initialised the first `received.len` bytes of the spare capacity.
+    unsafe { buf.advance_mut(received.len) };
     Ok(received)
+}
+
+/// Ends the direction in which `socket` sends: its peer reads the end once it has read what came before; shutdown(2).
+pub(crate) fn end_sending(socket: impl AsFd) -> io::Result<()> {
+    Ok(rustix::net::shutdown(socket, rustix::net::Shutdown::Write)?)
+}
+
+/// Ends the direction in which `socket` receives: its peer's sends fail; shutdown(2).
+pub(crate) fn end_receiving(socket: impl AsFd) -> io::Result<()> {
+    Ok(rustix::net::shutdown(socket, rustix::net::Shutdown::Read)?)
+}
+
+/// Whether it is a Unix socket of a stream; `SO_DOMAIN` and `SO_TYPE` in socket(7).
+pub(crate) fn is_stream(fd: impl AsFd) -> bool {
+    is_unix(fd, SocketType::STREAM)
+}
+
+fn is_unix(fd: impl AsFd, kind: SocketType) -> bool {
+    use rustix::net::sockopt::{socket_domain, socket_type};
+    socket_domain(&fd).is_ok_and(|domain| domain == AddressFamily::UNIX) && socket_type(&fd).is_ok_and(|is| is == kind)
 }
 
 /// Registers a socket with the current runtime's reactor. Fails outside a runtime.
@@ -137,7 +172,8 @@ pub(crate) fn register(socket: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>
 }
 
 /// Takes ownership of every fd in a received control buffer.
-fn collect(message: &libc::msghdr, fds: &mut VecDeque<OwnedFd>) {
+fn collect(message: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut fds = Vec::new();
     // SAFETY: the kernel filled `message` in, so msg_control and msg_controllen describe initialised headers; the CMSG_*
     // functions stay within them.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
@@ -151,18 +187,20 @@ fn collect(message: &libc::msghdr, fds: &mut VecDeque<OwnedFd>) {
                 // SAFETY: `index` is below the number of fds that the kernel wrote behind this header, and each of them
                 // is an open fd that nobody else in this process owns yet.
                 let fd = unsafe {
+                    #[expect(clippy::cast_ptr_alignment, reason = "it is read unaligned")]
                     let data = libc::CMSG_DATA(header).cast::<RawFd>();
                     OwnedFd::from_raw_fd(data.add(index).read_unaligned())
                 };
-                fds.push_back(fd);
+                fds.push(fd);
             }
         }
         // SAFETY: `header` came from this message.
         header = unsafe { libc::CMSG_NXTHDR(message, header) };
     }
+    fds
 }
 
-/// Room for one SCM_RIGHTS header with the most fds that the kernel sends, aligned for a `cmsghdr`.
+/// Room for one `SCM_RIGHTS` header with the most fds that the kernel sends, aligned for a `cmsghdr`.
 ///
 /// Less room would make the kernel drop fds of a peer that sends more.
 struct ControlBuffer([MaybeUninit<u64>; ControlBuffer::WORDS]);
@@ -174,7 +212,7 @@ impl ControlBuffer {
         Self([MaybeUninit::uninit(); Self::WORDS])
     }
 
-    /// Writes `fds` as one SCM_RIGHTS header and points `message` at it.
+    /// Writes `fds` as one `SCM_RIGHTS` header and points `message` at it.
     fn attach(&mut self, message: &mut libc::msghdr, fds: &[BorrowedFd<'_>]) {
         let bytes = u32::try_from(mem::size_of_val(fds)).expect("at most 253 fds, checked by the caller");
         self.0.fill(MaybeUninit::zeroed());
@@ -232,11 +270,11 @@ pub(crate) fn wait(socket: impl AsFd, ready: Ready) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn read(socket: &OwnedFd, fds: &mut VecDeque<OwnedFd>) -> io::Result<Vec<u8>> {
-        let mut buf = [MaybeUninit::uninit(); 64];
-        let len = recv(socket, &mut buf, fds)?;
-        // SAFETY: recv initialised the first `len` bytes.
-        Ok(buf[..len].iter().map(|byte| unsafe { byte.assume_init() }).collect())
+    fn read(socket: &OwnedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+        let mut buf = BytesMut::with_capacity(64);
+        let received = recv_into(socket, &mut buf, 64)?;
+        assert!(!received.fds_lost);
+        Ok((buf.to_vec(), received.fds))
     }
 
     #[test]
@@ -244,14 +282,14 @@ mod tests {
         let (a, b) = stream_pair().unwrap();
         let (c, d) = stream_pair().unwrap();
         assert_eq!(send(&a, &[IoSlice::new(b"hi")], &[c.as_fd()]).unwrap(), 2);
-        let mut fds = VecDeque::new();
-        assert_eq!(read(&b, &mut fds).unwrap(), b"hi");
-        let moved = fds.pop_front().unwrap();
+        let (bytes, mut fds) = read(&b).unwrap();
+        assert_eq!(bytes, b"hi");
+        let moved = fds.pop().unwrap();
         assert!(fds.is_empty());
         assert!(rustix::io::fcntl_getfd(&moved).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
         drop(c);
         send(&moved, &[IoSlice::new(b"!")], &[]).unwrap();
-        assert_eq!(read(&d, &mut fds).unwrap(), b"!");
+        assert_eq!(read(&d).unwrap().0, b"!");
     }
 
     #[test]
@@ -259,9 +297,7 @@ mod tests {
         let (a, b) = stream_pair().unwrap();
         let most = vec![a.as_fd(); MAX_FDS_PER_CALL];
         send(&a, &[IoSlice::new(b"x")], &most).unwrap();
-        let mut fds = VecDeque::new();
-        read(&b, &mut fds).unwrap();
-        assert_eq!(fds.len(), MAX_FDS_PER_CALL);
+        assert_eq!(read(&b).unwrap().1.len(), MAX_FDS_PER_CALL);
         let error = send(&a, &[IoSlice::new(b"x")], &vec![a.as_fd(); MAX_FDS_PER_CALL + 1]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
@@ -270,7 +306,7 @@ mod tests {
     fn a_packet_that_does_not_fit_is_an_error_not_a_part() {
         let (a, b) = packet_pair().unwrap();
         send(&a, &[IoSlice::new(&[7; 65])], &[]).unwrap();
-        assert_eq!(read(&b, &mut VecDeque::new()).unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
+        assert_eq!(read(&b).unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
     }
 
     #[test]

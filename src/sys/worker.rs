@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd as _, OwnedFd, RawFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
@@ -126,22 +126,46 @@ pub(crate) fn block_signals() {
     }
 }
 
-/// Waits until the process that made the socket's other end is gone.
-///
-/// Polls a pidfd of it (`SO_PEERPIDFD`, else pidfd_open(2) of the parent), and where there is none the socket itself.
-pub(crate) fn wait_for_parents_end(socket: impl AsFd) {
-    let watched = peer_pidfd(&socket).or_else(parent_pidfd);
-    let (fd, events) = match &watched {
-        Some(pidfd) => (pidfd.as_fd(), PollFlags::IN),
-        // An empty set still reports HUP.
-        None => (socket.as_fd(), PollFlags::empty()),
-    };
-    loop {
-        let mut fds = [PollFd::from_borrowed_fd(fd, events)];
-        match poll(&mut fds, None) {
-            Err(rustix::io::Errno::INTR) => {}
-            _ => return,
+/// Where the parent's end will be seen.
+#[derive(Debug)]
+pub(crate) enum ParentWatch {
+    Pidfd(OwnedFd),
+    /// For a kernel that has no pidfd to give: the socket's other end is closed, which may be before.
+    HangUp,
+    /// It has ended already.
+    Gone,
+}
+
+impl ParentWatch {
+    /// Watches the process that made the socket's other end: by `SO_PEERPIDFD`, else by pidfd_open(2) of the parent.
+    pub(crate) fn new(socket: impl AsFd) -> Self {
+        match peer_pidfd(&socket) {
+            Some(pidfd) => Self::Pidfd(pidfd),
+            None => Self::of_parent(socket),
         }
+    }
+
+    fn of_parent(socket: impl AsFd) -> Self {
+        let Ok(maker) = rustix::net::sockopt::socket_peercred(socket) else { return Self::HangUp };
+        let pidfd = rustix::process::pidfd_open(maker.pid, rustix::process::PidfdFlags::empty());
+        // While it is our parent nobody else has its number, so the pidfd is its own. Else it has ended.
+        match pidfd {
+            _ if rustix::process::getppid() != Some(maker.pid) => Self::Gone,
+            Ok(pidfd) => Self::Pidfd(pidfd),
+            Err(_) => Self::HangUp,
+        }
+    }
+
+    /// Waits until the parent is gone; poll(2).
+    pub(crate) fn wait(self, socket: impl AsFd) {
+        let (fd, events) = match &self {
+            Self::Pidfd(pidfd) => (pidfd.as_fd(), PollFlags::IN),
+            // An empty set still reports HUP.
+            Self::HangUp => (socket.as_fd(), PollFlags::empty()),
+            Self::Gone => return,
+        };
+        let mut fds = [PollFd::from_borrowed_fd(fd, events)];
+        while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
     }
 }
 
@@ -160,13 +184,6 @@ fn peer_pidfd(socket: impl AsFd) -> Option<OwnedFd> {
     } else {
         None
     }
-}
-
-fn parent_pidfd() -> Option<OwnedFd> {
-    let parent = rustix::process::getppid()?;
-    let pidfd = rustix::process::pidfd_open(parent, rustix::process::PidfdFlags::empty()).ok()?;
-    // If it is still our parent, the pidfd is of no later process with the same number.
-    (rustix::process::getppid() == Some(parent)).then_some(pidfd)
 }
 
 /// Asks for SIGCONT when the parent's thread ends, so that a stopped worker wakes and can see that its parent is gone;
@@ -191,10 +208,26 @@ pub(crate) fn limit_memory(bytes: u64) -> io::Result<()> {
     Ok(rustix::process::setrlimit(Resource::As, limit)?)
 }
 
-/// Names the calling thread, as `ps` and `top` show it; the first 15 bytes count.
-pub(crate) fn name_thread(name: &str) {
-    let bytes: Vec<u8> = name.bytes().filter(|&byte| byte != 0).take(15).collect();
-    if let Ok(name) = std::ffi::CString::new(bytes) {
-        let _ = rustix::thread::set_name(&name);
+/// Names this process, as `ps` and `top` show it, whichever thread calls; the first 15 bytes count. Without a name it is
+/// the program's: the kernel took "exe" from `/proc/self/exe`.
+pub(crate) fn name_process(name: &str) {
+    use std::os::unix::ffi::OsStrExt as _;
+    let name = match std::fs::read_link("/proc/self/exe") {
+        Ok(path) if name.is_empty() => path.file_name().unwrap_or_default().as_bytes().to_owned(),
+        _ => name.bytes().filter(|&byte| byte != 0).collect(),
+    };
+    let _ = std::fs::write("/proc/self/comm", name);
+}
+
+/// Opens /dev/null wherever stdin, stdout or stderr is closed, or the next file that a task opens would be taken for it.
+pub(crate) fn fill_stdio() -> io::Result<()> {
+    loop {
+        let fd = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        if fd.as_raw_fd() > 2 {
+            return Ok(());
+        }
+        rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty())?;
+        // It is stdio now, which nothing owns.
+        let _ = fd.into_raw_fd();
     }
 }

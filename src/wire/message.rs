@@ -8,8 +8,8 @@
 //!    │◀───────────────────────────────────────┤
 //!    │ Run(id) …          Refused(reason)     │
 //!    ├───────────────────────────────────────▶│ one after the other
-//!    │                  Done(id) | Failed(id) │
-//!    │◀───────────────────────────────────────┤
+//!    │       Done(id) | Failed(id), or in the │
+//!    │◀───────────────────────────────────────┤ ledger and a Bell
 //!    │ end of stream                          │ exits
 //! ```
 //!
@@ -33,6 +33,8 @@ pub(crate) enum Kind {
     Refused = 25,
     Done = 26,
     Failed = 27,
+    /// There are answers in the ledger.
+    Bell = 28,
 }
 
 /// The first words of a parent.
@@ -47,6 +49,8 @@ pub(crate) struct Hello {
     pub(crate) name: String,
     /// Bounds the worker's address space, in bytes.
     pub(crate) memory_limit: Option<u64>,
+    /// Whether the first fd that came along is a ledger. Another one behind it, or alone, is put where the socket was.
+    pub(crate) ledger: bool,
     pub(crate) life: Life,
 }
 
@@ -70,7 +74,7 @@ pub(crate) struct Run {
 
 impl Run {
     /// The bytes before the arguments.
-    const HEAD_LEN: usize = 16;
+    pub(crate) const HEAD_LEN: usize = 16;
 
     /// A buffer that begins a body; the arguments are appended to it.
     pub(crate) fn begin(entry: u64, check: u64) -> BytesMut {
@@ -121,6 +125,7 @@ pub(crate) enum FromWorker {
     /// The frame's body is the encoded result, its fds are the result's.
     Done(Frame),
     Failed(u64, Failure),
+    Bell,
 }
 
 impl FromWorker {
@@ -138,6 +143,8 @@ impl FromWorker {
             Ok(Self::Ready(body::decode(&frame.body).map_err(decoded)?))
         } else if kind == Kind::Refused as u8 {
             Ok(Self::Refused(body::decode(&frame.body).map_err(decoded)?))
+        } else if kind == Kind::Bell as u8 {
+            Ok(Self::Bell)
         } else {
             Err(RecvError::Protocol { reason: "unknown kind of frame from a worker" })
         }

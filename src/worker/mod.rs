@@ -17,11 +17,12 @@ use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
 use crate::process::start;
 use crate::sys::image;
+use crate::sys::ledger::Ledger;
 use crate::sys::socket::Ready;
 use crate::sys::worker::{self as sys, Slot};
 use crate::wire::body;
 use crate::wire::frame::{DEFAULT_MAX_BODY, Frame};
-use crate::wire::message::{self, Hello, Kind};
+use crate::wire::message::{self, Hello, Kind, Run};
 
 /// Whether this process turned out to be a worker.
 static WORKER: AtomicBool = AtomicBool::new(false);
@@ -120,6 +121,7 @@ fn take_seat() -> Option<(Socket, Slot)> {
 fn work(socket: Socket, slot: Slot) -> ! {
     sys::reset_signals();
     sys::ignore_broken_pipes();
+    sys::fill_stdio().expect("a worker needs /dev/null where its parent had no stdio");
     sys::close_inherited().expect("a worker needs /proc to see what it inherited");
     let socket = Arc::new(socket);
     watch_parent(Arc::clone(&socket));
@@ -135,12 +137,14 @@ fn work(socket: Socket, slot: Slot) -> ! {
 /// Starts the thread that ends this process and its group when the parent is gone.
 fn watch_parent(socket: Arc<Socket>) {
     sys::continue_at_parents_end();
+    // Opened here, so that a task finds the same fds each time, and can't be quicker than the watch.
+    let watch = sys::ParentWatch::new(&*socket);
     thread::Builder::new()
         .name("parent-watch".into())
         .stack_size(64 << 10)
         .spawn(move || {
             sys::block_signals();
-            sys::wait_for_parents_end(&*socket);
+            watch.wait(&*socket);
             sys::kill_own_group()
         })
         .expect("a worker needs a thread that watches its parent");
@@ -148,43 +152,46 @@ fn watch_parent(socket: Arc<Socket>) {
 
 /// Shakes hands, serves, and ends the process.
 fn serve(socket: &Socket, slot: Slot) -> ! {
-    let mut inbox = Inbox::new(DEFAULT_MAX_BODY);
+    let mut inbox = Inbox::new(DEFAULT_MAX_BODY + Run::HEAD_LEN);
     let hello = match inbox.blocking_frame(socket) {
         Ok(Some(frame)) if frame.kind == Kind::Hello as u8 => frame,
         // The parent gave up, or is none.
         _ => process::exit(start::EXIT_NO_PARENT),
     };
+    let greeted = greet(hello, slot);
     let mut outbox = Outbox::default();
-    let hello = match greet(hello, slot) {
-        Ok(hello) => {
-            outbox.push(message::frame(Kind::Ready, 0, &hello.image));
-            hello
-        }
-        Err(reason) => {
-            outbox.push(message::frame(Kind::Refused, 0, &reason));
-            let _ = socket.block_when(Ready::Write, || outbox.flush(socket));
-            process::exit(start::EXIT_NO_PARENT)
-        }
-    };
-    let code = serve::Server::new(socket, inbox, outbox, &hello).run();
+    outbox.push(match &greeted {
+        Ok((hello, _)) => message::frame(Kind::Ready, 0, &hello.image),
+        Err(reason) => message::frame(Kind::Refused, 0, reason),
+    });
+    // At once, not with the first reply: the first task may never give one.
+    let said = socket.block_when(Ready::Write, || outbox.flush(socket));
+    let (Ok(()), Ok((hello, ledger))) = (said, greeted) else { process::exit(start::EXIT_NO_PARENT) };
+    let code = serve::Server::new(socket, inbox, &hello, ledger).run();
     process::exit(code)
 }
 
 /// Checks that the parent is this same program, and takes on what it asks.
-fn greet(frame: Frame, slot: Slot) -> Result<Hello, String> {
+fn greet(frame: Frame, slot: Slot) -> Result<(Hello, Option<Ledger>), String> {
     let hello: Hello = body::decode(&frame.body).map_err(|error| format!("hello cannot be read: {error}"))?;
     let image = image::id().map_err(|error| format!("cannot look at /proc/self/exe: {error}"))?;
     if image != hello.image {
         return Err("the worker runs another executable than its parent".into());
     }
-    if let Some(fd) = frame.fds.into_iter().next() {
+    let mut fds = frame.fds.into_iter();
+    let ledger = match hello.ledger {
+        true => Some(fds.next().ok_or("no ledger came")?),
+        false => None,
+    };
+    let ledger = ledger.map(Ledger::open).transpose().map_err(|error| format!("cannot open the ledger: {error}"))?;
+    if let Some(fd) = fds.next() {
         slot.put(fd).map_err(|error| format!("cannot take stdio: {error}"))?;
     }
     if let Some(bytes) = hello.memory_limit {
         sys::limit_memory(bytes).map_err(|error| format!("cannot limit memory to {bytes} bytes: {error}"))?;
     }
-    sys::name_thread(&hello.name);
+    sys::name_process(&hello.name);
     start::set_depth(hello.depth);
     start::allow();
-    Ok(hello)
+    Ok((hello, ledger))
 }

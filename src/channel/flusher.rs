@@ -1,0 +1,52 @@
+//! The thread that sends what an end still owes when its socket is full.
+//!
+//! It is one thread with a runtime of its own, begun when a socket is first full. A task on the caller's runtime would be
+//! cheaper by a few microseconds, but would stop when that runtime does, and the peer would wait in the middle of a frame.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Handle};
+
+use super::sending::{Sending, is_fd_congestion};
+use crate::sys::process::SignalMask;
+use crate::sys::socket::Ready;
+
+/// How long to wait before fds are tried again.
+const FD_PAUSE: Duration = Duration::from_millis(5);
+
+/// Sends what is under way until nothing is. If there can be no thread, the sending side fails.
+pub(super) fn start(sending: Arc<Sending>) {
+    match runtime() {
+        Ok(runtime) => drop(runtime.spawn(flush(sending))),
+        Err(error) => sending.fail(&error),
+    }
+}
+
+async fn flush(sending: Arc<Sending>) {
+    loop {
+        match sending.socket().when(Ready::Write, || sending.advance()).await {
+            Ok(()) => return,
+            Err(error) if is_fd_congestion(&error) => tokio::time::sleep(FD_PAUSE).await,
+            Err(error) => return sending.fail(&error),
+        }
+    }
+}
+
+fn runtime() -> io::Result<Handle> {
+    static RUNTIME: Mutex<Option<Handle>> = Mutex::new(None);
+    let mut slot = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(handle) = &*slot {
+        return Ok(handle.clone());
+    }
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
+    thread::Builder::new().name("multiproc-flush".into()).stack_size(128 << 10).spawn(move || {
+        // The program's signal handlers run on its own threads.
+        SignalMask::full().install();
+        runtime.block_on(std::future::pending::<()>());
+    })?;
+    Ok(slot.insert(handle).clone())
+}

@@ -1,0 +1,117 @@
+//! The receiving side of an end: frames become values, one bad value is not the end, and an end stays one.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::BytesMut;
+use serde::de::DeserializeOwned;
+use tokio::task::coop;
+
+use super::inbox::{Batch, Inbox};
+use super::socket::Socket;
+use super::value;
+use crate::error::RecvError;
+use crate::wire::frame::{Frame, VALUE};
+
+/// The receiving side of a socket.
+#[derive(Debug)]
+pub(crate) struct Receiving {
+    socket: Arc<Socket>,
+    inbox: Inbox,
+    max_body: usize,
+    /// Another process has this end now. Set by `Serialize`, which has only `&self`.
+    moved: AtomicBool,
+    /// The stream of values has given its end, or the error that is one.
+    over: bool,
+}
+
+impl Receiving {
+    pub(crate) fn new(socket: Arc<Socket>, max_body: usize) -> Self {
+        Self::resume(socket, max_body, BytesMut::new(), VecDeque::new())
+    }
+
+    /// A side that goes on where another one stood; see [`hand_over`](Self::hand_over).
+    pub(crate) fn resume(socket: Arc<Socket>, max_body: usize, unread: BytesMut, batches: VecDeque<Batch>) -> Self {
+        let inbox = Inbox::resume(max_body, unread, batches);
+        Self { socket, inbox, max_body, moved: AtomicBool::new(false), over: false }
+    }
+
+    pub(crate) fn socket(&self) -> &Arc<Socket> {
+        &self.socket
+    }
+
+    pub(crate) fn max_body(&self) -> usize {
+        self.max_body
+    }
+
+    pub(crate) fn set_max_body(&mut self, max_body: usize) {
+        self.max_body = max_body;
+        self.inbox.set_max_body(max_body);
+    }
+
+    /// The next value; `None` after a clean end.
+    ///
+    /// # Cancel safety
+    /// What came stays here.
+    pub(crate) fn poll_value<T: DeserializeOwned>(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<T>, RecvError>> {
+        self.check()?;
+        // A peer that is always ahead must not keep the other tasks of this thread from running.
+        let budget = ready!(coop::poll_proceed(cx));
+        let frame = ready!(self.inbox.poll_frame(cx, &self.socket));
+        budget.made_progress();
+        Poll::Ready(self.value(frame))
+    }
+
+    /// As [`poll_value`](Self::poll_value), for a `Stream`: after its end, and after an error that is one, `None`.
+    pub(crate) fn poll_item<T: DeserializeOwned>(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<T, RecvError>>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        let value = ready!(self.poll_value(cx));
+        self.over = !matches!(value, Ok(Some(_)) | Err(RecvError::Decode(_)));
+        Poll::Ready(value.transpose())
+    }
+
+    /// As [`poll_value`](Self::poll_value), on this thread.
+    pub(crate) fn blocking_value<T: DeserializeOwned>(&mut self) -> Result<Option<T>, RecvError> {
+        self.check()?;
+        let frame = self.inbox.blocking_frame(&self.socket);
+        self.value(frame)
+    }
+
+    /// Hands this side to another process, by way of `give`, with what has arrived and is not yet taken.
+    pub(crate) fn hand_over<R, E: serde::ser::Error>(
+        &self,
+        give: impl FnOnce(BytesMut, &VecDeque<Batch>) -> Result<R, E>,
+    ) -> Result<R, E> {
+        self.check().map_err(E::custom)?;
+        let (unread, batches) = self.inbox.unread().map_err(E::custom)?;
+        let given = give(unread, batches)?;
+        self.moved.store(true, Ordering::Relaxed);
+        Ok(given)
+    }
+
+    fn check(&self) -> Result<(), RecvError> {
+        if self.moved.load(Ordering::Relaxed) {
+            return Err(io::Error::other("this end was sent to another process").into());
+        }
+        Ok(())
+    }
+
+    fn value<T: DeserializeOwned>(&mut self, frame: Result<Option<Frame>, RecvError>) -> Result<Option<T>, RecvError> {
+        match frame? {
+            None => Ok(None),
+            Some(frame) if frame.kind == VALUE => value::decode(frame).map(Some),
+            Some(_) => Err(self.inbox.refuse("a frame that is no value")),
+        }
+    }
+}

@@ -1,0 +1,432 @@
+//! The sending side of an end: frames go in, whoever can moves them, and each sender learns when its own has left.
+//!
+//! ```text
+//!  send ── room? ──▶ outbox ── flush ──▶ socket           at once, by the sender
+//!            │          └─ socket full ─▶ flusher         a task of its own, see `flusher.rs`
+//!            └─ wait until less than 64 KiB are under way
+//! ```
+//!
+//! What is under way moves whether or not its sender is still there or is being polled, so no dropped or forgotten future
+//! can leave the peer in the middle of a frame. This file knows nothing of values.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::mem;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker, ready};
+use std::thread::{self, Thread};
+
+use tokio::task::coop;
+
+use super::flusher;
+use super::outbox::Outbox;
+use super::socket::Socket;
+use crate::error::SendError;
+use crate::sys::socket::{self, Ready};
+use crate::wire::frame::Frame;
+
+/// A frame is let in while less than this many bytes are under way.
+const ROOM: usize = 64 * 1024;
+
+/// The sending side of a socket.
+#[derive(Debug)]
+pub(crate) struct Sending {
+    socket: Arc<Socket>,
+    line: Mutex<Line>,
+}
+
+#[derive(Debug)]
+struct Line {
+    outbox: Outbox,
+    state: State,
+    mover: Mover,
+    /// Who waits, by ticket: in the order in which they came.
+    waiting: BTreeMap<u64, Waiting>,
+    tickets: u64,
+    /// Something happened since those who wait were last looked at.
+    news: bool,
+    /// What stopped the last flush was not a full socket but [`is_fd_congestion`].
+    congested: bool,
+}
+
+/// How the sending side stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    /// Nobody can receive any more, or this end said that it is done.
+    Closed,
+    /// The system failed us in a way that may have cut a frame; the raw error.
+    Failed(i32),
+    /// Another process has this end now.
+    Moved,
+}
+
+/// Who waits for the socket and moves what is under way, once the socket was full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mover {
+    None,
+    Flusher,
+    /// A thread in a blocking send. Nobody else writes meanwhile: it waits in poll(2), where nobody could tell it that
+    /// its frame has left.
+    Thread,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    until: Until,
+    waker: Waker,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Until {
+    Room,
+    /// This position in the stream has left.
+    Left(u64),
+}
+
+/// What an attempt gives: what is still to be waited for, or the end of it.
+type Attempt = Result<Until, Result<(), SendError>>;
+
+/// The ticket of the one `Sink` that an end is; futures have tickets from 1.
+const SINK: u64 = 0;
+
+impl Sending {
+    pub(crate) fn new(socket: Arc<Socket>) -> Self {
+        let line = Line {
+            outbox: Outbox::default(),
+            state: State::Open,
+            mover: Mover::None,
+            waiting: BTreeMap::new(),
+            tickets: SINK,
+            news: false,
+            congested: false,
+        };
+        Self { socket, line: Mutex::new(line) }
+    }
+
+    pub(crate) fn socket(&self) -> &Arc<Socket> {
+        &self.socket
+    }
+
+    /// Sends a frame. Resolves when it has left.
+    ///
+    /// # Cancel safety
+    /// Dropped before the frame was let in, it is not sent; after that it is sent whole.
+    pub(crate) fn send(self: &Arc<Self>, frame: Frame) -> Departure<'_> {
+        Departure { sending: self, ticket: None, step: Step::Enter(frame) }
+    }
+
+    /// As [`send`](Self::send), on this thread.
+    pub(crate) fn blocking_send(self: &Arc<Self>, frame: Frame) -> Result<(), SendError> {
+        self.send(frame).block()
+    }
+
+    /// Waits until a frame may be pushed; for a `Sink`.
+    pub(crate) fn poll_room(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        self.settle(cx, &mut Some(SINK), |line, socket| line.attempt(socket, Until::Room))
+    }
+
+    /// Lets a frame in without sending it; for a `Sink`.
+    pub(crate) fn push(&self, frame: Frame) -> Result<(), SendError> {
+        let mut line = self.line();
+        line.check()?;
+        line.outbox.push(frame);
+        Ok(())
+    }
+
+    /// Waits until all that was pushed has left; for a `Sink`.
+    pub(crate) fn poll_left(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        self.settle(cx, &mut Some(SINK), |line, socket| {
+            let end = line.outbox.pushed();
+            line.attempt(socket, Until::Left(end))
+        })
+    }
+
+    /// Says to the peer that nothing more will come. What is under way has left before this.
+    pub(crate) fn close(&self) -> Result<(), SendError> {
+        let mut line = self.line();
+        if line.state == State::Open {
+            line.state = State::Closed;
+            socket::end_sending(&*self.socket)?;
+        }
+        Ok(())
+    }
+
+    /// Sees to it that what was pushed leaves without this end. Says whether anything is still under way.
+    pub(crate) fn let_go(self: &Arc<Self>) -> bool {
+        let mut line = self.line();
+        let owes = !line.outbox.is_empty();
+        let start = owes && line.appoint_flusher();
+        drop(line);
+        if start {
+            flusher::start(Arc::clone(self));
+        }
+        owes
+    }
+
+    /// Hands this side to another process, by way of `give`. Frames that are under way can't go along.
+    pub(crate) fn hand_over<R, E: serde::ser::Error>(&self, give: impl FnOnce() -> Result<R, E>) -> Result<R, E> {
+        let mut line = self.line();
+        line.check().map_err(E::custom)?;
+        if !line.outbox.is_empty() {
+            return Err(E::custom("a message of this end is still under way: await its send before sending the end"));
+        }
+        let given = give()?;
+        line.state = State::Moved;
+        Ok(given)
+    }
+
+    /// Moves what leaves now; the flusher calls it. `Ok` ends its job.
+    pub(super) fn advance(&self) -> io::Result<()> {
+        let mut line = self.line();
+        if line.mover != Mover::Flusher {
+            return Ok(());
+        }
+        let result = line.flush(&self.socket);
+        if result.is_ok() {
+            line.mover = Mover::None;
+        }
+        release(line);
+        result
+    }
+
+    /// Ends this side for a failure, and says so to everyone.
+    pub(super) fn fail(&self, error: &io::Error) {
+        let mut line = self.line();
+        line.end(&self.socket, error);
+        release(line);
+    }
+
+    /// Attempts something, and where it has to wait, sees to it that the wait ends.
+    fn settle(
+        self: &Arc<Self>,
+        cx: &mut Context<'_>,
+        ticket: &mut Option<u64>,
+        attempt: impl FnOnce(&mut Line, &Socket) -> Attempt,
+    ) -> Poll<Result<(), SendError>> {
+        let mut line = self.line();
+        let attempted = attempt(&mut line, &self.socket);
+        let mut start = false;
+        if let Ok(until) = attempted {
+            line.wait(ticket, until, cx.waker());
+            start = line.appoint_flusher();
+        }
+        release(line);
+        if start {
+            flusher::start(Arc::clone(self));
+        }
+        match attempted {
+            Ok(_) => Poll::Pending,
+            Err(result) => Poll::Ready(result),
+        }
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Line {
+    fn check(&self) -> Result<(), SendError> {
+        match self.state {
+            State::Open => Ok(()),
+            State::Closed => Err(SendError::Closed),
+            State::Failed(error) => Err(io::Error::from_raw_os_error(error).into()),
+            State::Moved => Err(io::Error::other("this end was sent to another process").into()),
+        }
+    }
+
+    /// Waits for `until`, after moving what can be moved.
+    fn attempt(&mut self, socket: &Socket, until: Until) -> Attempt {
+        if !self.is_met(until) && self.mover != Mover::Thread && self.state == State::Open {
+            // Whatever it says, the state and the outbox say it too.
+            let _ = self.flush(socket);
+        }
+        self.outcome(until).map_or(Ok(until), Err)
+    }
+
+    fn is_met(&self, until: Until) -> bool {
+        match until {
+            Until::Room => self.outbox.len() < ROOM && self.state == State::Open,
+            Until::Left(end) => self.outbox.sent() >= end,
+        }
+    }
+
+    /// How the wait ended, if it has.
+    fn outcome(&self, until: Until) -> Option<Result<(), SendError>> {
+        if self.is_met(until) { Some(Ok(())) } else { self.check().err().map(Err) }
+    }
+
+    /// Sends what leaves without waiting. `WouldBlock` and [`is_fd_congestion`] mean that some is still here; any other
+    /// error has ended this side.
+    fn flush(&mut self, socket: &Socket) -> io::Result<()> {
+        let before = self.outbox.sent();
+        let result = self.outbox.flush(socket);
+        self.news |= self.outbox.sent() != before;
+        self.congested = result.as_ref().is_err_and(is_fd_congestion);
+        if let Err(error) = &result
+            && error.kind() != io::ErrorKind::WouldBlock
+            && !self.congested
+        {
+            self.end(socket, error);
+        }
+        result
+    }
+
+    fn end(&mut self, socket: &Socket, error: &io::Error) {
+        if self.state != State::Open {
+            return;
+        }
+        self.state = match error.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => State::Closed,
+            _ => State::Failed(error.raw_os_error().unwrap_or(libc::EIO)),
+        };
+        self.outbox.abandon();
+        self.mover = Mover::None;
+        self.news = true;
+        // A peer in the middle of a frame learns that it is cut.
+        let _ = socket::end_sending(socket);
+    }
+
+    fn appoint_flusher(&mut self) -> bool {
+        let free = self.mover == Mover::None;
+        if free {
+            self.mover = Mover::Flusher;
+        }
+        free
+    }
+
+    fn wait(&mut self, ticket: &mut Option<u64>, until: Until, waker: &Waker) {
+        let ticket = *ticket.get_or_insert_with(|| {
+            self.tickets += 1;
+            self.tickets
+        });
+        self.waiting.insert(ticket, Waiting { until, waker: waker.clone() });
+    }
+}
+
+/// Ends an access, and wakes everyone whose wait is over by it. Of those who wait for room that is all: one may never be
+/// polled again, and must not keep the room from the others.
+fn release(mut line: MutexGuard<'_, Line>) {
+    if !mem::take(&mut line.news) || line.waiting.is_empty() {
+        return;
+    }
+    let mut waiting = mem::take(&mut line.waiting);
+    let told: Vec<_> = waiting.extract_if(.., |_, waiting| line.outcome(waiting.until).is_some()).collect();
+    line.waiting = waiting;
+    drop(line);
+    for (_, told) in told {
+        told.waker.wake();
+    }
+}
+
+/// Whether the user has as many fds under way in sockets as one process may have open; `ETOOMANYREFS` in unix(7). It
+/// passes when receivers receive, and nothing tells when.
+pub(super) fn is_fd_congestion(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ETOOMANYREFS)
+}
+
+/// A frame on its way out; see [`Sending::send`].
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub(crate) struct Departure<'a> {
+    sending: &'a Arc<Sending>,
+    ticket: Option<u64>,
+    step: Step,
+}
+
+#[derive(Debug)]
+enum Step {
+    Enter(Frame),
+    Leave(u64),
+}
+
+impl Step {
+    /// Lets the frame in if there is room, and sends it.
+    fn attempt(&mut self, line: &mut Line, socket: &Socket) -> Attempt {
+        if let Self::Enter(frame) = self {
+            match line.attempt(socket, Until::Room) {
+                Err(Ok(())) => *self = Self::Leave(line.outbox.push(mem::take(frame))),
+                other => return other,
+            }
+        }
+        match *self {
+            Self::Leave(end) => line.attempt(socket, Until::Left(end)),
+            Self::Enter(_) => Ok(Until::Room),
+        }
+    }
+}
+
+impl Departure<'_> {
+    /// Sends it on this thread, which moves what is under way if nobody does.
+    fn block(mut self) -> Result<(), SendError> {
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let mut moving = false;
+        loop {
+            let mut line = self.sending.line();
+            if moving {
+                line.mover = Mover::None;
+            }
+            let attempted = self.step.attempt(&mut line, &self.sending.socket);
+            let mut start = false;
+            moving = attempted.is_ok() && line.mover == Mover::None && !line.congested;
+            if moving {
+                line.mover = Mover::Thread;
+            } else if let Ok(until) = attempted {
+                line.wait(&mut self.ticket, until, &waker);
+                start = line.appoint_flusher();
+            }
+            release(line);
+            if start {
+                flusher::start(Arc::clone(self.sending));
+            }
+            match attempted {
+                Err(result) => {
+                    // What others have let in meanwhile needs somebody else now.
+                    self.sending.let_go();
+                    return result;
+                }
+                Ok(_) if moving => {
+                    if let Err(error) = socket::wait(&*self.sending.socket, Ready::Write) {
+                        self.sending.fail(&error);
+                    }
+                }
+                Ok(_) => thread::park(),
+            }
+        }
+    }
+}
+
+impl Future for Departure<'_> {
+    type Output = Result<(), SendError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // A socket that always has room must not keep the other tasks of this thread from running.
+        let budget = ready!(coop::poll_proceed(cx));
+        let Self { sending, ticket, step } = &mut *self;
+        let polled = sending.settle(cx, ticket, |line, socket| step.attempt(line, socket));
+        if polled.is_ready() {
+            budget.made_progress();
+        }
+        polled
+    }
+}
+
+impl Drop for Departure<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            self.sending.line().waiting.remove(&ticket);
+        }
+    }
+}
+
+/// Wakes a thread that is parked.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}

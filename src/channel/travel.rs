@@ -1,0 +1,105 @@
+//! Ends of channels as values: what of an end goes into a message, and an end made of what came.
+//!
+//! A stream has one reader and one writer at a time: two processes that read would take pieces of each other's frames. So
+//! encoding an end moves it, and the one that is left behind refuses to go on. What it had received and not yet given out
+//! goes along.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::inbox::Batch;
+use super::receiving::Receiving;
+use super::sending::Sending;
+use super::socket::Socket;
+use crate::sys::socket;
+use crate::wire::fds;
+use crate::wire::frame::DEFAULT_MAX_BODY;
+
+/// A sending side in a message.
+#[derive(Serialize)]
+struct SendingOut<'a>(Given<'a>, u64);
+
+#[derive(Deserialize)]
+struct SendingIn(Taken, u64);
+
+/// A receiving side in a message: the fd, the limit in bytes, and what is unread.
+#[derive(Serialize)]
+struct ReceivingOut<'a>(Given<'a>, u64, Bytes, Vec<(Vec<Given<'a>>, bool)>);
+
+#[derive(Deserialize)]
+struct ReceivingIn(Taken, u64, Bytes, Vec<(Vec<Taken>, bool)>);
+
+pub(super) fn serialize_sending<S: Serializer>(side: &Sending, max: usize, serializer: S) -> Result<S::Ok, S::Error> {
+    side.hand_over(|| SendingOut(Given(side.socket().as_fd()), max as u64).serialize(serializer))
+}
+
+pub(super) fn deserialize_sending<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(Sending, usize), D::Error> {
+    let SendingIn(fd, max) = Deserialize::deserialize(deserializer)?;
+    Ok((Sending::new(stream(fd)?), limit(max)))
+}
+
+pub(super) fn serialize_receiving<S: Serializer>(side: &Receiving, serializer: S) -> Result<S::Ok, S::Error> {
+    side.hand_over(|unread, batches| {
+        let batches =
+            batches.iter().map(|batch| (batch.fds.iter().map(|fd| Given(fd.as_fd())).collect(), batch.lost)).collect();
+        ReceivingOut(Given(side.socket().as_fd()), side.max_body() as u64, unread.freeze(), batches)
+            .serialize(serializer)
+    })
+}
+
+pub(super) fn deserialize_receiving<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Receiving, D::Error> {
+    let ReceivingIn(fd, max, unread, batches) = Deserialize::deserialize(deserializer)?;
+    let batches: VecDeque<_> = batches
+        .into_iter()
+        .map(|(fds, lost)| Batch { fds: fds.into_iter().map(|Taken(fd)| fd).collect(), lost })
+        .collect();
+    Ok(Receiving::resume(stream(fd)?, limit(max), BytesMut::from(unread), batches))
+}
+
+/// Both sides of one socket; the limit is the receiving side's.
+pub(super) fn serialize_both<S: Serializer>(
+    sending: &Sending,
+    receiving: &Receiving,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    sending.hand_over(|| serialize_receiving(receiving, serializer))
+}
+
+pub(super) fn deserialize_both<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(Sending, Receiving), D::Error> {
+    let receiving = deserialize_receiving(deserializer)?;
+    Ok((Sending::new(Arc::clone(receiving.socket())), receiving))
+}
+
+fn stream<E: serde::de::Error>(Taken(fd): Taken) -> Result<Arc<Socket>, E> {
+    if socket::is_stream(&fd) {
+        Ok(Arc::new(Socket::new(fd)))
+    } else {
+        Err(E::custom("a file descriptor that is no end of a channel"))
+    }
+}
+
+fn limit(max: u64) -> usize {
+    usize::try_from(max).unwrap_or(usize::MAX).min(DEFAULT_MAX_BODY)
+}
+
+/// An fd on its way out; a duplicate travels.
+struct Given<'a>(BorrowedFd<'a>);
+
+impl Serialize for Given<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        fds::serialize(self.0, serializer)
+    }
+}
+
+/// An fd that came.
+struct Taken(OwnedFd);
+
+impl<'de> Deserialize<'de> for Taken {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        fds::deserialize(deserializer).map(Self)
+    }
+}
