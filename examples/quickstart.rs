@@ -221,7 +221,8 @@ async fn arguments() -> Result<(PathBuf, Option<usize>), Box<dyn std::error::Err
     while let Some(argument) = arguments.next() {
         if argument == "--workers" {
             let number = arguments.next().ok_or("--workers needs a number")?;
-            workers = Some(number.to_string_lossy().parse().map_err(|_| format!("{} is not a number", number.display()))?);
+            workers =
+                Some(number.to_string_lossy().parse().map_err(|_| format!("{} is not a number", number.display()))?);
         } else if root.is_none() && !argument.as_bytes().starts_with(b"-") {
             root = Some(PathBuf::from(argument));
         } else {
