@@ -84,7 +84,7 @@ fn status(runtime: &tokio::runtime::Runtime) {
                 "  spawn",
                 Box::new(|| {
                     runtime.block_on(async {
-                        assert!(Command::new("/bin/true").spawn().unwrap().wait().await.unwrap().success())
+                        assert!(Command::new("/bin/true").spawn().unwrap().wait().await.unwrap().success());
                     });
                 }),
             ),

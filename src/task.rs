@@ -73,7 +73,11 @@ pub trait Task: Serialize + DeserializeOwned + Send + 'static {
 ///
 /// ```compile_fail
 /// let factor = 3;
-/// multiproc::call(move |x: u32| x * factor, 4);
+/// let _ = multiproc::call(move |x: u32| x * factor, 4);
+/// ```
+/// ```
+/// let factor = 3;
+/// let _ = multiproc::call(|(x, factor): (u32, u32)| x * factor, (4, factor));
 /// ```
 ///
 /// # Examples
@@ -93,7 +97,11 @@ where
     A: Serialize + DeserializeOwned + Send + 'static,
     R: Serialize + DeserializeOwned + Send + 'static,
 {
-    call_named(type_name::<F>(), function, args)
+    // In each of the three, not in one that they share: the compiler names the caller of the function that has it.
+    const { captures_nothing::<F>() };
+    // Having had the value is what allows the other process to make it again; see `image::conjure`.
+    let _: F = function;
+    Call { name: type_name::<F>(), args, function: PhantomData }
 }
 
 /// As [`call`], with the function's path as the caller wrote it; for the macro, whose closure has no name.
@@ -104,14 +112,7 @@ where
     A: Serialize + DeserializeOwned + Send + 'static,
     R: Serialize + DeserializeOwned + Send + 'static,
 {
-    const {
-        assert!(
-            size_of::<F>() == 0,
-            "a function that is sent to another process must not capture anything (and must not be a function pointer): \
-             pass what it needs as an argument"
-        );
-    }
-    // Having had the value is what allows the other process to make it again; see `image::conjure`.
+    const { captures_nothing::<F>() };
     let _: F = function;
     Call { name, args, function: PhantomData }
 }
@@ -149,13 +150,7 @@ where
     A: Serialize + DeserializeOwned + Send + 'static,
     Fut::Output: Serialize + DeserializeOwned + Send + 'static,
 {
-    const {
-        assert!(
-            size_of::<F>() == 0,
-            "an async function that is sent to another process must not capture anything: \
-             pass what it needs as an argument"
-        );
-    }
+    const { captures_nothing::<F>() };
     let _: F = function;
     CallAsync { name, args, function: PhantomData }
 }
@@ -198,6 +193,14 @@ where
     fn task_name(&self) -> &'static str {
         self.name
     }
+}
+
+const fn captures_nothing<F>() {
+    assert!(
+        size_of::<F>() == 0,
+        "a function that is sent to another process must not capture anything (and must not be a function pointer): \
+         pass what it needs as an argument"
+    );
 }
 
 macro_rules! only_the_arguments {

@@ -47,6 +47,22 @@ async fn input_that_nobody_reads_is_no_error() {
 }
 
 #[tokio::test]
+async fn input_can_come_from_a_reader() {
+    let file = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut &file, &pattern(MIB)).unwrap();
+    std::io::Seek::rewind(&mut &file).unwrap();
+    let output = Command::new("cat").input_from(tokio::fs::File::from_std(file)).output().await.unwrap();
+    assert!(output.stdout == pattern(MIB));
+    // One that never ends, to a program that has read enough.
+    let endless = tokio::io::repeat(b'x');
+    assert_eq!(Command::new("head").args(["-c", "5"]).input_from(endless).read().await.unwrap(), "xxxxx");
+    // The output of another child.
+    let mut first = Command::new("echo").arg("through").stdout(Stdio::piped()).spawn().unwrap();
+    let stdout = first.stdout.take().unwrap();
+    assert_eq!(Command::new("cat").input_from(stdout).read().await.unwrap(), "through");
+}
+
+#[tokio::test]
 async fn communicate_can_be_cancelled_anywhere_and_goes_on() {
     let input = pattern(MIB);
     let mut child =

@@ -56,6 +56,18 @@ async fn a_nul_byte_is_invalid_input() {
 }
 
 #[tokio::test]
+async fn a_folder_of_the_path_that_cannot_be_searched_hides_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let locked = dir.path().join("locked");
+    std::fs::create_dir(&locked).unwrap();
+    std::fs::set_permissions(&locked, PermissionsExt::from_mode(0o000)).unwrap();
+    let path = format!("{}:/dev/null:/bin:/usr/bin", locked.display());
+    let missing = || Command::new("no-such-program").env("PATH", &path);
+    assert_eq!(refusal(missing).await, ("no-such-program".into(), ErrorKind::NotFound));
+    assert!(Command::new("true").env("PATH", &path).status().await.unwrap().success());
+}
+
+#[tokio::test]
 async fn too_many_arguments_are_an_error() {
     let long = "x".repeat(100 << 10);
     let kind = refusal(|| Command::new("true").args(vec![&long; 1000])).await.1;

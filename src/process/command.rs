@@ -9,7 +9,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::io::AsyncRead;
 
+use super::input::Input;
 use crate::sys::in_child::Limit;
 
 /// How long a program that was asked to end may take before it is killed, unless [`Command::grace`] says otherwise.
@@ -43,7 +45,7 @@ pub(super) const GRACE: Duration = Duration::from_secs(1);
 pub struct Command {
     /// First to last; never empty.
     pub(super) stages: Vec<Stage>,
-    pub(super) input: Option<Bytes>,
+    pub(super) input: Option<Input>,
     pub(super) timeout: Option<Duration>,
     pub(super) grace: Option<Duration>,
     pub(super) max_output: Option<usize>,
@@ -199,7 +201,16 @@ impl Command {
     ///
     /// A program that ends, or closes stdin, before it has read everything is no error.
     pub fn input(mut self, input: impl Into<Bytes>) -> Self {
-        self.input = Some(input.into());
+        self.input = Some(Input::bytes(input.into()));
+        self
+    }
+
+    /// Feeds to stdin what this reader gives, as the program takes it, at most 64 KiB ahead; otherwise as
+    /// [`input`](Self::input).
+    ///
+    /// An error of the reader is the verb's error.
+    pub fn input_from(mut self, reader: impl AsyncRead + Send + Sync + 'static) -> Self {
+        self.input = Some(Input::reader(reader));
         self
     }
 

@@ -9,17 +9,18 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes};
+use bytes::Buf as _;
 use tokio::task::coop;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::input::Input;
 use super::phase::{Event, Phase, Send};
 use super::pipes::{ChildStderr, ChildStdin, ChildStdout, Pipe};
 
 #[derive(Debug)]
 pub(super) struct Exchange {
     /// What is still to be fed.
-    pub(super) input: Option<Bytes>,
+    pub(super) input: Option<Input>,
     pub(super) stdout: Vec<u8>,
     pub(super) stderr: Vec<u8>,
     /// Reads, so that nothing blocks, and keeps nothing.
@@ -106,10 +107,15 @@ impl Exchange {
             *stdin = None;
         }
         let (Some(input), Some(pipe)) = (&mut self.input, &mut *stdin) else { return Ok(()) };
-        while !input.is_empty() {
-            match pipe.pipe().poll_write(cx, input) {
+        loop {
+            match input.poll_chunk(cx)? {
                 Poll::Pending => return Ok(()),
-                Poll::Ready(Ok(count)) => input.advance(count),
+                Poll::Ready(false) => break,
+                Poll::Ready(true) => {}
+            }
+            match pipe.pipe().poll_write(cx, &input.chunk) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(Ok(count)) => input.chunk.advance(count),
                 // It has read all that it wants.
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => break,
                 Poll::Ready(Err(error)) => return Err(error),

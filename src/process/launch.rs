@@ -85,6 +85,8 @@ struct Ready {
 /// What has to be known of a program to say why it did not start.
 struct Place {
     program: OsString,
+    /// Where a bare name is looked for, if that is not our own `PATH`.
+    path: Option<OsString>,
     current_dir: Option<PathBuf>,
     last: bool,
 }
@@ -98,9 +100,14 @@ fn prepare(command: &mut Command, unset: Unset) -> Result<Vec<Ready>, CommandErr
     let mut all = Vec::with_capacity(count);
     for (index, stage) in command.stages.iter_mut().enumerate() {
         let last = index + 1 == count;
-        let place = Place { program: stage.program.clone(), current_dir: stage.current_dir.clone(), last };
+        let place = Place {
+            program: stage.program.clone(),
+            path: stage.changed_path(),
+            current_dir: stage.current_dir.clone(),
+            last,
+        };
         let fail = |error| place.explain(error);
-        let mut std = stage.to_std();
+        let mut std = stage.to_std(place.path.as_deref());
         let mut merge_in_child = false;
         let mut terms = Terms {
             // Only the last one's output comes to us.
@@ -187,9 +194,9 @@ fn pipe(stage: &Stage) -> Result<(OwnedFd, OwnedFd), CommandError> {
 }
 
 impl Stage {
-    fn to_std(&self) -> std::process::Command {
+    fn to_std(&self, changed_path: Option<&OsStr>) -> std::process::Command {
         // std leaves posix_spawn to search a changed PATH; an absolute path needs no search.
-        let found = self.changed_path().and_then(|path| find(&self.program, &path));
+        let found = changed_path.and_then(|path| find(&self.program, path));
         let mut std = std::process::Command::new(found.as_deref().map_or(self.program.as_os_str(), Path::as_os_str));
         if let Some(arg0) = self.arg0.as_ref().or(found.is_some().then_some(&self.program)) {
             std.arg0(arg0);
@@ -261,6 +268,13 @@ impl Place {
             && let Err(source) = can_enter(dir)
         {
             return CommandError::Spawn { program: dir.display().to_string(), source };
+        }
+        // Searching stops nowhere, and says "permission denied" if that's what one of the directories said.
+        if error.kind() == io::ErrorKind::PermissionDenied && !self.program.as_bytes().contains(&b'/') {
+            let path = self.path.clone().or_else(|| std::env::var_os("PATH")).unwrap_or_default();
+            if !std::env::split_paths(&path).any(|dir| dir.join(&self.program).exists()) {
+                return CommandError::Spawn { program, source: rustix::io::Errno::NOENT.into() };
+            }
         }
         let file = self.current_dir.as_deref().unwrap_or(Path::new("")).join(&self.program);
         if error.kind() == io::ErrorKind::NotFound && self.program.as_bytes().contains(&b'/') && file.exists() {

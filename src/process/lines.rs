@@ -143,7 +143,7 @@ impl<'a> Reader<'a> {
     }
 
     fn sources(&self) -> impl Iterator<Item = Source> + use<> {
-        [Source::Stderr, Source::Stdout].into_iter().skip(usize::from(!self.both))
+        [Source::Stdout, Source::Stderr].into_iter().take(1 + usize::from(self.both))
     }
 
     /// Takes the next line out of a buffer, or at the end the rest.

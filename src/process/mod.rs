@@ -4,6 +4,7 @@
 mod child;
 mod command;
 mod exchange;
+mod input;
 pub(crate) mod keeper;
 pub(crate) mod kept;
 mod launch;
@@ -12,6 +13,7 @@ mod phase;
 mod pipes;
 pub(crate) mod spawn;
 pub(crate) mod start;
+mod starter;
 mod verbs;
 
 pub use child::Child;

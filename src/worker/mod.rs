@@ -7,6 +7,8 @@ mod serve;
 
 pub(crate) use panic::catch;
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -103,7 +105,7 @@ macro_rules! test_support {
 ///
 /// A marker alone, forged or leaked, is not enough: the socket must be there and our parent must have made it.
 fn take_seat() -> Option<(Socket, Slot)> {
-    let slot = start::slot_of(&std::env::args_os().next()?)?;
+    let slot = start::slot_of(&arg0()?)?;
     if !slot.is_socket() {
         return None;
     }
@@ -115,6 +117,15 @@ fn take_seat() -> Option<(Socket, Slot)> {
         return None;
     }
     Some((Socket::new(slot.take().expect("a worker needs an fd for its socket, and /dev/null")), slot))
+}
+
+/// What this process was called as.
+fn arg0() -> Option<OsString> {
+    // Before `main`, which is where `test_support!` runs, only glibc has told std the arguments.
+    std::env::args_os().next().or_else(|| {
+        let line = std::fs::read("/proc/self/cmdline").ok()?;
+        Some(OsString::from_vec(line.split(|&byte| byte == 0).next()?.to_owned()))
+    })
 }
 
 /// The whole life of a worker.
