@@ -42,7 +42,7 @@ async fn main() {
             Ok(words) => println!("{plugin:12} gave {words}"),
             // A panic is an answer, and its process lives on. The other two have cost theirs.
             Err(TaskError::Panicked(panic)) => println!("{plugin:12} panicked: {panic}"),
-            Err(TaskError::Died { status: Some(status), pid, .. }) => println!("{plugin:12} ended {pid}: {status}"),
+            Err(TaskError::Died { status: Some(status), .. }) => println!("{plugin:12} died: {status}"),
             Err(error) => println!("{plugin:12} failed: {error}"),
         }
     }

@@ -291,6 +291,46 @@ pub enum RecvError {
     Io(#[from] io::Error),
 }
 
+/// Why [`try_send`](crate::QueueSender::try_send) sent nothing. `Full` and `Closed` give the item back.
+#[derive(thiserror::Error)]
+#[non_exhaustive]
+pub enum TrySendError<T> {
+    /// There is no room now.
+    #[error("queue is full")]
+    Full(T),
+    /// No receiver is left.
+    #[error("queue is closed: no receiver is left")]
+    Closed(T),
+    /// The item can't be sent at all.
+    #[error("item is refused")]
+    Refused(#[source] SendError),
+}
+
+impl<T> fmt::Debug for TrySendError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full(_) => f.write_str("Full(..)"),
+            Self::Closed(_) => f.write_str("Closed(..)"),
+            Self::Refused(error) => f.debug_tuple("Refused").field(error).finish(),
+        }
+    }
+}
+
+/// Why [`try_recv`](crate::QueueReceiver::try_recv) took nothing.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TryRecvError {
+    /// There is no item now.
+    #[error("queue is empty")]
+    Empty,
+    /// There is no item, and no sender is left.
+    #[error("queue is closed: no sender is left")]
+    Closed,
+    /// There was one, and it could not be taken.
+    #[error("item cannot be received")]
+    Failed(#[source] RecvError),
+}
+
 /// Why an external program did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

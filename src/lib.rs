@@ -11,8 +11,11 @@ mod task;
 pub mod wire;
 mod worker;
 
-pub use channel::{Duplex, Receiver, Sender, channel, duplex};
-pub use error::{BoxError, CommandError, Panic, RecvError, SendError, SpawnError, TaskError, TrySubmitError};
+pub use channel::{Duplex, QueueReceiver, QueueSender, Receiver, Sender, channel, duplex, queue};
+pub use error::{
+    BoxError, CommandError, Panic, RecvError, SendError, SpawnError, TaskError, TryRecvError, TrySendError,
+    TrySubmitError,
+};
 pub use pool::{Counts, Map, PoolBuilder, PoolStatus, ProcessPool, Submit, TaskHandle, WorkerState, WorkerStatus};
 pub use process::{
     Child, ChildStderr, ChildStdin, ChildStdout, Command, Process, ProcessBuilder, Source, spawn_process,

@@ -10,12 +10,23 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
 
-use super::sending::{Sending, is_fd_congestion};
+use super::sending::Sending;
 use crate::sys::process::SignalMask;
 use crate::sys::socket::Ready;
 
 /// How long to wait before fds are tried again.
-const FD_PAUSE: Duration = Duration::from_millis(5);
+pub(super) const FD_PAUSE: Duration = Duration::from_millis(5);
+
+/// Whether the user has as many fds under way in sockets as one process may have open; `ETOOMANYREFS` in unix(7). It
+/// passes when receivers receive, and nothing tells when.
+pub(super) fn is_fd_congestion(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ETOOMANYREFS)
+}
+
+/// Waits until fds may be tried again. The caller's own runtime may have no timers.
+pub(super) async fn pause() -> io::Result<()> {
+    runtime()?.spawn(tokio::time::sleep(FD_PAUSE)).await.map_err(io::Error::other)
+}
 
 /// Sends what is under way until nothing is. If there can be no thread, the sending side fails.
 pub(super) fn start(sending: Arc<Sending>) {

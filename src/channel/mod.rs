@@ -3,6 +3,7 @@
 //! ```text
 //!  Sender  Receiver  Duplex        typed ends; travel.rs makes them values
 //!  sending.rs  receiving.rs        one direction each: who waits, who moves, what is an end
+//!  queue/                          many to many: items as packets, on a socket that all holders share
 //!  outbox.rs   inbox.rs            frames that leave and arrive, gathered
 //!  socket.rs                       a socket that tasks and threads can wait for
 //! ```
@@ -11,17 +12,20 @@ mod duplex;
 mod flusher;
 pub(crate) mod inbox;
 pub(crate) mod outbox;
+mod queue;
 mod receiver;
 mod receiving;
 mod sender;
 mod sending;
 pub(crate) mod socket;
 mod travel;
+mod turns;
 mod value;
 
 use std::io;
 
 pub use duplex::{Duplex, duplex};
+pub use queue::{QueueReceiver, QueueSender, queue};
 pub use receiver::Receiver;
 pub use sender::Sender;
 
@@ -34,7 +38,7 @@ use crate::sys::socket as sys;
 /// its ends can be used in async code and, with the `blocking_` methods, in plain functions.
 ///
 /// A sender waits while its receiver does not receive: about 300 KiB are under way at most, besides the message itself.
-/// For both directions, see [`duplex`](crate::duplex).
+/// For many senders or many receivers, see [`queue`](crate::queue); for both directions, [`duplex`](crate::duplex).
 ///
 /// # Errors
 ///

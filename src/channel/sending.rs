@@ -20,7 +20,7 @@ use std::thread::{self, Thread};
 
 use tokio::task::coop;
 
-use super::flusher;
+use super::flusher::{self, is_fd_congestion};
 use super::outbox::Outbox;
 use super::socket::Socket;
 use crate::error::SendError;
@@ -320,12 +320,6 @@ fn release(mut line: MutexGuard<'_, Line>) {
     for (_, told) in told {
         told.waker.wake();
     }
-}
-
-/// Whether the user has as many fds under way in sockets as one process may have open; `ETOOMANYREFS` in unix(7). It
-/// passes when receivers receive, and nothing tells when.
-pub(super) fn is_fd_congestion(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ETOOMANYREFS)
 }
 
 /// A frame on its way out; see [`Sending::send`].

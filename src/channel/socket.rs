@@ -9,7 +9,9 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Handle, Id};
+use tokio::task::{coop, yield_now};
 
+use super::turns::Turns;
 use crate::sys::socket::{self, Ready};
 
 /// How many runtimes keep an idle registration: a program's own, and the flusher's.
@@ -52,6 +54,37 @@ impl Socket {
             let mut guard = readiness.ready(ready.into()).await?;
             if let Ok(result) = guard.try_io(|_| io()) {
                 return result;
+            }
+        }
+    }
+
+    /// As [`when`](Self::when), where many tasks wait for the same and each is to have its turn.
+    pub(crate) async fn when_in_turn<R>(
+        &self,
+        ready: Ready,
+        turns: &Turns,
+        mut io: impl FnMut() -> io::Result<R>,
+    ) -> io::Result<R> {
+        // An endless supply must not keep the other tasks of this thread from running.
+        coop::consume_budget().await;
+        let turn = turns.enter();
+        if turn.is_first() {
+            match io() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return result,
+            }
+        } else {
+            yield_now().await;
+        }
+        let readiness = self.readiness()?;
+        loop {
+            let mut guard = readiness.ready(ready.into()).await?;
+            // To go back and wait without a try is always sound: only a try that fails clears the readiness.
+            if turn.give_way().await {
+                match guard.try_io(|_| io()) {
+                    Ok(result) => return result,
+                    Err(_) => turn.found_nothing(),
+                }
             }
         }
     }

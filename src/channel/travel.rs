@@ -19,12 +19,12 @@ use crate::sys::socket;
 use crate::wire::fds;
 use crate::wire::frame::DEFAULT_MAX_BODY;
 
-/// A sending side in a message.
+/// An end that holds nothing, in a message: the fd and the limit in bytes.
 #[derive(Serialize)]
-struct SendingOut<'a>(Given<'a>, u64);
+struct BareOut<'a>(Given<'a>, u64);
 
 #[derive(Deserialize)]
-struct SendingIn(Taken, u64);
+struct BareIn(Taken, u64);
 
 /// A receiving side in a message: the fd, the limit in bytes, and what is unread.
 #[derive(Serialize)]
@@ -34,12 +34,12 @@ struct ReceivingOut<'a>(Given<'a>, u64, Bytes, Vec<(Vec<Given<'a>>, bool)>);
 struct ReceivingIn(Taken, u64, Bytes, Vec<(Vec<Taken>, bool)>);
 
 pub(super) fn serialize_sending<S: Serializer>(side: &Sending, max: usize, serializer: S) -> Result<S::Ok, S::Error> {
-    side.hand_over(|| SendingOut(Given(side.socket().as_fd()), max as u64).serialize(serializer))
+    side.hand_over(|| BareOut(Given(side.socket().as_fd()), max as u64).serialize(serializer))
 }
 
 pub(super) fn deserialize_sending<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(Sending, usize), D::Error> {
-    let SendingIn(fd, max) = Deserialize::deserialize(deserializer)?;
-    Ok((Sending::new(stream(fd)?), limit(max)))
+    let BareIn(fd, max) = Deserialize::deserialize(deserializer)?;
+    Ok((Sending::new(Arc::new(stream(fd)?)), limit(max)))
 }
 
 pub(super) fn serialize_receiving<S: Serializer>(side: &Receiving, serializer: S) -> Result<S::Ok, S::Error> {
@@ -57,7 +57,7 @@ pub(super) fn deserialize_receiving<'de, D: Deserializer<'de>>(deserializer: D) 
         .into_iter()
         .map(|(fds, lost)| Batch { fds: fds.into_iter().map(|Taken(fd)| fd).collect(), lost })
         .collect();
-    Ok(Receiving::resume(stream(fd)?, limit(max), BytesMut::from(unread), batches))
+    Ok(Receiving::resume(Arc::new(stream(fd)?), limit(max), BytesMut::from(unread), batches))
 }
 
 /// Both sides of one socket; the limit is the receiving side's.
@@ -74,9 +74,23 @@ pub(super) fn deserialize_both<'de, D: Deserializer<'de>>(deserializer: D) -> Re
     Ok((Sending::new(Arc::clone(receiving.socket())), receiving))
 }
 
-fn stream<E: serde::de::Error>(Taken(fd): Taken) -> Result<Arc<Socket>, E> {
+/// An end of a queue, which stays as it is: any number of processes may hold it.
+pub(super) fn serialize_shared<S: Serializer>(socket: &Socket, max: usize, serializer: S) -> Result<S::Ok, S::Error> {
+    BareOut(Given(socket.as_fd()), max as u64).serialize(serializer)
+}
+
+pub(super) fn deserialize_shared<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(Socket, usize), D::Error> {
+    let BareIn(Taken(fd), max) = Deserialize::deserialize(deserializer)?;
+    if socket::is_packet(&fd) {
+        Ok((Socket::new(fd), limit(max)))
+    } else {
+        Err(serde::de::Error::custom("a file descriptor that is no end of a queue"))
+    }
+}
+
+fn stream<E: serde::de::Error>(Taken(fd): Taken) -> Result<Socket, E> {
     if socket::is_stream(&fd) {
-        Ok(Arc::new(Socket::new(fd)))
+        Ok(Socket::new(fd))
     } else {
         Err(E::custom("a file descriptor that is no end of a channel"))
     }

@@ -157,6 +157,11 @@ pub(crate) fn is_stream(fd: impl AsFd) -> bool {
     is_unix(fd, SocketType::STREAM)
 }
 
+/// Whether it is a Unix socket that keeps message boundaries.
+pub(crate) fn is_packet(fd: impl AsFd) -> bool {
+    is_unix(fd, SocketType::SEQPACKET)
+}
+
 fn is_unix(fd: impl AsFd, kind: SocketType) -> bool {
     use rustix::net::sockopt::{socket_domain, socket_type};
     socket_domain(&fd).is_ok_and(|domain| domain == AddressFamily::UNIX) && socket_type(&fd).is_ok_and(|is| is == kind)

@@ -75,7 +75,7 @@ impl Head {
         out.put_u64_le(self.id);
     }
 
-    fn parse(bytes: &[u8; HEAD_LEN], max_body: usize) -> Result<Self, Broken> {
+    pub(crate) fn parse(bytes: &[u8; HEAD_LEN], max_body: usize) -> Result<Self, Broken> {
         let mut bytes = bytes.as_slice();
         let len = bytes.get_u32_le();
         let version = bytes.get_u8();
@@ -109,7 +109,7 @@ enum State {
 
 /// Why a stream has no frames any more.
 #[derive(Clone, Copy, Debug)]
-enum Broken {
+pub(crate) enum Broken {
     TooLarge { len: u64, max: u64 },
     Protocol(&'static str),
 }

@@ -1,0 +1,113 @@
+//! An item of a queue as one packet, which the kernel hands over whole or not at all.
+//!
+//! ```text
+//!       ┌────────────────────┬──────────────────────────────┐
+//!       │ header, 16 bytes   │ the body's first 64 KiB - 16 │  + the fds of the item, and a memfd with the rest of the
+//!       └────────────────────┴──────────────────────────────┘    body if there is more
+//! ```
+//!
+//! The header is a frame's; see `wire/frame.rs`. A larger item fills its packet, so that the socket's limit, which counts
+//! the packets alone, lets only a few of them be under way.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+use bytes::{Buf as _, BytesMut};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::channel::value;
+use crate::error::{RecvError, SendError};
+use crate::sys::socket::Received;
+use crate::sys::{memory, socket};
+use crate::wire::frame::{Frame, HEAD_LEN, Head, VALUE};
+
+/// The longest packet, in bytes.
+const PACKET: usize = 64 * 1024;
+
+/// How much of a body goes into the packet.
+const INLINE: usize = PACKET - HEAD_LEN;
+
+/// The kind of a packet whose body goes on in a memfd.
+const CONTINUED: u8 = 2;
+
+/// An item that is ready to be sent.
+#[derive(Debug)]
+pub(super) struct Packet {
+    head: [u8; HEAD_LEN],
+    /// What goes into the packet of the body.
+    body: bytes::Bytes,
+    fds: Vec<OwnedFd>,
+}
+
+impl Packet {
+    pub(super) fn new<T: Serialize>(item: &T, max: usize) -> Result<Self, SendError> {
+        let mut frame = value::encode(item, max)?;
+        let rest = if frame.body.len() > INLINE { Some(memory::write(&frame.body[INLINE..])?) } else { None };
+        if rest.is_some() {
+            frame.kind = CONTINUED;
+        }
+        let mut head = [0; HEAD_LEN];
+        frame.put_head(&mut &mut head[..]);
+        let Frame { mut body, mut fds, .. } = frame;
+        body.truncate(INLINE);
+        fds.extend(rest);
+        Ok(Self { head, body, fds })
+    }
+
+    /// Sends it whole, or not at all.
+    pub(super) fn send(&self, socket: impl AsFd) -> io::Result<()> {
+        let fds: Vec<_> = self.fds.iter().map(AsFd::as_fd).collect();
+        socket::send(socket, &[IoSlice::new(&self.head), IoSlice::new(&self.body)], &fds).map(|_| ())
+    }
+}
+
+/// Takes the next item out of the socket: `WouldBlock` if there is none, `Ok(None)` if there will never be one.
+///
+/// A packet that is no item costs that packet alone.
+pub(super) fn recv<T: DeserializeOwned>(
+    socket: impl AsFd,
+    buffer: &Mutex<BytesMut>,
+    max: usize,
+) -> io::Result<Option<Result<T, RecvError>>> {
+    let (bytes, received) = {
+        let mut buffer = buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        buffer.clear();
+        buffer.reserve(PACKET);
+        match socket::recv_into(socket, &mut buffer, PACKET) {
+            Ok(Received { len: 0, .. }) => return Ok(None),
+            Ok(received) => (buffer.split(), received),
+            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                return Ok(Some(Err(refused("a packet that is longer than a queue's packets"))));
+            }
+            Err(error) => return Err(error),
+        }
+    };
+    Ok(Some(parse(bytes, received, max).and_then(value::decode)))
+}
+
+fn parse(mut bytes: BytesMut, received: Received, max: usize) -> Result<Frame, RecvError> {
+    let Received { mut fds, fds_lost, .. } = received;
+    let Some(&head) = bytes.first_chunk::<HEAD_LEN>() else {
+        return Err(refused("a packet without a header"));
+    };
+    bytes.advance(HEAD_LEN);
+    let head = Head::parse(&head, max).map_err(|broken| RecvError::Decode(RecvError::from(broken).into()))?;
+    if fds_lost {
+        return Err(refused("file descriptors of the item could not be taken in: too many are open here"));
+    }
+    match head.kind {
+        VALUE if head.len == bytes.len() && head.fds == fds.len() => {}
+        CONTINUED if head.len > bytes.len() && head.fds + 1 == fds.len() => {
+            let rest = fds.pop().ok_or_else(|| refused("no memory"))?;
+            memory::read(rest, head.len - bytes.len(), &mut bytes).map_err(|error| RecvError::Decode(error.into()))?;
+        }
+        _ => return Err(refused("a packet that is no item")),
+    }
+    Ok(Frame { kind: VALUE, id: 0, body: bytes.freeze(), fds })
+}
+
+fn refused(reason: &'static str) -> RecvError {
+    RecvError::Decode(reason.into())
+}

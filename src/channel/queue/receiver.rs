@@ -1,0 +1,155 @@
+//! The receiving end of a queue.
+
+use std::any::type_name;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
+
+use bytes::BytesMut;
+use futures::Stream;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::packet;
+use crate::channel::socket::Socket;
+use crate::channel::travel;
+use crate::channel::turns::Turns;
+use crate::error::{RecvError, TryRecvError};
+use crate::sys::socket::Ready;
+use crate::wire::frame::DEFAULT_MAX_BODY;
+
+/// The receiving end of a queue; see [`queue`](crate::queue).
+///
+/// Clones share one fd, and any number of tasks, threads and processes may wait for items; sending it to another process
+/// duplicates the fd. Whoever waits longest is told first, and whoever asks while there are items gets one. It is also a
+/// [`Stream`].
+pub struct QueueReceiver<T> {
+    shared: Arc<Shared>,
+    max: usize,
+    /// What the `Stream` waits in.
+    arriving: Option<Arriving<T>>,
+    item: PhantomData<fn() -> T>,
+}
+
+struct Shared {
+    socket: Socket,
+    buffer: Mutex<BytesMut>,
+    turns: Turns,
+}
+
+type Arriving<T> = Pin<Box<dyn Future<Output = Result<Option<T>, RecvError>> + Send + Sync>>;
+
+impl<T> QueueReceiver<T> {
+    pub(super) fn new(fd: OwnedFd) -> Self {
+        Self::with(Arc::new(Shared::new(Socket::new(fd))), DEFAULT_MAX_BODY)
+    }
+
+    fn with(shared: Arc<Shared>, max: usize) -> Self {
+        Self { shared, max, arriving: None, item: PhantomData }
+    }
+
+    /// Bounds each item to `bytes` when encoded; 2 GiB by default and at the most. A larger one is a `Decode` error.
+    #[must_use]
+    pub fn max_message(mut self, bytes: usize) -> Self {
+        self.max = bytes.min(DEFAULT_MAX_BODY);
+        self
+    }
+}
+
+impl<T: DeserializeOwned> QueueReceiver<T> {
+    /// Takes the next item; `None` once every sender is gone, in every process, and all items have been taken.
+    ///
+    /// # Errors
+    ///
+    /// `Decode` for an item that can't be decoded, or whose fds this process could not take in because it has too many
+    /// open: that item is lost, and the next call takes the next one. `Io` if the system refuses.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future takes no item.
+    pub async fn recv(&self) -> Result<Option<T>, RecvError> {
+        self.shared.recv(self.max).await
+    }
+
+    /// As [`recv`](Self::recv), on this thread, which it blocks; not for async code.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv).
+    pub fn blocking_recv(&self) -> Result<Option<T>, RecvError> {
+        self.shared.socket.block_when(Ready::Read, || self.shared.take(self.max))?.transpose()
+    }
+
+    /// Takes the next item if there is one now.
+    ///
+    /// # Errors
+    ///
+    /// `Empty` and `Closed`; `Failed` as for [`recv`](Self::recv).
+    pub fn try_recv(&self) -> Result<T, TryRecvError> {
+        match self.shared.take(self.max) {
+            Ok(Some(item)) => item.map_err(TryRecvError::Failed),
+            Ok(None) => Err(TryRecvError::Closed),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(TryRecvError::Empty),
+            Err(error) => Err(TryRecvError::Failed(error.into())),
+        }
+    }
+}
+
+impl Shared {
+    fn new(socket: Socket) -> Self {
+        Self { socket, buffer: Mutex::default(), turns: Turns::default() }
+    }
+
+    fn take<T: DeserializeOwned>(&self, max: usize) -> io::Result<Option<Result<T, RecvError>>> {
+        packet::recv(&self.socket, &self.buffer, max)
+    }
+
+    async fn recv<T: DeserializeOwned>(&self, max: usize) -> Result<Option<T>, RecvError> {
+        self.socket.when_in_turn(Ready::Read, &self.turns, || self.take(max)).await?.transpose()
+    }
+}
+
+impl<T: DeserializeOwned + 'static> Stream for QueueReceiver<T> {
+    type Item = Result<T, RecvError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        let arriving = this.arriving.get_or_insert_with(|| {
+            let (shared, max) = (Arc::clone(&this.shared), this.max);
+            Box::pin(async move { shared.recv(max).await })
+        });
+        let item = ready!(arriving.as_mut().poll(cx));
+        this.arriving = None;
+        Poll::Ready(item.transpose())
+    }
+}
+
+impl<T> Clone for QueueReceiver<T> {
+    fn clone(&self) -> Self {
+        Self::with(Arc::clone(&self.shared), self.max)
+    }
+}
+
+impl<T> Serialize for QueueReceiver<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        travel::serialize_shared(&self.shared.socket, self.max, serializer)
+    }
+}
+
+impl<'de, T> Deserialize<'de> for QueueReceiver<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (socket, max) = travel::deserialize_shared(deserializer)?;
+        Ok(Self::with(Arc::new(Shared::new(socket)), max))
+    }
+}
+
+impl<T> fmt::Debug for QueueReceiver<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueueReceiver").field("item", &type_name::<T>()).finish_non_exhaustive()
+    }
+}
