@@ -306,7 +306,7 @@ impl Worker {
 /// Says which of several causes a failed start has.
 fn explain(error: io::Error, directory: Option<&Path>) -> SpawnError {
     if let Some(path) = directory
-        && !path.is_dir()
+        && (!path.is_dir() || rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_err())
     {
         return SpawnError::Directory { path: path.to_owned(), source: error };
     }

@@ -192,8 +192,10 @@ impl ParentWatch {
 /// A pidfd of the process that made the other end; `SO_PEERPIDFD`, since Linux 6.5.
 fn peer_pidfd(socket: impl AsFd) -> Option<OwnedFd> {
     const SO_PEERPIDFD: libc::c_int = 77;
+    const LEN: libc::socklen_t = 4;
+    const { assert!(mem::size_of::<RawFd>() == LEN as usize) };
     let mut fd: RawFd = -1;
-    let mut len = mem::size_of::<RawFd>() as libc::socklen_t;
+    let mut len = LEN;
     // SAFETY: `fd` and `len` are valid for the call and say their true size.
     let result = unsafe {
         libc::getsockopt(socket.as_fd().as_raw_fd(), libc::SOL_SOCKET, SO_PEERPIDFD, (&raw mut fd).cast(), &raw mut len)
