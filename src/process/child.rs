@@ -101,7 +101,7 @@ impl Child {
         })
     }
 
-    /// Its process id, `None` once it has ended; of the last program in a pipeline.
+    /// Its process id; `None` once a call has told that it has ended. Of the last program in a pipeline.
     pub fn id(&self) -> Option<u32> {
         self.members.last().and_then(|member| member.kept.id())
     }

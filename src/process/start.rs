@@ -295,7 +295,7 @@ impl Worker {
             Err(error) => return Err(refused(error.to_string())),
         };
         match FromWorker::parse(frame) {
-            Ok(FromWorker::Ready(_)) => Ok(()),
+            Ok(FromWorker::Ready) => Ok(()),
             Ok(FromWorker::Refused(reason)) => Err(refused(reason)),
             Ok(_) => Err(refused("it did not answer Hello".into())),
             Err(error) => Err(refused(error.to_string())),

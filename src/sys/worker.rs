@@ -47,7 +47,7 @@ impl Slot {
     /// The process that made the socket; `SO_PEERCRED` in unix(7).
     fn maker(self) -> Option<Pid> {
         let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
-        let mut len = mem::size_of::<libc::ucred>() as libc::socklen_t;
+        let mut len = libc::socklen_t::try_from(mem::size_of::<libc::ucred>()).unwrap_or(0);
         // SAFETY: `credentials` and `len` are valid for the call and say their true size.
         let result = unsafe {
             libc::getsockopt(
