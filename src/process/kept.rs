@@ -42,8 +42,8 @@ struct Record {
     life: Mutex<Life>,
     hurried: AtomicBool,
     kill_sent: AtomicBool,
-    /// Whether somebody has learnt that it has ended.
-    seen: AtomicBool,
+    /// Whether somebody has had its number, or has learnt that it has ended.
+    known: AtomicBool,
     changed: Notify,
 }
 
@@ -95,7 +95,7 @@ impl Kept {
             life: Mutex::new(life),
             hurried: AtomicBool::new(false),
             kill_sent: AtomicBool::new(false),
-            seen: AtomicBool::new(false),
+            known: AtomicBool::new(false),
             changed: Notify::new(),
         }))
     }
@@ -105,18 +105,21 @@ impl Kept {
         self.0.pid
     }
 
-    /// Its number, until somebody has learnt that it has ended: it may be another process's by then.
+    /// Its number; `None` once it has ended, and somebody has learnt that or had the number.
     ///
-    /// Not from the end itself on, which nobody can foresee: a caller that has just started it would find `None`.
+    /// A caller that has just started it learns its number in any case: that it ends in this very moment is nothing that
+    /// he could foresee.
     pub(crate) fn id(&self) -> Option<u32> {
-        if self.0.seen.load(Ordering::Relaxed) { None } else { Some(self.0.pid) }
+        let ended = self.life().known_exit().is_some();
+        let known = self.0.known.swap(true, Ordering::Relaxed);
+        if ended && known { None } else { Some(self.0.pid) }
     }
 
     /// How it ended, once that is known.
     pub(crate) fn try_exit(&self) -> Option<Exit> {
         let exit = self.life().known_exit();
         if exit.is_some() {
-            self.0.seen.store(true, Ordering::Relaxed);
+            self.0.known.store(true, Ordering::Relaxed);
         }
         exit
     }
@@ -154,7 +157,7 @@ impl Kept {
             // Listen before looking, or a change in between would be missed.
             changed.as_mut().enable();
             if let Some(known) = known(&self.life()) {
-                self.0.seen.store(true, Ordering::Relaxed);
+                self.0.known.store(true, Ordering::Relaxed);
                 return known;
             }
             changed.await;

@@ -124,7 +124,9 @@ impl Process<()> {
 }
 
 impl<T> Process<T> {
-    /// The process id; `None` once a call of this handle has told that it has ended.
+    /// The process id; `None` once it has ended and is reaped.
+    ///
+    /// The first call gives it even if the process has just ended, unless another call has told so already.
     pub fn id(&self) -> Option<u32> {
         self.kept().id()
     }
