@@ -278,7 +278,8 @@ impl Worker {
         let frame = tokio::select! {
             biased;
             frame = ready => frame,
-            exit = exited => return Err(SpawnError::Exited { status: exit.status, pid }),
+            // It may have said Ready, done its task and ended, all since the line above looked.
+            _ = exited => self.inbox.try_frame(&self.socket),
             () = tokio::time::sleep(READY_WITHIN) => return Err(SpawnError::NotReady { pid, after: READY_WITHIN }),
         };
         let refused = |reason: String| SpawnError::Handshake { pid, reason };
