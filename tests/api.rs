@@ -41,7 +41,7 @@ mod deep {
     }
 
     pub(crate) async fn later(n: u64) -> u64 {
-        n
+        std::future::ready(n).await
     }
 }
 
