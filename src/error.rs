@@ -94,6 +94,24 @@ pub enum TaskError {
     Broken(#[source] BoxError),
 }
 
+impl TaskError {
+    /// The same once more, for another task that ended with it; sources become their text.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Self::Panicked(panic) => Self::Panicked(panic.clone()),
+            &Self::Died { status, pid, task, unexplained_kill } => Self::Died { status, pid, task, unexplained_kill },
+            Self::TimedOut => Self::TimedOut,
+            Self::Cancelled => Self::Cancelled,
+            Self::Encode(source) => Self::Encode(source.to_string().into()),
+            Self::Decode(source) => Self::Decode(source.to_string().into()),
+            &Self::TooLarge { len, max } => Self::TooLarge { len, max },
+            Self::Spawn(error) => Self::Spawn(SpawnError::Io(io::Error::other(error.to_string()))),
+            Self::Closed => Self::Closed,
+            Self::Broken(source) => Self::Broken(source.to_string().into()),
+        }
+    }
+}
+
 /// Why a process could not be started.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -181,6 +199,9 @@ pub enum SpawnError {
         /// What did not fit.
         reason: String,
     },
+    /// A worker of the pool could not be started.
+    #[error(transparent)]
+    Worker(std::sync::Arc<SpawnError>),
     /// The pool's `on_worker_start` task failed in the new process.
     #[error("worker's start task failed")]
     StartTask(#[source] Box<TaskError>),
@@ -339,8 +360,10 @@ pub enum CommandError {
         output: Output,
         /// How long it ran.
         elapsed: Duration,
+        /// The status of every program in the pipeline, first to last.
+        statuses: Vec<Option<ExitStatus>>,
     },
-    /// The program ran longer than its timeout; its process group was killed.
+    /// The program ran longer than its timeout; its process group was killed. A status that is not known shows as SIGKILL.
     #[error("{program} timed out after {} s{}", .after.as_secs_f32(), Tail(&.output.stderr))]
     #[non_exhaustive]
     TimedOut {

@@ -1,11 +1,14 @@
-//! Your own functions in other processes, and other programs as subprocesses, for async Rust on tokio.
+// The front page is the README. Of two definitions of a link the first one counts, so that here the pages below are meant.
+#![doc = "[choosing]: guide::choosing\n[failure]: guide::failure\n"]
+#![doc = include_str!("../README.md")]
 
 mod channel;
 mod error;
+mod pool;
 mod process;
 mod sys;
 mod task;
-mod wire;
+pub mod wire;
 mod worker;
 
 pub use channel::{
@@ -15,12 +18,25 @@ pub use error::{
     BoxError, CommandError, Panic, RecvError, SendError, SpawnError, TaskError, TryRecvError, TrySendError,
     TrySubmitError,
 };
-pub use process::{Process, ProcessBuilder, spawn_process};
+pub use pool::{Counts, Map, PoolBuilder, PoolStatus, ProcessPool, Submit, TaskHandle, WorkerState, WorkerStatus};
+pub use process::{
+    Child, ChildStderr, ChildStdin, ChildStdout, Command, Process, ProcessBuilder, Source, spawn_process,
+};
 pub use std::process::{ExitStatus, Output, Stdio};
+pub use sys::process::Usage;
 pub use task::{Call, Task, call};
 pub use worker::{init, is_worker};
 
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::task::{CallAsync, call, call_async};
+    pub use crate::task::{CallAsync, call_async, call_named};
+}
+
+/// Pages to read, beside the reference.
+pub mod guide {
+    #[doc = include_str!("../docs/choosing.md")]
+    pub mod choosing {}
+
+    #[doc = include_str!("../docs/failure.md")]
+    pub mod failure {}
 }

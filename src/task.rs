@@ -56,6 +56,12 @@ pub trait Task: Serialize + DeserializeOwned + Send + 'static {
 
     /// Does the work. It runs in the other process, on a thread outside any async runtime.
     fn run(self) -> Self::Output;
+
+    /// What errors call this task. [`task!`](crate::task) tasks give the function's path as it was written.
+    #[doc(hidden)]
+    fn task_name(&self) -> &'static str {
+        type_name::<Self>()
+    }
 }
 
 /// Makes a [`Task`] of a function, or of a closure that captures nothing, and its arguments.
@@ -67,7 +73,11 @@ pub trait Task: Serialize + DeserializeOwned + Send + 'static {
 ///
 /// ```compile_fail
 /// let factor = 3;
-/// multiproc::call(move |x: u32| x * factor, 4);
+/// let _ = multiproc::call(move |x: u32| x * factor, 4);
+/// ```
+/// ```
+/// let factor = 3;
+/// let _ = multiproc::call(|(x, factor): (u32, u32)| x * factor, (4, factor));
 /// ```
 ///
 /// # Examples
@@ -87,20 +97,29 @@ where
     A: Serialize + DeserializeOwned + Send + 'static,
     R: Serialize + DeserializeOwned + Send + 'static,
 {
-    const {
-        assert!(
-            size_of::<F>() == 0,
-            "a function that is sent to another process must not capture anything (and must not be a function pointer): \
-             pass what it needs as an argument"
-        );
-    }
+    // In each of the three, not in one that they share: the compiler names the caller of the function that has it.
+    const { captures_nothing::<F>() };
     // Having had the value is what allows the other process to make it again; see `image::conjure`.
     let _: F = function;
-    Call { args, function: PhantomData }
+    Call { name: type_name::<F>(), args, function: PhantomData }
+}
+
+/// As [`call`], with the function's path as the caller wrote it; for the macro, whose closure has no name.
+#[doc(hidden)]
+pub fn call_named<F, A, R>(name: &'static str, function: F, args: A) -> Call<F, A>
+where
+    F: Fn(A) -> R + Copy + Send + 'static,
+    A: Serialize + DeserializeOwned + Send + 'static,
+    R: Serialize + DeserializeOwned + Send + 'static,
+{
+    const { captures_nothing::<F>() };
+    let _: F = function;
+    Call { name, args, function: PhantomData }
 }
 
 /// A call of a function with its arguments, made by [`call`] and [`task!`](crate::task).
 pub struct Call<F, A> {
+    name: &'static str,
     args: A,
     function: PhantomData<fn() -> F>,
 }
@@ -116,30 +135,29 @@ where
     fn run(self) -> R {
         image::conjure::<F>()(self.args)
     }
+
+    fn task_name(&self) -> &'static str {
+        self.name
+    }
 }
 
-/// As [`call`], for a function that gives a future; the macro's `.await` form.
+/// As [`call_named`], for a function that gives a future; the macro's `.await` form.
 #[doc(hidden)]
-pub fn call_async<F, A, Fut>(function: F, args: A) -> CallAsync<F, A>
+pub fn call_async<F, A, Fut>(name: &'static str, function: F, args: A) -> CallAsync<F, A>
 where
     F: Fn(A) -> Fut + Copy + Send + 'static,
     Fut: Future,
     A: Serialize + DeserializeOwned + Send + 'static,
     Fut::Output: Serialize + DeserializeOwned + Send + 'static,
 {
-    const {
-        assert!(
-            size_of::<F>() == 0,
-            "an async function that is sent to another process must not capture anything: \
-             pass what it needs as an argument"
-        );
-    }
+    const { captures_nothing::<F>() };
     let _: F = function;
-    CallAsync { args, function: PhantomData }
+    CallAsync { name, args, function: PhantomData }
 }
 
 /// A call of an async function with its arguments, made by [`task!`](crate::task).
 pub struct CallAsync<F, A> {
+    name: &'static str,
     args: A,
     function: PhantomData<fn() -> F>,
 }
@@ -171,6 +189,18 @@ where
             runtime.block_on(async { image::conjure::<F>()(self.args).await })
         })
     }
+
+    fn task_name(&self) -> &'static str {
+        self.name
+    }
+}
+
+const fn captures_nothing<F>() {
+    assert!(
+        size_of::<F>() == 0,
+        "a function that is sent to another process must not capture anything (and must not be a function pointer): \
+         pass what it needs as an argument"
+    );
 }
 
 macro_rules! only_the_arguments {
@@ -183,13 +213,13 @@ macro_rules! only_the_arguments {
 
         impl<'de, F, A: Deserialize<'de>> Deserialize<'de> for $name<F, A> {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                Ok(Self { args: A::deserialize(deserializer)?, function: PhantomData })
+                Ok(Self { name: type_name::<F>(), args: A::deserialize(deserializer)?, function: PhantomData })
             }
         }
 
         impl<F, A: fmt::Debug> fmt::Debug for $name<F, A> {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{}({:?})", type_name::<F>(), self.args)
+                write!(f, "{}({:?})", self.name, self.args)
             }
         }
     };
@@ -226,7 +256,7 @@ only_the_arguments!(CallAsync);
 macro_rules! task {
     // The call's own parentheses are the last token tree, with or without `.await` behind it.
     (@path [$($path:tt)+] ($($arg:expr),* $(,)?)) => {
-        $crate::task!(@name call [$($path)+] [] [$($arg,)*] $($arg,)*)
+        $crate::task!(@name call_named [$($path)+] [] [$($arg,)*] $($arg,)*)
     };
     (@path [$($path:tt)+] ($($arg:expr),* $(,)?) .await) => {
         $crate::task!(@name call_async [$($path)+] [] [$($arg,)*] $($arg,)*)
@@ -239,7 +269,11 @@ macro_rules! task {
         $crate::task!(@name $make [$($path)+] [$($param)* arg] [$($arg,)*] $($left,)*)
     };
     (@name $make:ident [$($path:tt)+] [$($param:ident)*] [$($arg:expr,)*]) => {
-        $crate::__private::$make(|($($param,)*)| $($path)+($($param),*), ($($arg,)*))
+        $crate::__private::$make(
+            ::core::stringify!($($path)+),
+            |($($param,)*)| $($path)+($($param),*),
+            ($($arg,)*),
+        )
     };
     (@ $($wrong:tt)*) => {
         ::core::compile_error!("expected a call: `task!(function(arguments))` or `task!(function(arguments).await)`")
@@ -331,7 +365,7 @@ pub(crate) fn pack<T: Task>(task: &T, max: usize) -> Result<Parcel, PackError> {
     let mut body = Run::begin(entry, check(name));
     let packed = catch_unwind(AssertUnwindSafe(|| fds::collect(|| body::encode(task, &mut body, max))));
     match packed {
-        Ok((Ok(()), fds)) => Ok(Parcel { name, body: body.freeze(), fds }),
+        Ok((Ok(()), fds)) => Ok(Parcel { name: task.task_name(), body: body.freeze(), fds }),
         Ok((Err(EncodeError::Failed(source)), _)) => Err(PackError::Encode(source)),
         Ok((Err(EncodeError::TooLarge { len, max }), _)) => Err(PackError::TooLarge { len, max }),
         Err(payload) => Err(PackError::Panicked(Panic::new(panic_message(payload)))),
@@ -364,7 +398,8 @@ pub(crate) fn panic_message(payload: Box<dyn std::any::Any + Send>) -> String {
     message
 }
 
-/// FNV-1a of a name: not a secret, only unlikely to be equal for two functions.
+/// A few bits of a name: enough to find out that a place is another function's, and cheap at each task.
 fn check(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    let end = name.as_bytes().last_chunk::<8>().map_or(0, |end| u64::from_le_bytes(*end));
+    end.rotate_left(8) ^ name.len() as u64
 }

@@ -70,6 +70,8 @@ pub(crate) struct Inbox {
     batches: VecDeque<Batch>,
     decoder: Decoder,
     state: State,
+    /// Whether the last read took all that it had asked for, so that more may be there.
+    filled: bool,
 }
 
 impl Inbox {
@@ -79,7 +81,7 @@ impl Inbox {
 
     /// An inbox that goes on where another one stood; see [`unread`](Self::unread).
     pub(crate) fn resume(max_body: usize, bytes: BytesMut, batches: VecDeque<Batch>) -> Self {
-        Self { bytes, batches, decoder: Decoder::new(max_body), state: State::Open }
+        Self { bytes, batches, decoder: Decoder::new(max_body), state: State::Open, filled: true }
     }
 
     /// Bounds the bodies that come from now on, in bytes.
@@ -136,6 +138,35 @@ impl Inbox {
         }
     }
 
+    /// As [`blocking_frame`](Self::blocking_frame), for a socket that nobody else reads. Calls `before_waiting` each time
+    /// that nothing is left to do but wait.
+    pub(crate) fn frame_or_wait(
+        &mut self,
+        socket: &Socket,
+        mut before_waiting: impl FnMut() -> io::Result<()>,
+    ) -> Result<Option<Frame>, RecvError> {
+        loop {
+            if let Some(frame) = self.buffered()? {
+                return Ok(Some(frame));
+            }
+            if self.state != State::Open {
+                return self.end();
+            }
+            // A read that was not filled has drained the socket: trying once more would only cost a call.
+            let mut read = Err(io::ErrorKind::WouldBlock.into());
+            if self.filled {
+                read = self.read(socket);
+            }
+            if matches!(&read, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+                before_waiting()?;
+                let want = self.make_room();
+                read = socket::wait_into(socket, &mut self.bytes, want);
+                self.filled = read.as_ref().is_ok_and(|received| received.len == want);
+            }
+            self.took(read)?;
+        }
+    }
+
     /// The next frame if it has arrived already, without waiting: `Ok(None)` says nothing about the end.
     pub(crate) fn try_frame(&mut self, socket: &Socket) -> Result<Option<Frame>, RecvError> {
         loop {
@@ -176,12 +207,21 @@ impl Inbox {
         }
     }
 
-    /// Reads once. The buffer is only grown in proportion to what has come, whatever a header announced.
+    /// Reads once.
     fn read(&mut self, socket: &Socket) -> io::Result<Received> {
+        let want = self.make_room();
+        let received = socket::recv_into(socket, &mut self.bytes, want)?;
+        self.filled = received.len == want;
+        Ok(received)
+    }
+
+    /// Reserves what the next read is to take. The buffer is only grown in proportion to what has come, whatever a header
+    /// announced.
+    fn make_room(&mut self) -> usize {
         let missing = self.decoder.missing(&self.bytes);
         let want = if missing > READ { missing.min(LARGE_READ).min(self.bytes.len().max(READ)) } else { READ };
         self.bytes.reserve(want);
-        socket::recv_into(socket, &mut self.bytes, want)
+        want
     }
 
     /// Notes what a read gave.

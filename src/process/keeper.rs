@@ -1,6 +1,7 @@
-//! The keeper: one thread that starts children, waits for them, kills what they leave behind, and reaps them.
+//! The keeper: one thread that waits for children, kills what they leave behind, and reaps them.
 //!
-//! It is the only one that waits for a child, it belongs to no runtime, and it lives as long as the process.
+//! It is the only one that waits for a child, it belongs to no runtime, and it lives as long as the process. Children are
+//! started on the threads of others (`spawn` here, `spawn_async` in `starter`).
 //!
 //! ```text
 //! start ─▶ pidfd in epoll ─▶ readable ─▶ look at the exit, leave the zombie ─▶ kill the group ─▶ reap ─▶ tell
@@ -10,9 +11,9 @@
 //! The leader stays a zombie until its group is killed, so that the group's number cannot be recycled in between.
 //! Here is when things happen; what may be done to a child in which state is in `kept`.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
-use std::mem::MaybeUninit;
+use std::mem::{self, MaybeUninit};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
@@ -22,11 +23,12 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
-use tokio::sync::oneshot;
 
-use super::kept::{Kept, KillOnDrop, Seen};
+use super::kept::{Kept, KillOnDrop, Leavings, Seen};
 use crate::sys::process::{SignalMask, StdioHeld, kill_group, open_pidfd, peek_exit};
 use crate::sys::socket::above_stdio;
+
+pub(crate) use super::starter::spawn_async;
 
 /// How long what a child started may go on writing into its pipes after its end, unless said otherwise.
 pub(crate) const DRAIN: Duration = Duration::from_millis(100);
@@ -52,52 +54,50 @@ pub(crate) struct Started {
 pub(crate) struct Terms {
     /// How long what it started may go on writing after its end; zero kills it at once.
     pub(crate) drain: Duration,
-    /// The read end of a pipe that the caller made and gave to the command as stdout.
+    /// Whether what it leaves running lives on after its end.
+    pub(crate) spare_group: bool,
+    /// The read ends of pipes that the caller made and gave to the command as stdout or stderr.
     pub(crate) stdout: Option<OwnedFd>,
+    pub(crate) stderr: Option<OwnedFd>,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { drain: DRAIN, stdout: None }
+        Self { drain: DRAIN, spare_group: false, stdout: None, stderr: None }
+    }
+}
+
+/// How a child is started: a command, or something that owns one.
+pub(crate) trait Launch: Send {
+    /// Starts it. It may be asked again after an error.
+    fn launch(&mut self) -> io::Result<std::process::Child>;
+}
+
+impl Launch for Command {
+    fn launch(&mut self) -> io::Result<std::process::Child> {
+        self.spawn()
     }
 }
 
 /// Starts a program on the calling thread, which takes about a millisecond. It should have a process group of its own.
 pub(crate) fn spawn(command: Command, terms: Terms) -> io::Result<Started> {
-    Keeper::get()?.start(command, terms).map_err(|refused| refused.error)
+    start(Request { command: Box::new(command), terms }).map_err(|refused| refused.error)
 }
 
-/// Starts a program on the keeper's thread, with the calling thread's signal mask.
-///
-/// What is only a passing shortage (`EAGAIN`), or a file that somebody is still writing (`ETXTBSY`), is tried again for a
-/// while; that needs a tokio runtime with time.
-///
-/// # Cancel safety
-///
-/// Dropping it leaves no child: one that has been started by then is killed.
-pub(crate) async fn spawn_async(command: Command, terms: Terms) -> io::Result<Started> {
-    let keeper = Keeper::get()?;
-    let mut refused = match keeper.ask(Box::new(Request { command, terms })).await? {
-        Ok(started) => return Ok(started),
-        Err(refused) => refused,
-    };
-    for pause in [1, 2, 5, 10, 25, 50, 100] {
-        if !matches!(refused.error.raw_os_error(), Some(libc::EAGAIN | libc::ETXTBSY)) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(pause)).await;
-        refused = match keeper.ask(Box::new(refused.request)).await? {
-            Ok(started) => return Ok(started),
-            Err(refused) => refused,
-        };
+/// Starts and keeps a child, on this thread.
+pub(super) fn start(request: Request) -> Result<Started, Box<Refused>> {
+    match Keeper::get() {
+        Ok(keeper) => keeper.start(request),
+        Err(error) => Err(Box::new(Refused { error, request })),
     }
-    Err(refused.error)
 }
 
 /// Has the keeper look at a child that it keeps.
 pub(super) fn look_at(key: u64) {
     if let Some(keeper) = KEEPER.get() {
-        keeper.order(Order::Look(key));
+        keeper.desk().to_look_at.push(key);
+        // Fails only when the counter is full, and then the bell is ringing already.
+        let _ = rustix::io::write(&keeper.bell, &1_u64.to_ne_bytes());
     }
 }
 
@@ -105,7 +105,7 @@ static KEEPER: OnceLock<Keeper> = OnceLock::new();
 
 struct Keeper {
     epoll: OwnedFd,
-    /// An eventfd: rings when there is an order.
+    /// An eventfd: rings when somebody is to be looked at.
     bell: OwnedFd,
     desk: Mutex<Desk>,
 }
@@ -114,24 +114,20 @@ struct Keeper {
 struct Desk {
     last_key: u64,
     kept: HashMap<u64, Kept>,
-    /// Bounded by the number of `spawn_async` futures that somebody holds.
-    orders: VecDeque<Order>,
+    /// Whose lingering somebody wants to end.
+    to_look_at: Vec<u64>,
 }
 
-enum Order {
-    Start { request: Box<Request>, mask: SignalMask, reply: oneshot::Sender<Result<Started, Box<Refused>>> },
-    Look(u64),
-}
-
-struct Request {
-    command: Command,
-    terms: Terms,
+/// What to start.
+pub(super) struct Request {
+    pub(super) command: Box<dyn Launch>,
+    pub(super) terms: Terms,
 }
 
 /// The error, and the request to try again.
-struct Refused {
-    error: io::Error,
-    request: Request,
+pub(super) struct Refused {
+    pub(super) error: io::Error,
+    pub(super) request: Request,
 }
 
 /// A dead child whose pipes are still held.
@@ -186,10 +182,10 @@ impl Keeper {
         }
     }
 
-    /// Looks at exits first, then at deadlines, then does one order, so that many starts can't hold up an exit.
+    /// Waits for something to happen, and looks at whom it happened to. Nothing in here takes long.
     fn turn(&self, lingering: &mut Vec<Linger>) {
         let mut events = [MaybeUninit::uninit(); 64];
-        let timeout = self.timeout(lingering);
+        let timeout = Self::timeout(lingering);
         match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
             Ok((events, _)) => {
                 for event in events {
@@ -203,21 +199,11 @@ impl Keeper {
             // Cannot happen with a good epoll fd; if it does, do not spin.
             Err(_) => thread::sleep(Duration::from_millis(10)),
         }
-        self.meet_deadlines(lingering);
-        let order = self.desk().orders.pop_front();
-        match order {
-            None => {}
-            Some(Order::Look(key)) => self.look(key, lingering),
-            // Its future was dropped while it waited here.
-            Some(Order::Start { reply, .. }) if reply.is_closed() => {}
-            Some(Order::Start { request, mask, reply }) => {
-                let before = mask.install();
-                let result = self.start(request.command, request.terms);
-                before.install();
-                // If nobody takes it, it is dropped here, and so killed.
-                let _ = reply.send(result);
-            }
+        let keys = mem::take(&mut self.desk().to_look_at);
+        for key in keys {
+            self.look(key, lingering);
         }
+        self.meet_deadlines(lingering);
     }
 
     fn look(&self, key: u64, lingering: &mut Vec<Linger>) {
@@ -257,10 +243,7 @@ impl Keeper {
         });
     }
 
-    fn timeout(&self, lingering: &[Linger]) -> Option<Timespec> {
-        if !self.desk().orders.is_empty() {
-            return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
-        }
+    fn timeout(lingering: &[Linger]) -> Option<Timespec> {
         let next = lingering.iter().map(|linger| linger.tell_at.unwrap_or(linger.until).min(linger.until)).min()?;
         // A millisecond more than is left, so that it has passed when epoll, which counts in milliseconds, wakes.
         let left = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
@@ -268,9 +251,8 @@ impl Keeper {
     }
 
     /// Starts a child and keeps it, on this thread.
-    fn start(&self, command: Command, terms: Terms) -> Result<Started, Box<Refused>> {
-        let mut request = Request { command, terms };
-        let mut child = match spawn_here(&mut request.command) {
+    fn start(&self, mut request: Request) -> Result<Started, Box<Refused>> {
+        let mut child = match spawn_here(&mut *request.command) {
             Ok(child) => child,
             Err(error) => return Err(Box::new(Refused { error, request })),
         };
@@ -279,22 +261,29 @@ impl Keeper {
         drop(command);
         let stdin = child.stdin.take().map(OwnedFd::from);
         let stdout = child.stdout.take().map(OwnedFd::from).or(terms.stdout).map(Arc::new);
-        let stderr = child.stderr.take().map(OwnedFd::from).map(Arc::new);
-        let pipes = stdout.iter().chain(&stderr).map(Arc::downgrade).collect();
-        match self.keep(child.id(), pipes, terms.drain) {
+        let stderr = child.stderr.take().map(OwnedFd::from).or(terms.stderr).map(Arc::new);
+        let leavings = Leavings {
+            pipes: stdout.iter().chain(&stderr).map(Arc::downgrade).collect(),
+            drain: terms.drain,
+            spared: terms.spare_group,
+        };
+        match self.keep(child.id(), leavings) {
             Ok(kept) => Ok(Started { child: KillOnDrop::new(kept), stdin, stdout, stderr }),
             Err(error) => {
                 // No fd for the pidfd, say. It is unreaped, so its number is its own, and SIGKILL makes the wait short.
                 let _ = kill_group(child.id(), libc::SIGKILL);
                 let _ = child.kill();
                 let _ = child.wait();
-                let request = Request { command: Command::new(""), terms: Terms { drain: terms.drain, stdout: None } };
-                Err(Box::new(Refused { error, request }))
+                // Nothing tries again after what can go wrong here.
+                Err(Box::new(Refused {
+                    error,
+                    request: Request { command: Box::new(Command::new("")), terms: Terms::default() },
+                }))
             }
         }
     }
 
-    fn keep(&self, pid: u32, pipes: Vec<std::sync::Weak<OwnedFd>>, drain: Duration) -> io::Result<Kept> {
+    fn keep(&self, pid: u32, leavings: Leavings) -> io::Result<Kept> {
         let pidfd = match open_pidfd(pid) {
             Ok(pidfd) => pidfd,
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(Kept::lost(pid)),
@@ -309,21 +298,9 @@ impl Keeper {
         let key = desk.last_key + 1;
         epoll::add(&self.epoll, &pidfd, EventData::new_u64(key), EventFlags::IN | EventFlags::ET)?;
         desk.last_key = key;
-        let kept = Kept::new(pid, key, pidfd, pipes, drain);
+        let kept = Kept::new(pid, key, pidfd, leavings);
         desk.kept.insert(key, kept.clone());
         Ok(kept)
-    }
-
-    async fn ask(&self, request: Box<Request>) -> io::Result<Result<Started, Box<Refused>>> {
-        let (reply, answer) = oneshot::channel();
-        self.order(Order::Start { request, mask: SignalMask::current(), reply });
-        answer.await.map_err(|_| io::Error::other("starting the child panicked"))
-    }
-
-    fn order(&self, order: Order) {
-        self.desk().orders.push_back(order);
-        // Fails only when the counter is full, and then the bell is ringing already.
-        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
     }
 
     fn desk(&self) -> MutexGuard<'_, Desk> {
@@ -331,11 +308,11 @@ impl Keeper {
     }
 }
 
-fn spawn_here(command: &mut Command) -> io::Result<std::process::Child> {
+fn spawn_here(command: &mut dyn Launch) -> io::Result<std::process::Child> {
     let _held = StdioHeld::new()?;
     // Where it can't stay on posix_spawn, std asserts that it could wait for a child whose exec failed, which is not so
     // when SIGCHLD is ignored.
-    catch_unwind(AssertUnwindSafe(|| command.spawn()))
+    catch_unwind(AssertUnwindSafe(|| command.launch()))
         .unwrap_or_else(|_| Err(io::Error::other("the program could not be started, and why is lost")))
 }
 

@@ -10,7 +10,7 @@ use std::mem;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -27,7 +27,7 @@ pub(crate) struct Exit {
 }
 
 impl Exit {
-    const UNKNOWN: Self =
+    pub(crate) const UNKNOWN: Self =
         Self { status: None, usage: Usage { max_rss: 0, user_time: Duration::ZERO, system_time: Duration::ZERO } };
 }
 
@@ -38,16 +38,24 @@ pub(crate) struct Kept(Arc<Record>);
 struct Record {
     pid: u32,
     key: u64,
-    /// The read ends of its output pipes, for as long as somebody reads them.
-    pipes: Vec<Weak<OwnedFd>>,
-    /// How long what it started may still write after its end.
-    drain: Duration,
+    leavings: Leavings,
     life: Mutex<Life>,
     hurried: AtomicBool,
-    group_spared: AtomicBool,
     kill_sent: AtomicBool,
+    /// Whether somebody has had its number, or has learnt that it has ended.
+    known: AtomicBool,
     changed: Notify,
-    changed_blocking: Condvar,
+}
+
+/// What becomes of what a child leaves running.
+#[derive(Default)]
+pub(super) struct Leavings {
+    /// The read ends of the child's output pipes, for as long as somebody reads them.
+    pub(super) pipes: Vec<Weak<OwnedFd>>,
+    /// How long it may still write into them after the child's end.
+    pub(super) drain: Duration,
+    /// Whether it then lives on.
+    pub(super) spared: bool,
 }
 
 enum Life {
@@ -70,27 +78,25 @@ pub(super) enum Seen {
 }
 
 impl Kept {
-    pub(super) fn new(pid: u32, key: u64, pidfd: OwnedFd, pipes: Vec<Weak<OwnedFd>>, drain: Duration) -> Self {
-        Self::with(pid, key, Life::Running(pidfd), pipes, drain)
+    pub(super) fn new(pid: u32, key: u64, pidfd: OwnedFd, leavings: Leavings) -> Self {
+        Self::with(pid, key, Life::Running(pidfd), leavings)
     }
 
     /// A child that somebody else reaped before it could be kept.
     pub(super) fn lost(pid: u32) -> Self {
-        Self::with(pid, u64::MAX, Life::Reaped(Exit::UNKNOWN), Vec::new(), Duration::ZERO)
+        Self::with(pid, u64::MAX, Life::Reaped(Exit::UNKNOWN), Leavings::default())
     }
 
-    fn with(pid: u32, key: u64, life: Life, pipes: Vec<Weak<OwnedFd>>, drain: Duration) -> Self {
+    fn with(pid: u32, key: u64, life: Life, leavings: Leavings) -> Self {
         Self(Arc::new(Record {
             pid,
             key,
-            pipes,
-            drain,
+            leavings,
             life: Mutex::new(life),
             hurried: AtomicBool::new(false),
-            group_spared: AtomicBool::new(false),
             kill_sent: AtomicBool::new(false),
+            known: AtomicBool::new(false),
             changed: Notify::new(),
-            changed_blocking: Condvar::new(),
         }))
     }
 
@@ -99,14 +105,23 @@ impl Kept {
         self.0.pid
     }
 
-    /// Its number, `None` once it is known to have ended.
+    /// Its number; `None` once it has ended, and somebody has learnt that or had the number.
+    ///
+    /// A caller that has just started it learns its number in any case: that it ends in this very moment is nothing that
+    /// he could foresee.
     pub(crate) fn id(&self) -> Option<u32> {
-        if self.try_exit().is_some() { None } else { Some(self.0.pid) }
+        let ended = self.life().known_exit().is_some();
+        let known = self.0.known.swap(true, Ordering::Relaxed);
+        if ended && known { None } else { Some(self.0.pid) }
     }
 
     /// How it ended, once that is known.
     pub(crate) fn try_exit(&self) -> Option<Exit> {
-        self.life().known_exit()
+        let exit = self.life().known_exit();
+        if exit.is_some() {
+            self.0.known.store(true, Ordering::Relaxed);
+        }
+        exit
     }
 
     /// Waits until it has ended. Any number of waiters may wait, with any runtime.
@@ -116,17 +131,6 @@ impl Kept {
     /// Holds nothing; dropping it has no effect.
     pub(crate) async fn exited(&self) -> Exit {
         self.when(Life::known_exit).await
-    }
-
-    /// As [`exited`](Self::exited), on a plain thread.
-    pub(crate) fn exited_blocking(&self) -> Exit {
-        let mut life = self.life();
-        loop {
-            if let Some(exit) = life.known_exit() {
-                return exit;
-            }
-            life = self.0.changed_blocking.wait(life).unwrap_or_else(PoisonError::into_inner);
-        }
     }
 
     /// Waits until it is reaped and its group is gone, and cuts the drain grace short: nobody reads its pipes any more.
@@ -153,6 +157,7 @@ impl Kept {
             // Listen before looking, or a change in between would be missed.
             changed.as_mut().enable();
             if let Some(known) = known(&self.life()) {
+                self.0.known.store(true, Ordering::Relaxed);
                 return known;
             }
             changed.await;
@@ -191,12 +196,6 @@ impl Kept {
     /// Whether we sent it a SIGKILL: otherwise a death by one is unexplained, most often the out-of-memory killer.
     pub(crate) fn kill_sent(&self) -> bool {
         self.0.kill_sent.load(Ordering::Relaxed)
-    }
-
-    /// Lets its group live on after its own end.
-    pub(crate) fn spare_group(&self) {
-        let _life = self.life();
-        self.0.group_spared.store(true, Ordering::Relaxed);
     }
 
     fn note(&self, signal: i32) {
@@ -247,18 +246,18 @@ impl Kept {
 
     /// Its output pipes that are still read.
     pub(super) fn pipes(&self) -> impl Iterator<Item = Arc<OwnedFd>> {
-        self.0.pipes.iter().filter_map(Weak::upgrade)
+        self.0.leavings.pipes.iter().filter_map(Weak::upgrade)
     }
 
     pub(super) fn drain(&self) -> Duration {
-        self.0.drain
+        self.0.leavings.drain
     }
 
     /// Whether something that it started still has its pipes and may finish writing.
     fn may_linger(&self) -> bool {
-        !self.0.drain.is_zero()
+        !self.0.leavings.drain.is_zero()
             && !self.0.hurried.load(Ordering::Relaxed)
-            && !self.0.group_spared.load(Ordering::Relaxed)
+            && !self.0.leavings.spared
             && self.pipes().any(|pipe| process::has_writer(pipe.as_fd()))
     }
 
@@ -266,7 +265,7 @@ impl Kept {
     fn bury(&self, life: &mut Life, exit: Exit) {
         if let Life::Running(pidfd) | Life::Lingering { pidfd, .. } = &*life {
             // Where somebody else reaped it, `signal_group` knows whether the group can be reached without its number.
-            if !self.0.group_spared.load(Ordering::Relaxed) {
+            if !self.0.leavings.spared {
                 // Nobody left in it is the usual case; a member of another user can't be helped.
                 let _ = process::signal_group(pidfd, self.0.pid, libc::SIGKILL);
             }
@@ -278,7 +277,6 @@ impl Kept {
     }
 
     fn notify(&self) {
-        self.0.changed_blocking.notify_all();
         self.0.changed.notify_waiters();
     }
 

@@ -1,9 +1,23 @@
 //! Child processes: our own functions in one, other people's programs as subprocesses, and the keeper that owns reaping
 //! for every child there is.
 
+mod child;
+mod command;
+mod exchange;
+mod input;
 pub(crate) mod keeper;
 pub(crate) mod kept;
-mod spawn;
+mod launch;
+mod lines;
+mod phase;
+mod pipes;
+pub(crate) mod spawn;
 pub(crate) mod start;
+mod starter;
+mod verbs;
 
+pub use child::Child;
+pub use command::Command;
+pub use lines::Source;
+pub use pipes::{ChildStderr, ChildStdin, ChildStdout};
 pub use spawn::{Process, ProcessBuilder, spawn_process};

@@ -15,10 +15,12 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use super::kept::{Exit, Kept};
+use super::pipes::{ChildStderr, ChildStdin, ChildStdout};
 use super::start::{self, Plan, Worker};
 use crate::channel::outbox::Outbox;
 use crate::error::{SpawnError, TaskError};
 use crate::sys::socket::Ready;
+use crate::sys::worker::Slot;
 use crate::task::{self, Parcel, Task};
 use crate::wire::frame::Frame;
 use crate::wire::message::{FromWorker, Kind, Life};
@@ -69,6 +71,12 @@ pub async fn spawn_process<T: Task>(task: T) -> Result<Process<T::Output>, Spawn
 /// It exits with 0 when its task has returned, and with 101 when it panicked, as a Rust program does.
 #[must_use = "dropping it kills the process"]
 pub struct Process<T> {
+    /// The writing end of its stdin, if that is [`piped`](Stdio::piped).
+    pub stdin: Option<ChildStdin>,
+    /// The reading end of its stdout, if that is piped. A process whose output nobody reads waits when the pipe is full.
+    pub stdout: Option<ChildStdout>,
+    /// The reading end of its stderr, if that is piped.
+    pub stderr: Option<ChildStderr>,
     running: Running,
     output: PhantomData<fn() -> T>,
 }
@@ -111,12 +119,14 @@ impl Process<()> {
     /// # }
     /// ```
     pub fn builder() -> ProcessBuilder {
-        ProcessBuilder { plan: Plan::new(Life::OneTask) }
+        ProcessBuilder { plan: Plan::new(Life::OneTask), name: String::new() }
     }
 }
 
 impl<T> Process<T> {
-    /// The process id; `None` once it is known to have ended.
+    /// The process id; `None` once it has ended and is reaped.
+    ///
+    /// The first call gives it even if the process has just ended, unless another call has told so already.
     pub fn id(&self) -> Option<u32> {
         self.kept().id()
     }
@@ -265,7 +275,7 @@ impl Running {
             self.reply = match frame.map(|frame| frame.map(FromWorker::parse)) {
                 Ok(Some(Ok(FromWorker::Done(frame)))) => Reply::Done(frame),
                 Ok(Some(Ok(FromWorker::Failed(_, failure)))) => Reply::Failed(failure.into()),
-                Ok(Some(Ok(FromWorker::Ready(_) | FromWorker::Refused(_)) | Err(_)) | None) | Err(_) => Reply::None,
+                Ok(Some(Ok(_) | Err(_)) | None) | Err(_) => Reply::None,
             };
         }
     }
@@ -294,37 +304,37 @@ impl<T> fmt::Debug for Process<T> {
 #[must_use = "a builder does nothing until it spawns"]
 pub struct ProcessBuilder {
     plan: Plan,
+    name: String,
 }
 
 impl ProcessBuilder {
     /// Names the process, as `ps` (in the command line) and `top` (the first 15 bytes) show it.
     pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.plan.name = name.into();
+        self.name = name.into();
         self
     }
 
     /// Sets an environment variable.
     pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.plan.env.push((key.as_ref().into(), Some(value.as_ref().into())));
+        self.plan.edit(|command| _ = command.env(key, value));
         self
     }
 
     /// Removes an environment variable.
     pub fn env_remove(mut self, key: impl AsRef<OsStr>) -> Self {
-        self.plan.env.push((key.as_ref().into(), None));
+        self.plan.edit(|command| _ = command.env_remove(key));
         self
     }
 
     /// Starts with an empty environment; forgets what was set here before.
     pub fn env_clear(mut self) -> Self {
-        self.plan.env_clear = true;
-        self.plan.env.clear();
+        self.plan.edit(|command| _ = command.env_clear());
         self
     }
 
     /// The working directory. A relative one is relative to this process's.
     pub fn current_dir(mut self, directory: impl AsRef<Path>) -> Self {
-        self.plan.current_dir = Some(directory.as_ref().into());
+        self.plan.current_dir(directory.as_ref());
         self
     }
 
@@ -333,19 +343,19 @@ impl ProcessBuilder {
     /// Of stdin, stdout and stderr at most two can be set: the third carries the socket until the process has started,
     /// and is this process's own afterwards.
     pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
-        self.plan.stdin = Some(stdin.into());
+        self.plan.stdio(Slot::Stdin, stdin.into());
         self
     }
 
     /// Where stdout goes; to this process's own by default.
     pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
-        self.plan.stdout = Some(stdout.into());
+        self.plan.stdio(Slot::Stdout, stdout.into());
         self
     }
 
     /// Where stderr goes; to this process's own by default.
     pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
-        self.plan.stderr = Some(stderr.into());
+        self.plan.stdio(Slot::Stderr, stderr.into());
         self
     }
 
@@ -378,8 +388,14 @@ impl ProcessBuilder {
         async move {
             let Parcel { name, body, fds } = packed?;
             let run = Frame { kind: Kind::Run as u8, id: 1, body, fds };
-            let worker = start::start(self.plan, Some(run)).await?;
-            Ok(Process { running: Running { worker, name, reply: Reply::Awaited }, output: PhantomData })
+            let mut worker = start::start(&self.plan, &self.name, Some(run)).await?;
+            Ok(Process {
+                stdin: worker.stdin.take().map(ChildStdin::new).transpose()?,
+                stdout: worker.stdout.take().map(ChildStdout::new).transpose()?,
+                stderr: worker.stderr.take().map(ChildStderr::new).transpose()?,
+                running: Running { worker, name, reply: Reply::Awaited },
+                output: PhantomData,
+            })
         }
     }
 }

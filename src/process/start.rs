@@ -1,28 +1,30 @@
 //! How a worker process starts, seen from its parent; `worker/` is the other side.
 //!
 //! ```text
+//!  Hello and the first task are written into a socketpair ── they wait there until the worker reads
 //!  /proc/self/exe, arg0 = marker, fd 0 = one end of a socketpair, its own process group ── posix_spawn(3), no fork
-//!  Hello and the first task are written at once ── they wait in the socket until the worker reads
 //!  Ready ── or the worker's exit, or the deadline, whichever is first
 //! ```
 
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::keeper::{self, Terms};
+use super::keeper::{self, Launch, Terms};
 use super::kept::KillOnDrop;
 use crate::channel::inbox::Inbox;
 use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
 use crate::error::{RecvError, SpawnError};
 use crate::sys::image;
+use crate::sys::ledger::Ledger;
 use crate::sys::socket::{self, Ready};
 use crate::sys::worker::Slot;
 use crate::wire::frame::{DEFAULT_MAX_BODY, Frame};
@@ -79,17 +81,14 @@ fn arg0(slot: Slot, name: &str) -> OsString {
         .into()
 }
 
-/// What a new worker is to be like.
+/// What new workers are to be like. One plan may start many.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    pub(crate) name: String,
-    /// Applied in order; a variable without a value is removed.
-    pub(crate) env: Vec<(OsString, Option<OsString>)>,
-    pub(crate) env_clear: bool,
-    pub(crate) current_dir: Option<PathBuf>,
-    pub(crate) stdin: Option<Stdio>,
-    pub(crate) stdout: Option<Stdio>,
-    pub(crate) stderr: Option<Stdio>,
+    /// Holds environment, directory and stdio; a `Stdio` can't be copied, but a command can be spawned again and again.
+    template: Arc<Mutex<Command>>,
+    directory: Option<PathBuf>,
+    /// Which of stdin, stdout and stderr the caller has set.
+    taken: [bool; 3],
     pub(crate) memory_limit: Option<u64>,
     pub(crate) life: Life,
     pub(crate) max_body: usize,
@@ -97,69 +96,73 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) fn new(life: Life) -> Self {
+        let mut template = Command::new("/proc/self/exe");
+        template.process_group(0);
         Self {
-            name: String::new(),
-            env: Vec::new(),
-            env_clear: false,
-            current_dir: None,
-            stdin: None,
-            stdout: None,
-            stderr: None,
+            template: Arc::new(Mutex::new(template)),
+            directory: None,
+            taken: [false; 3],
             memory_limit: None,
             life,
             max_body: DEFAULT_MAX_BODY,
         }
     }
 
-    /// The stdio fd that the caller has no use for. What the host has there goes along with Hello.
-    fn slot(&self) -> Result<Slot, SpawnError> {
-        match (&self.stdin, &self.stderr, &self.stdout) {
-            (None, _, _) => Ok(Slot::Stdin),
-            (_, None, _) => Ok(Slot::Stderr),
-            (_, _, None) => Ok(Slot::Stdout),
-            _ => Err(SpawnError::Invalid {
-                reason: "of stdin, stdout and stderr at most two can be set: one carries the socket",
-            }),
-        }
+    /// Changes the command that all workers of this plan are started with.
+    pub(crate) fn edit(&mut self, edit: impl FnOnce(&mut Command)) {
+        edit(&mut lock(&self.template));
     }
 
-    fn command(&mut self, slot: Slot, theirs: OwnedFd) -> Command {
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0(arg0(slot, &self.name)).process_group(0);
-        if self.env_clear {
-            command.env_clear();
-        }
-        for (key, value) in self.env.drain(..) {
-            match value {
-                Some(value) => command.env(key, value),
-                None => command.env_remove(key),
-            };
-        }
-        if let Some(directory) = &self.current_dir {
-            command.current_dir(directory);
-        }
-        let mut places =
-            [(Slot::Stdin, self.stdin.take()), (Slot::Stdout, self.stdout.take()), (Slot::Stderr, self.stderr.take())];
-        for (place, stdio) in &mut places {
-            if *place == slot {
-                *stdio = None;
-            }
-        }
-        let [(_, stdin), (_, stdout), (_, stderr)] = places;
-        let mut theirs = Some(theirs);
-        let mut fill = |place: Slot, stdio: Option<Stdio>| {
-            if place == slot { theirs.take().map(Stdio::from) } else { stdio }
-        };
-        if let Some(stdin) = fill(Slot::Stdin, stdin) {
-            command.stdin(stdin);
-        }
-        if let Some(stdout) = fill(Slot::Stdout, stdout) {
-            command.stdout(stdout);
-        }
-        if let Some(stderr) = fill(Slot::Stderr, stderr) {
-            command.stderr(stderr);
-        }
-        command
+    pub(crate) fn current_dir(&mut self, directory: &Path) {
+        self.directory = Some(directory.to_owned());
+        self.edit(|command| _ = command.current_dir(directory));
+    }
+
+    pub(crate) fn stdio(&mut self, place: Slot, stdio: Stdio) {
+        self.taken[place as usize] = true;
+        self.edit(|command| place_stdio(command, place, stdio));
+    }
+
+    /// The stdio fd that the caller has no use for. What the host has there goes along with Hello.
+    pub(crate) fn slot(&self) -> Result<Slot, SpawnError> {
+        [Slot::Stdin, Slot::Stderr, Slot::Stdout].into_iter().find(|&slot| !self.taken[slot as usize]).ok_or(
+            SpawnError::Invalid {
+                reason: "of stdin, stdout and stderr at most two can be set: one carries the socket",
+            },
+        )
+    }
+}
+
+fn place_stdio(command: &mut Command, place: Slot, stdio: Stdio) {
+    match place {
+        Slot::Stdin => command.stdin(stdio),
+        Slot::Stdout => command.stdout(stdio),
+        Slot::Stderr => command.stderr(stdio),
+    };
+}
+
+fn lock(template: &Mutex<Command>) -> MutexGuard<'_, Command> {
+    template.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One start of a plan.
+struct Starting {
+    template: Arc<Mutex<Command>>,
+    arg0: OsString,
+    slot: Slot,
+    theirs: OwnedFd,
+}
+
+impl Launch for Starting {
+    fn launch(&mut self) -> io::Result<Child> {
+        let theirs = socket::duplicate(&self.theirs)?;
+        let mut command = lock(&self.template);
+        command.arg0(&self.arg0);
+        place_stdio(&mut command, self.slot, theirs.into());
+        let child = command.spawn();
+        // The command must not hold the worker's end of the socket open: its end is the end of the conversation.
+        place_stdio(&mut command, self.slot, Stdio::null());
+        child
     }
 }
 
@@ -173,6 +176,8 @@ pub(crate) struct Worker {
     pub(crate) stdin: Option<OwnedFd>,
     pub(crate) stdout: Option<Arc<OwnedFd>>,
     pub(crate) stderr: Option<Arc<OwnedFd>>,
+    /// For a worker that lives until the end.
+    pub(crate) ledger: Option<Ledger>,
 }
 
 /// Whether this process may start workers, and how deep they would be.
@@ -188,47 +193,73 @@ pub(crate) fn permitted() -> Result<u32, SpawnError> {
 ///
 /// # Cancel safety
 /// Dropping it kills what has been started by then.
-pub(crate) async fn start(mut plan: Plan, first: Option<Frame>) -> Result<Worker, SpawnError> {
+pub(crate) async fn start(plan: &Plan, name: &str, first: Option<Frame>) -> Result<Worker, SpawnError> {
+    let mut worker = launch(plan, name, first).await?;
+    worker.shake_hands().await?;
+    Ok(worker)
+}
+
+/// The first half of [`start`]: the process is there, and has yet to [shake hands](Worker::shake_hands).
+///
+/// # Cancel safety
+/// As for `start`.
+pub(crate) async fn launch(plan: &Plan, name: &str, first: Option<Frame>) -> Result<Worker, SpawnError> {
     let depth = permitted()?;
     let slot = plan.slot()?;
     let hello = Hello {
         image: image::id().map_err(SpawnError::Executable)?,
         depth,
         max_body: plan.max_body as u64,
-        name: plan.name.clone(),
+        name: name.to_owned(),
         memory_limit: plan.memory_limit,
+        ledger: plan.life == Life::UntilEnd,
         life: plan.life,
     };
     let mut hello = message::frame(Kind::Hello, 0, &hello);
+    let ledger = match plan.life {
+        Life::OneTask => None,
+        Life::UntilEnd => {
+            let (ledger, fd) = Ledger::create()?;
+            hello.fds.push(fd);
+            Some(ledger)
+        }
+    };
     if slot != Slot::Stdin {
         // A host that has closed it has nothing to pass on.
         hello.fds.extend(socket::duplicate(slot.fd()).ok());
     }
     let (ours, theirs) = socket::stream_pair()?;
-    let directory = plan.current_dir.clone();
-    let max_body = plan.max_body;
-    let command = plan.command(slot, theirs);
-    let started = keeper::spawn_async(command, Terms::default()).await.map_err(|error| explain(error, directory))?;
-    let mut worker = Worker {
+    let socket = Socket::new(ours);
+    let mut outbox = Outbox::default();
+    outbox.push(hello);
+    if let Some(first) = first {
+        outbox.push(first);
+    }
+    // Before the start, so that a worker whose parent dies at once still knows what it was meant to be; what is large may
+    // have to wait for its reader.
+    match outbox.flush(&socket) {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
+        _ => {}
+    }
+    let starting = Starting { template: Arc::clone(&plan.template), arg0: arg0(slot, name), slot, theirs };
+    let started = keeper::spawn_async(starting, Terms::default()).await;
+    let started = started.map_err(|error| explain(error, plan.directory.as_deref()))?;
+    let worker = Worker {
         child: started.child,
-        socket: Socket::new(ours),
-        inbox: Inbox::new(max_body),
-        outbox: Outbox::default(),
+        socket,
+        inbox: Inbox::new(plan.max_body),
+        outbox,
         stdin: started.stdin,
         stdout: started.stdout,
         stderr: started.stderr,
+        ledger,
     };
-    worker.outbox.push(hello);
-    if let Some(first) = first {
-        worker.outbox.push(first);
-    }
-    worker.shake_hands().await?;
     Ok(worker)
 }
 
 impl Worker {
     /// Waits for Ready, while what is left of the first words is written.
-    async fn shake_hands(&mut self) -> Result<(), SpawnError> {
+    pub(crate) async fn shake_hands(&mut self) -> Result<(), SpawnError> {
         let pid = self.child.kept().pid();
         let ready = async {
             let (socket, outbox) = (&self.socket, &mut self.outbox);
@@ -247,7 +278,8 @@ impl Worker {
         let frame = tokio::select! {
             biased;
             frame = ready => frame,
-            exit = exited => return Err(SpawnError::Exited { status: exit.status, pid }),
+            // It may have said Ready, done its task and ended, all since the line above looked.
+            _ = exited => self.inbox.try_frame(&self.socket),
             () = tokio::time::sleep(READY_WITHIN) => return Err(SpawnError::NotReady { pid, after: READY_WITHIN }),
         };
         let refused = |reason: String| SpawnError::Handshake { pid, reason };
@@ -264,7 +296,7 @@ impl Worker {
             Err(error) => return Err(refused(error.to_string())),
         };
         match FromWorker::parse(frame) {
-            Ok(FromWorker::Ready(_)) => Ok(()),
+            Ok(FromWorker::Ready) => Ok(()),
             Ok(FromWorker::Refused(reason)) => Err(refused(reason)),
             Ok(_) => Err(refused("it did not answer Hello".into())),
             Err(error) => Err(refused(error.to_string())),
@@ -273,14 +305,14 @@ impl Worker {
 }
 
 /// Says which of several causes a failed start has.
-fn explain(error: std::io::Error, directory: Option<PathBuf>) -> SpawnError {
+fn explain(error: io::Error, directory: Option<&Path>) -> SpawnError {
     if let Some(path) = directory
-        && !path.is_dir()
+        && (!path.is_dir() || rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_err())
     {
-        return SpawnError::Directory { path, source: error };
+        return SpawnError::Directory { path: path.to_owned(), source: error };
     }
     match error.kind() {
-        std::io::ErrorKind::NotFound => SpawnError::Executable(error),
+        io::ErrorKind::NotFound => SpawnError::Executable(error),
         _ => SpawnError::Io(error),
     }
 }

@@ -4,6 +4,8 @@
 #![allow(unsafe_code, reason = "this is the one folder where it is allowed; each block says why it is sound")]
 
 pub(crate) mod image;
+pub(crate) mod in_child;
+pub(crate) mod ledger;
 pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod socket;

@@ -9,11 +9,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 use std::ptr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::socket::above_stdio;
 
@@ -29,7 +32,7 @@ pub struct Usage {
     pub system_time: Duration,
 }
 
-/// Opens a pidfd for a process, close-on-exec; pidfd_open(2).
+/// Opens a pidfd for a process, close-on-exec; `pidfd_open(2)`.
 pub(crate) fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(rustix::io::Errno::SRCH)?;
     above_stdio(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
@@ -96,12 +99,12 @@ pub(crate) fn check_signal(signal: i32) -> io::Result<()> {
     if (0..=libc::SIGRTMAX()).contains(&signal) { Ok(()) } else { Err(rustix::io::Errno::INVAL.into()) }
 }
 
-/// Signals the process behind a pidfd; pidfd_send_signal(2). `ESRCH` says that it has been reaped.
+/// Signals the process behind a pidfd; `pidfd_send_signal(2)`. `ESRCH` says that it has been reaped.
 pub(crate) fn signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
     send(pidfd.as_fd(), signal, 0)
 }
 
-/// Signals the process group that has the number of the child behind `pidfd`; pidfd_send_signal(2), else kill(2).
+/// Signals the process group that has the number of the child behind `pidfd`; `pidfd_send_signal(2)`, else kill(2).
 ///
 /// With a kernel before 6.9 only kill(2) reaches a group, by `pid`; it is used only while the child, or its zombie, is
 /// there to hold that number.
@@ -142,6 +145,31 @@ pub(crate) fn has_writer(pipe: impl AsFd) -> bool {
     matches!(poll(&mut fds, Some(&now)), Ok(0))
 }
 
+/// Writes into a pipe; write(2). A pipe that nobody reads is `EPIPE` and never a SIGPIPE.
+///
+/// Rust ignores that signal at its start, but a host may have put its default back, to end well in a pipeline of its own. A
+/// pipe has no `MSG_NOSIGNAL`, so the signal, which comes to the writing thread, is held back and taken.
+pub(crate) fn write_pipe(pipe: impl AsFd, buf: &[u8]) -> io::Result<usize> {
+    let before = SignalMask::block(libc::SIGPIPE);
+    let result = rustix::io::write(pipe, buf);
+    if result == Err(rustix::io::Errno::PIPE) && !before.contains(libc::SIGPIPE) {
+        SignalMask::take_pending(libc::SIGPIPE);
+    }
+    before.install();
+    Ok(result?)
+}
+
+/// Registers a pipe's end with the current tokio runtime.
+///
+/// # Panics
+///
+/// Outside a tokio runtime, or in one without I/O.
+pub(crate) fn register(pipe: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+    // SAFETY: an `OwnedFd` is open and always has the same number, and the `Arc` that the `AsyncFd` holds keeps it open for
+    // as long as that lives; nobody can take an `OwnedFd` out of an `Arc` that is not the last.
+    Ok(unsafe { AsyncFd::register_with_interest(pipe, interest) }?)
+}
+
 /// Keeps 0, 1 and 2 occupied in a host that closed some of them, until it is dropped.
 ///
 /// std puts a child's pipes wherever there is a free fd, and then duplicates them onto 0, 1 and 2 one after the other: a
@@ -168,7 +196,7 @@ impl StdioHeld {
     }
 }
 
-/// A thread's set of blocked signals; pthread_sigmask(3).
+/// A thread's set of blocked signals; `pthread_sigmask(3)`.
 #[derive(Clone, Copy)]
 pub(crate) struct SignalMask(libc::sigset_t);
 
@@ -191,6 +219,39 @@ impl SignalMask {
             libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), &raw mut set);
             Self(set)
         }
+    }
+
+    /// Blocks one more signal in the calling thread and returns the mask before.
+    fn block(signal: libc::c_int) -> Self {
+        let set = Self::only(signal);
+        // SAFETY: `set` is an initialised set and `before` a live one.
+        unsafe {
+            let mut before = mem::zeroed();
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set.0, &raw mut before);
+            Self(before)
+        }
+    }
+
+    fn only(signal: libc::c_int) -> Self {
+        // SAFETY: all-zero is a valid, empty sigset_t, and sigaddset only writes into it.
+        unsafe {
+            let mut set = mem::zeroed();
+            libc::sigaddset(&raw mut set, signal);
+            Self(set)
+        }
+    }
+
+    fn contains(&self, signal: libc::c_int) -> bool {
+        // SAFETY: `self.0` is an initialised set.
+        unsafe { libc::sigismember(&raw const self.0, signal) == 1 }
+    }
+
+    /// Takes a pending signal that is blocked, if there is one, so that it never arrives; sigtimedwait(2).
+    fn take_pending(signal: libc::c_int) {
+        let set = Self::only(signal);
+        let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `set` and `now` are initialised, and a null siginfo is allowed.
+        unsafe { libc::sigtimedwait(&raw const set.0, ptr::null_mut(), &raw const now) };
     }
 
     /// Makes this the calling thread's mask and returns the one before.

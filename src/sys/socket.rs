@@ -74,7 +74,6 @@ pub(crate) fn send(socket: impl AsFd, bufs: &[IoSlice<'_>], fds: &[BorrowedFd<'_
 }
 
 const SEND_FLAGS: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-const RECV_FLAGS: libc::c_int = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
 
 /// What one receive gave.
 #[derive(Debug)]
@@ -92,7 +91,8 @@ pub(crate) struct Received {
 ///
 /// Fds are owned from the moment they exist here, on errors too. A packet that is longer than `buf` is an error
 /// (`EMSGSIZE`, from `MSG_TRUNC`), never a part of one.
-pub(crate) fn recv(socket: impl AsFd, buf: &mut [MaybeUninit<u8>]) -> io::Result<Received> {
+fn receive(socket: impl AsFd, buf: &mut [MaybeUninit<u8>], flags: libc::c_int) -> io::Result<Received> {
+    let flags = libc::MSG_CMSG_CLOEXEC | flags;
     let mut control = ControlBuffer::new();
     let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     // SAFETY: an all-zero msghdr is valid: null pointers with zero lengths.
@@ -103,7 +103,7 @@ pub(crate) fn recv(socket: impl AsFd, buf: &mut [MaybeUninit<u8>]) -> io::Result
     message.msg_controllen = mem::size_of_val(&control.0);
     let received = loop {
         // SAFETY: `message` points at `buf` and `control` with their true lengths, and both outlive the call.
-        let received = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, RECV_FLAGS) };
+        let received = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, flags) };
         if let Ok(received) = usize::try_from(received) {
             break received;
         }
@@ -119,11 +119,20 @@ pub(crate) fn recv(socket: impl AsFd, buf: &mut [MaybeUninit<u8>]) -> io::Result
     Ok(Received { len: received, fds, fds_lost: message.msg_flags & libc::MSG_CTRUNC != 0 })
 }
 
-/// Receives into the room that `buf` reserved, or into `limit` bytes of it if that is less; see [`recv`].
+/// Receives into the room that `buf` reserved, or into `limit` bytes of it if that is less; see [`receive`].
 pub(crate) fn recv_into(socket: impl AsFd, buf: &mut BytesMut, limit: usize) -> io::Result<Received> {
+    receive_into(socket, buf, limit, libc::MSG_DONTWAIT)
+}
+
+/// As [`recv_into`], and waits until something is there: for the only reader of a socket, see [`wait`].
+pub(crate) fn wait_into(socket: impl AsFd, buf: &mut BytesMut, limit: usize) -> io::Result<Received> {
+    receive_into(socket, buf, limit, 0)
+}
+
+fn receive_into(socket: impl AsFd, buf: &mut BytesMut, limit: usize, flags: libc::c_int) -> io::Result<Received> {
     let room = buf.spare_capacity_mut();
     let limit = limit.min(room.len());
-    let received = recv(socket, &mut room[..limit])?;
+    let received = receive(socket, &mut room[..limit], flags)?;
     // SAFETY: recv initialised the first `received.len` bytes of the spare capacity.
     unsafe { buf.advance_mut(received.len) };
     Ok(received)

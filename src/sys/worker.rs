@@ -2,11 +2,12 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd as _, OwnedFd, RawFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Resource, Rlimit, Signal};
+use rustix::net::RecvFlags;
+use rustix::process::{Pid, Resource, Rlimit, Signal};
 
 use crate::sys::socket;
 
@@ -40,15 +41,34 @@ impl Slot {
     ///
     /// For one end of a socketpair the kernel names the process that made the pair.
     pub(crate) fn is_from_parent(self) -> bool {
-        let maker = rustix::net::sockopt::socket_peercred(self.fd()).ok().map(|peer| peer.pid);
-        maker.is_some() && maker == rustix::process::getppid()
+        self.maker().is_some_and(|maker| Some(maker) == rustix::process::getppid())
     }
 
-    /// Whether the socket's other end is gone.
-    pub(crate) fn has_hung_up(self) -> bool {
-        let mut fds = [PollFd::from_borrowed_fd(self.fd(), PollFlags::IN)];
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
+    /// The process that made the socket; `SO_PEERCRED` in unix(7).
+    fn maker(self) -> Option<Pid> {
+        let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+        let mut len = libc::socklen_t::try_from(mem::size_of::<libc::ucred>()).unwrap_or(0);
+        // SAFETY: `credentials` and `len` are valid for the call and say their true size.
+        let result = unsafe {
+            libc::getsockopt(
+                self.fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERCRED,
+                (&raw mut credentials).cast(),
+                &raw mut len,
+            )
+        };
+        // The number is 0 for a process that has none in our PID namespace.
+        if result == 0 { Pid::from_raw(credentials.pid) } else { None }
+    }
+
+    /// The first bytes that wait in the socket, which stay there; recv(2) with `MSG_PEEK`.
+    pub(crate) fn peek(self) -> Vec<u8> {
+        let mut bytes = vec![0; 64];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let (len, _) = rustix::net::recv(self.fd(), bytes.as_mut_slice(), flags).unwrap_or_default();
+        bytes.truncate(len);
+        bytes
     }
 
     /// Moves the socket away; /dev/null takes its place.
@@ -126,30 +146,56 @@ pub(crate) fn block_signals() {
     }
 }
 
-/// Waits until the process that made the socket's other end is gone.
-///
-/// Polls a pidfd of it (`SO_PEERPIDFD`, else pidfd_open(2) of the parent), and where there is none the socket itself.
-pub(crate) fn wait_for_parents_end(socket: impl AsFd) {
-    let watched = peer_pidfd(&socket).or_else(parent_pidfd);
-    let (fd, events) = match &watched {
-        Some(pidfd) => (pidfd.as_fd(), PollFlags::IN),
-        // An empty set still reports HUP.
-        None => (socket.as_fd(), PollFlags::empty()),
-    };
-    loop {
-        let mut fds = [PollFd::from_borrowed_fd(fd, events)];
-        match poll(&mut fds, None) {
-            Err(rustix::io::Errno::INTR) => {}
-            _ => return,
+/// Where the parent's end will be seen.
+#[derive(Debug)]
+pub(crate) enum ParentWatch {
+    Pidfd(OwnedFd),
+    /// For a kernel that has no pidfd to give: the socket's other end is closed, which may be before.
+    HangUp,
+    /// It has ended already.
+    Gone,
+}
+
+impl ParentWatch {
+    /// Watches the process that made the socket's other end: by `SO_PEERPIDFD`, else by pidfd_open(2) of the parent.
+    pub(crate) fn new(socket: impl AsFd) -> Self {
+        match peer_pidfd(&socket) {
+            Some(pidfd) => Self::Pidfd(pidfd),
+            None => Self::of_parent(socket),
         }
+    }
+
+    fn of_parent(socket: impl AsFd) -> Self {
+        let Ok(maker) = rustix::net::sockopt::socket_peercred(socket) else { return Self::HangUp };
+        let pidfd = rustix::process::pidfd_open(maker.pid, rustix::process::PidfdFlags::empty());
+        // While it is our parent nobody else has its number, so the pidfd is its own. Else it has ended.
+        match pidfd {
+            _ if rustix::process::getppid() != Some(maker.pid) => Self::Gone,
+            Ok(pidfd) => Self::Pidfd(pidfd),
+            Err(_) => Self::HangUp,
+        }
+    }
+
+    /// Waits until the parent is gone; poll(2).
+    pub(crate) fn wait(self, socket: impl AsFd) {
+        let (fd, events) = match &self {
+            Self::Pidfd(pidfd) => (pidfd.as_fd(), PollFlags::IN),
+            // An empty set still reports HUP.
+            Self::HangUp => (socket.as_fd(), PollFlags::empty()),
+            Self::Gone => return,
+        };
+        let mut fds = [PollFd::from_borrowed_fd(fd, events)];
+        while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
     }
 }
 
 /// A pidfd of the process that made the other end; `SO_PEERPIDFD`, since Linux 6.5.
 fn peer_pidfd(socket: impl AsFd) -> Option<OwnedFd> {
     const SO_PEERPIDFD: libc::c_int = 77;
+    const LEN: libc::socklen_t = 4;
+    const { assert!(mem::size_of::<RawFd>() == LEN as usize) };
     let mut fd: RawFd = -1;
-    let mut len = mem::size_of::<RawFd>() as libc::socklen_t;
+    let mut len = LEN;
     // SAFETY: `fd` and `len` are valid for the call and say their true size.
     let result = unsafe {
         libc::getsockopt(socket.as_fd().as_raw_fd(), libc::SOL_SOCKET, SO_PEERPIDFD, (&raw mut fd).cast(), &raw mut len)
@@ -160,13 +206,6 @@ fn peer_pidfd(socket: impl AsFd) -> Option<OwnedFd> {
     } else {
         None
     }
-}
-
-fn parent_pidfd() -> Option<OwnedFd> {
-    let parent = rustix::process::getppid()?;
-    let pidfd = rustix::process::pidfd_open(parent, rustix::process::PidfdFlags::empty()).ok()?;
-    // If it is still our parent, the pidfd is of no later process with the same number.
-    (rustix::process::getppid() == Some(parent)).then_some(pidfd)
 }
 
 /// Asks for SIGCONT when the parent's thread ends, so that a stopped worker wakes and can see that its parent is gone;
@@ -191,10 +230,26 @@ pub(crate) fn limit_memory(bytes: u64) -> io::Result<()> {
     Ok(rustix::process::setrlimit(Resource::As, limit)?)
 }
 
-/// Names the calling thread, as `ps` and `top` show it; the first 15 bytes count.
-pub(crate) fn name_thread(name: &str) {
-    let bytes: Vec<u8> = name.bytes().filter(|&byte| byte != 0).take(15).collect();
-    if let Ok(name) = std::ffi::CString::new(bytes) {
-        let _ = rustix::thread::set_name(&name);
+/// Names this process, as `ps` and `top` show it, whichever thread calls; the first 15 bytes count. Without a name it is
+/// the program's: the kernel took "exe" from `/proc/self/exe`.
+pub(crate) fn name_process(name: &str) {
+    use std::os::unix::ffi::OsStrExt as _;
+    let name = match std::fs::read_link("/proc/self/exe") {
+        Ok(path) if name.is_empty() => path.file_name().unwrap_or_default().as_bytes().to_owned(),
+        _ => name.bytes().filter(|&byte| byte != 0).collect(),
+    };
+    let _ = std::fs::write("/proc/self/comm", name);
+}
+
+/// Opens /dev/null wherever stdin, stdout or stderr is closed, or the next file that a task opens would be taken for it.
+pub(crate) fn fill_stdio() -> io::Result<()> {
+    loop {
+        let fd = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        if fd.as_raw_fd() > 2 {
+            return Ok(());
+        }
+        rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty())?;
+        // It is stdio now, which nothing owns.
+        let _ = fd.into_raw_fd();
     }
 }

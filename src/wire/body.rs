@@ -1,10 +1,13 @@
 //! The body of a frame: a value in postcard's format, made and read within limits.
+//!
+//! Says what happens to the buffer when it fails; how a value is written and read is in `writer.rs` and `budget.rs`.
 
 use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{BoxError, SendError};
+use crate::wire::{budget, writer};
 
 /// Why a value has no body.
 #[derive(Debug)]
@@ -22,18 +25,96 @@ impl From<EncodeError> for SendError {
     }
 }
 
-/// Appends the value to `out`, which is as before if it fails. `max` bounds what is appended, in bytes.
+/// Appends the value to `out`, which holds what it held before if that fails or panics.
+///
+/// `max` bounds what is appended, in bytes; no body is over `u32::MAX`. The `len` of a `TooLarge` is exact.
 pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut BytesMut, max: usize) -> Result<(), EncodeError> {
-    let bytes = postcard::to_allocvec(value).map_err(|error| EncodeError::Failed(error.into()))?;
-    if bytes.len() > max {
-        return Err(EncodeError::TooLarge { len: bytes.len() as u64, max: max as u64 });
+    let max = (max as u64).min(u64::from(u32::MAX));
+    let appended = Appended::to(out);
+    match writer::write(value, &mut *appended.out, max) {
+        Ok(len) if len <= max => {
+            appended.keep();
+            Ok(())
+        }
+        Ok(len) => Err(EncodeError::TooLarge { len, max }),
+        Err(fault) => Err(EncodeError::Failed(fault.into())),
     }
-    out.extend_from_slice(&bytes);
-    Ok(())
 }
 
 /// Reads a value that takes all of `body`.
 pub(crate) fn decode<T: DeserializeOwned>(body: &Bytes) -> Result<T, BoxError> {
-    let (value, rest) = postcard::take_from_bytes(body)?;
-    if rest.is_empty() { Ok(value) } else { Err("trailing bytes after the value".into()) }
+    Ok(budget::read(body)?)
+}
+
+/// Cuts a buffer back to what it held, unless told to keep the rest: also when a user's `Serialize` panics.
+pub(crate) struct Appended<'a> {
+    pub(crate) out: &'a mut BytesMut,
+    start: usize,
+    kept: bool,
+}
+
+impl<'a> Appended<'a> {
+    pub(crate) fn to(out: &'a mut BytesMut) -> Self {
+        Self { start: out.len(), out, kept: false }
+    }
+
+    pub(crate) fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Appended<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.out.truncate(self.start);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use serde::{Serializer, ser};
+
+    use super::*;
+
+    /// Writes a byte, and then does not go on.
+    enum Stops {
+        Fails,
+        Panics,
+    }
+
+    impl Serialize for Stops {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            ser::SerializeTuple::serialize_element(&mut serializer.serialize_tuple(2)?, &7u8)?;
+            match self {
+                Self::Fails => Err(ser::Error::custom("no more")),
+                Self::Panics => panic!("no more"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_buffer_is_as_before_after_an_error_and_after_a_panic() {
+        let mut out = BytesMut::from("before");
+        assert!(
+            matches!(encode(&Stops::Fails, &mut out, 9), Err(EncodeError::Failed(why)) if why.to_string() == "no more")
+        );
+        catch_unwind(AssertUnwindSafe(|| encode(&Stops::Panics, &mut out, 9))).unwrap_err();
+        assert!(matches!(encode("ten bytes", &mut out, 9), Err(EncodeError::TooLarge { len: 10, max: 9 })));
+        assert_eq!(out, "before");
+        encode("8 bytes.", &mut out, 9).unwrap();
+        assert_eq!(out, "before\x088 bytes.");
+        assert_eq!(decode::<String>(&out.split_off(6).freeze()).unwrap(), "8 bytes.");
+    }
+
+    #[test]
+    fn a_large_field_of_bytes_is_copied_once_into_a_buffer_of_its_size() {
+        let field = Bytes::from(vec![7; 1 << 20]);
+        let mut out = BytesMut::new();
+        encode(&(1u8, &field), &mut out, usize::MAX).unwrap();
+        assert_eq!(out.len(), field.len() + 4);
+        assert!(out.capacity() < field.len() + 1024);
+    }
 }

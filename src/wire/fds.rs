@@ -71,9 +71,9 @@ pub(crate) fn serialize<S: Serializer>(fd: impl AsFd, serializer: S) -> Result<S
     let place = SCOPE.with_borrow_mut(|scope| match scope {
         Scope::Encoding(fds) if fds.len() == MAX_FDS => Err(text("more than 64 file descriptors in one message")),
         Scope::Encoding(fds) => {
+            let place = u32::try_from(fds.len()).map_err(text)?;
             fds.push(socket::duplicate(fd).map_err(text)?);
-            // At most 64, checked above.
-            Ok(fds.len() as u32 - 1)
+            Ok(place)
         }
         Scope::None | Scope::Decoding(_) => {
             Err(text("a file descriptor can only be sent in a task, a result or a message of multiproc"))

@@ -27,7 +27,8 @@ pub(crate) const MAX_FDS: usize = 64;
 /// The largest body, in bytes, that is sent or taken where nothing else was asked for: 2 GiB.
 pub(crate) const DEFAULT_MAX_BODY: usize = 1 << 31;
 
-/// The kind of a frame whose body is a channel's value. A worker's conversation has kinds of its own; see `message.rs`.
+/// The kind of a frame whose body is one value, as in a channel. What parent and worker say to each other has kinds from
+/// 16 upwards: see `message.rs`.
 pub(crate) const VALUE: u8 = 1;
 
 /// The version that this library speaks. It is never 0 or 255, so runs of equal bytes are no frame.
@@ -44,8 +45,6 @@ pub(crate) struct Frame {
 
 impl Frame {
     /// Writes the header that this frame has on the wire.
-    ///
-    /// The body's length and the number of fds were limited when they were made: by `body::encode` and by `fds::collect`.
     pub(crate) fn put_head(&self, out: &mut impl BufMut) {
         Head { len: self.body.len(), kind: self.kind, fds: self.fds.len(), id: self.id }.put(out);
     }
@@ -66,7 +65,8 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    fn put(self, out: &mut impl BufMut) {
+    /// Writes the header. Its `len` and `fds` were limited when they were made: by `body::encode` and by `fds::collect`.
+    pub(crate) fn put(&self, out: &mut impl BufMut) {
         out.put_u32_le(u32::try_from(self.len).expect("a body is limited to u32::MAX when it is encoded"));
         out.put_u8(VERSION);
         out.put_u8(self.kind);
@@ -75,8 +75,14 @@ impl Head {
         out.put_u64_le(self.id);
     }
 
-    /// Reads a header from the first 16 of `bytes`; the caller has seen that they are there.
-    pub(crate) fn parse(mut bytes: &[u8], max_body: usize) -> Result<Self, RecvError> {
+    /// What the first bytes announce, whatever the body's length; `None` if they are no header.
+    pub(crate) fn peek(bytes: &[u8]) -> Option<Self> {
+        Self::parse(bytes.first_chunk()?, usize::MAX).ok()
+    }
+
+    /// Reads a header, and checks it against the limits.
+    pub(crate) fn parse(bytes: &[u8; HEAD_LEN], max_body: usize) -> Result<Self, Broken> {
+        let mut bytes = bytes.as_slice();
         let len = bytes.get_u32_le();
         let version = bytes.get_u8();
         let kind = bytes.get_u8();
@@ -84,14 +90,14 @@ impl Head {
         let reserved = bytes.get_u8();
         let id = bytes.get_u64_le();
         if version != VERSION || reserved != 0 {
-            return Err(RecvError::Protocol { reason: "unknown version" });
+            return Err(Broken::Protocol("unknown version"));
         }
         if fds > MAX_FDS {
-            return Err(RecvError::Protocol { reason: "more than 64 file descriptors announced" });
+            return Err(Broken::Protocol("more than 64 file descriptors announced"));
         }
         match usize::try_from(len) {
             Ok(len) if len <= max_body => Ok(Self { len, kind, fds, id }),
-            _ => Err(RecvError::TooLarge { len: u64::from(len), max: max_body as u64 }),
+            _ => Err(Broken::TooLarge { len: u64::from(len), max: max_body as u64 }),
         }
     }
 }
@@ -103,9 +109,27 @@ enum State {
     Head,
     /// Behind this header, before or inside its body.
     Body(Head),
+    /// Behind bytes that are no frame: nothing says where the next one would begin.
+    Broken(Broken),
 }
 
-/// Cuts frames out of a stream of bytes. After an error the stream has no frames any more.
+/// Why a stream has no frames any more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Broken {
+    TooLarge { len: u64, max: u64 },
+    Protocol(&'static str),
+}
+
+impl From<Broken> for RecvError {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::TooLarge { len, max } => Self::TooLarge { len, max },
+            Broken::Protocol(reason) => Self::Protocol { reason },
+        }
+    }
+}
+
+/// Cuts frames out of a stream of bytes. After an error the stream has no frames any more, and the error stays.
 #[derive(Debug)]
 pub(crate) struct Decoder {
     state: State,
@@ -127,12 +151,18 @@ impl Decoder {
     pub(crate) fn decode(&mut self, bytes: &mut BytesMut) -> Result<Option<(Head, Bytes)>, RecvError> {
         let head = match self.state {
             State::Body(head) => head,
-            State::Head if bytes.len() < HEAD_LEN => return Ok(None),
             State::Head => {
-                let head = Head::parse(&bytes.split_to(HEAD_LEN), self.max_body)?;
-                self.state = State::Body(head);
-                head
+                let Some(head) = bytes.first_chunk() else { return Ok(None) };
+                match Head::parse(head, self.max_body) {
+                    Ok(head) => {
+                        bytes.advance(HEAD_LEN);
+                        self.state = State::Body(head);
+                        head
+                    }
+                    Err(broken) => return Err(self.fail(broken, bytes)),
+                }
             }
+            State::Broken(broken) => return Err(self.fail(broken, bytes)),
         };
         if bytes.len() < head.len {
             return Ok(None);
@@ -141,12 +171,33 @@ impl Decoder {
         Ok(Some((head, bytes.split_to(head.len).freeze())))
     }
 
+    /// The frame whose header has come and whose body hasn't: to refuse it before its body is awaited.
+    pub(crate) fn begun(&self) -> Option<&Head> {
+        match &self.state {
+            State::Body(head) => Some(head),
+            State::Head | State::Broken(_) => None,
+        }
+    }
+
+    /// Ends the stream because the frame, good in itself, has no place in it.
+    pub(crate) fn refuse(&mut self, reason: &'static str, bytes: &mut BytesMut) -> RecvError {
+        self.fail(Broken::Protocol(reason), bytes)
+    }
+
+    /// What came is dropped, and what comes later too: whoever goes on reading must not gather it.
+    fn fail(&mut self, broken: Broken, bytes: &mut BytesMut) -> RecvError {
+        self.state = State::Broken(broken);
+        bytes.clear();
+        broken.into()
+    }
+
     /// How many more bytes the frame that has begun needs, or 0 between frames.
     pub(crate) fn missing(&self, bytes: &BytesMut) -> usize {
         match self.state {
             State::Head if bytes.is_empty() => 0,
             State::Head => HEAD_LEN.saturating_sub(bytes.len()),
             State::Body(head) => head.len.saturating_sub(bytes.len()),
+            State::Broken(_) => 0,
         }
     }
 
@@ -202,6 +253,23 @@ mod tests {
         let mut bytes = wire(1, 0, b"123456");
         let error = Decoder::new(5).decode(&mut bytes).unwrap_err();
         assert!(matches!(error, RecvError::TooLarge { len: 6, max: 5 }));
+    }
+
+    #[test]
+    fn after_an_error_it_is_the_same_error_for_ever() {
+        let good = wire(1, 0, b"abc");
+        let mut decoder = Decoder::new(5);
+        let mut bytes = BytesMut::from(&[&wire(1, 0, b"123456")[..], &good[..]].concat()[..]);
+        for _ in 0..3 {
+            assert!(matches!(decoder.decode(&mut bytes), Err(RecvError::TooLarge { len: 6, max: 5 })));
+            assert!(bytes.is_empty() && !decoder.at_boundary(&bytes) && decoder.missing(&bytes) == 0);
+            bytes.extend_from_slice(&good);
+        }
+        let mut decoder = Decoder::new(5);
+        assert!(decoder.decode(&mut BytesMut::from(&good[..HEAD_LEN])).unwrap().is_none());
+        assert_eq!(decoder.begun().unwrap().len, 3);
+        decoder.refuse("not here", &mut bytes);
+        assert!(matches!(decoder.decode(&mut bytes), Err(RecvError::Protocol { reason: "not here" })));
     }
 
     #[test]

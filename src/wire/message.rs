@@ -8,8 +8,8 @@
 //!    │◀───────────────────────────────────────┤
 //!    │ Run(id) …          Refused(reason)     │
 //!    ├───────────────────────────────────────▶│ one after the other
-//!    │                  Done(id) | Failed(id) │
-//!    │◀───────────────────────────────────────┤
+//!    │       Done(id) | Failed(id), or in the │
+//!    │◀───────────────────────────────────────┤ ledger and a Bell
 //!    │ end of stream                          │ exits
 //! ```
 //!
@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{BoxError, Panic, RecvError, TaskError};
 use crate::sys::image::ImageId;
 use crate::wire::body;
-use crate::wire::frame::Frame;
+use crate::wire::frame::{Frame, Head};
 
 /// The frame kinds of this conversation; a channel's values have kinds of their own below 16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub(crate) enum Kind {
     Refused = 25,
     Done = 26,
     Failed = 27,
+    /// There are answers in the ledger.
+    Bell = 28,
 }
 
 /// The first words of a parent.
@@ -47,6 +49,8 @@ pub(crate) struct Hello {
     pub(crate) name: String,
     /// Bounds the worker's address space, in bytes.
     pub(crate) memory_limit: Option<u64>,
+    /// Whether the first fd that came along is a ledger. Another one behind it, or alone, is put where the socket was.
+    pub(crate) ledger: bool,
     pub(crate) life: Life,
 }
 
@@ -70,7 +74,7 @@ pub(crate) struct Run {
 
 impl Run {
     /// The bytes before the arguments.
-    const HEAD_LEN: usize = 16;
+    pub(crate) const HEAD_LEN: usize = 16;
 
     /// A buffer that begins a body; the arguments are appended to it.
     pub(crate) fn begin(entry: u64, check: u64) -> BytesMut {
@@ -89,7 +93,7 @@ impl Run {
 }
 
 /// Why a task has no result, as its worker says it.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Failure {
     Panicked(Panic),
     /// The arguments could not be decoded.
@@ -116,11 +120,12 @@ impl From<Failure> for TaskError {
 /// What a worker says, checked.
 #[derive(Debug)]
 pub(crate) enum FromWorker {
-    Ready(ImageId),
+    Ready,
     Refused(String),
     /// The frame's body is the encoded result, its fds are the result's.
     Done(Frame),
     Failed(u64, Failure),
+    Bell,
 }
 
 impl FromWorker {
@@ -135,13 +140,21 @@ impl FromWorker {
         } else if kind == Kind::Failed as u8 {
             Ok(Self::Failed(frame.id, body::decode(&frame.body).map_err(decoded)?))
         } else if kind == Kind::Ready as u8 {
-            Ok(Self::Ready(body::decode(&frame.body).map_err(decoded)?))
+            body::decode::<ImageId>(&frame.body).map_err(decoded)?;
+            Ok(Self::Ready)
         } else if kind == Kind::Refused as u8 {
             Ok(Self::Refused(body::decode(&frame.body).map_err(decoded)?))
+        } else if kind == Kind::Bell as u8 {
+            Ok(Self::Bell)
         } else {
             Err(RecvError::Protocol { reason: "unknown kind of frame from a worker" })
         }
     }
+}
+
+/// Whether a stream that begins with these bytes is this conversation.
+pub(crate) fn begins_with_hello(bytes: &[u8]) -> bool {
+    Head::peek(bytes).is_some_and(|head| head.kind == Kind::Hello as u8)
 }
 
 /// A frame with a message of this conversation; these are small and always encodable.

@@ -1,9 +1,19 @@
-//! Pure bytes: the frame, the body in it, and what parent and worker say to each other.
+//! Pure bytes: values as frames, for a connection of your own.
 //!
-//! No I/O and no runtime, so all of it can be fuzzed. Bytes in here come from another process and are not trusted:
+//! Channels and pools frame their messages by themselves; [`Codec`] is for those who have a stream of bytes already. No
+//! I/O and no runtime in here, so all of it can be fuzzed. The bytes come from another process and are not trusted:
 //! limits are checked before memory is taken, and nothing panics.
 
 pub(crate) mod body;
+pub(crate) mod budget;
+mod codec;
+pub(crate) mod fault;
 pub(crate) mod fds;
 pub(crate) mod frame;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub(crate) mod message;
+pub(crate) mod writer;
+
+pub use codec::Codec;

@@ -5,6 +5,10 @@
 mod panic;
 mod serve;
 
+pub(crate) use panic::catch;
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,11 +19,12 @@ use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
 use crate::process::start;
 use crate::sys::image;
+use crate::sys::ledger::Ledger;
 use crate::sys::socket::Ready;
 use crate::sys::worker::{self as sys, Slot};
 use crate::wire::body;
 use crate::wire::frame::{DEFAULT_MAX_BODY, Frame};
-use crate::wire::message::{self, Hello, Kind};
+use crate::wire::message::{self, Hello, Kind, Run};
 
 /// Whether this process turned out to be a worker.
 static WORKER: AtomicBool = AtomicBool::new(false);
@@ -44,7 +49,8 @@ static WORKER: AtomicBool = AtomicBool::new(false);
 /// # Examples
 ///
 /// ```
-/// fn main() {
+/// #[tokio::main]
+/// async fn main() {
 ///     multiproc::init();
 ///     // The program proper.
 /// }
@@ -98,26 +104,35 @@ macro_rules! test_support {
 
 /// The socket to the parent and where it lay, if this process was started as a worker.
 ///
-/// A marker alone, forged or leaked, is not enough: the socket must be there and our parent must have made it.
+/// A marker alone, forged or leaked, is not enough: the socket must be there, with the Hello that is written into it
+/// before the worker is started.
 fn take_seat() -> Option<(Socket, Slot)> {
-    let slot = start::slot_of(&std::env::args_os().next()?)?;
-    if !slot.is_socket() {
+    let slot = start::slot_of(&arg0()?)?;
+    if !slot.is_socket() || !message::begins_with_hello(&slot.peek()) {
         return None;
     }
     if !slot.is_from_parent() {
-        if slot.has_hung_up() {
-            // Our parent died before we got here. Going on would run the host program once more.
-            process::exit(start::EXIT_NO_PARENT);
-        }
-        return None;
+        // It was for us, and our parent died before we got here. Going on would run the host program once more. That the
+        // socket hangs up says it too late: a dying host's children get their new parent before its fds are closed.
+        process::exit(start::EXIT_NO_PARENT);
     }
     Some((Socket::new(slot.take().expect("a worker needs an fd for its socket, and /dev/null")), slot))
+}
+
+/// What this process was called as.
+fn arg0() -> Option<OsString> {
+    // Before `main`, which is where `test_support!` runs, only glibc has told std the arguments.
+    std::env::args_os().next().or_else(|| {
+        let line = std::fs::read("/proc/self/cmdline").ok()?;
+        Some(OsString::from_vec(line.split(|&byte| byte == 0).next()?.to_owned()))
+    })
 }
 
 /// The whole life of a worker.
 fn work(socket: Socket, slot: Slot) -> ! {
     sys::reset_signals();
     sys::ignore_broken_pipes();
+    sys::fill_stdio().expect("a worker needs /dev/null where its parent had no stdio");
     sys::close_inherited().expect("a worker needs /proc to see what it inherited");
     let socket = Arc::new(socket);
     watch_parent(Arc::clone(&socket));
@@ -133,12 +148,14 @@ fn work(socket: Socket, slot: Slot) -> ! {
 /// Starts the thread that ends this process and its group when the parent is gone.
 fn watch_parent(socket: Arc<Socket>) {
     sys::continue_at_parents_end();
+    // Opened here, so that a task finds the same fds each time, and can't be quicker than the watch.
+    let watch = sys::ParentWatch::new(&*socket);
     thread::Builder::new()
         .name("parent-watch".into())
         .stack_size(64 << 10)
         .spawn(move || {
             sys::block_signals();
-            sys::wait_for_parents_end(&*socket);
+            watch.wait(&*socket);
             sys::kill_own_group()
         })
         .expect("a worker needs a thread that watches its parent");
@@ -146,46 +163,43 @@ fn watch_parent(socket: Arc<Socket>) {
 
 /// Shakes hands, serves, and ends the process.
 fn serve(socket: &Socket, slot: Slot) -> ! {
-    let mut inbox = Inbox::new(DEFAULT_MAX_BODY);
+    let mut inbox = Inbox::new(DEFAULT_MAX_BODY + Run::HEAD_LEN);
     let hello = match inbox.blocking_frame(socket) {
         Ok(Some(frame)) if frame.kind == Kind::Hello as u8 => frame,
         // The parent gave up, or is none.
         _ => process::exit(start::EXIT_NO_PARENT),
     };
+    let greeted = greet(hello, slot);
     let mut outbox = Outbox::default();
-    let hello = match greet(hello, slot) {
-        Ok(hello) => {
-            outbox.push(message::frame(Kind::Ready, 0, &hello.image));
-            // The first task is here already and may take its time: Ready must not wait for its reply. A parent that is
-            // gone will be seen by the read.
-            let _ = socket.block_when(Ready::Write, || outbox.flush(socket));
-            hello
-        }
-        Err(reason) => {
-            outbox.push(message::frame(Kind::Refused, 0, &reason));
-            let _ = socket.block_when(Ready::Write, || outbox.flush(socket));
-            process::exit(start::EXIT_NO_PARENT)
-        }
-    };
-    let code = serve::Server::new(socket, inbox, outbox, &hello).run();
+    outbox.push(match &greeted {
+        Ok((hello, _)) => message::frame(Kind::Ready, 0, &hello.image),
+        Err(reason) => message::frame(Kind::Refused, 0, reason),
+    });
+    // At once, not with the first reply: the first task may never give one.
+    let said = socket.block_when(Ready::Write, || outbox.flush(socket));
+    let (Ok(()), Ok((hello, ledger))) = (said, greeted) else { process::exit(start::EXIT_NO_PARENT) };
+    let code = serve::Server::new(socket, inbox, &hello, ledger).run();
     process::exit(code)
 }
 
 /// Checks that the parent is this same program, and takes on what it asks.
-fn greet(frame: Frame, slot: Slot) -> Result<Hello, String> {
+fn greet(frame: Frame, slot: Slot) -> Result<(Hello, Option<Ledger>), String> {
     let hello: Hello = body::decode(&frame.body).map_err(|error| format!("hello cannot be read: {error}"))?;
     let image = image::id().map_err(|error| format!("cannot look at /proc/self/exe: {error}"))?;
     if image != hello.image {
         return Err("the worker runs another executable than its parent".into());
     }
-    if let Some(fd) = frame.fds.into_iter().next() {
+    let mut fds = frame.fds.into_iter();
+    let ledger = if hello.ledger { Some(fds.next().ok_or("no ledger came")?) } else { None };
+    let ledger = ledger.map(Ledger::open).transpose().map_err(|error| format!("cannot open the ledger: {error}"))?;
+    if let Some(fd) = fds.next() {
         slot.put(fd).map_err(|error| format!("cannot take stdio: {error}"))?;
     }
     if let Some(bytes) = hello.memory_limit {
         sys::limit_memory(bytes).map_err(|error| format!("cannot limit memory to {bytes} bytes: {error}"))?;
     }
-    sys::name_thread(&hello.name);
+    sys::name_process(&hello.name);
     start::set_depth(hello.depth);
     start::allow();
-    Ok(hello)
+    Ok((hello, ledger))
 }

@@ -7,10 +7,18 @@ use std::panic::{self, AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use crate::error::Panic;
 use crate::task::panic_message;
 
+/// How many panics are noted at most; a task may catch any number of its own.
+const NOTES: usize = 8;
+
+/// What std says when a panic cannot go on unwinding, just before it aborts: it left an `extern "C"` function, or came
+/// out of a drop while another one was unwinding.
+const CANNOT_UNWIND: [&str; 2] = ["panic in a function that cannot unwind", "panic in a destructor during cleanup"];
+
 thread_local! {
     /// Whether this thread runs a task at the moment.
     static RUNNING: Cell<bool> = const { Cell::new(false) };
-    static NOTED: RefCell<Option<Panic>> = const { RefCell::new(None) };
+    /// The latest panics of the task, the last one behind.
+    static NOTED: RefCell<Vec<Panic>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Installs the hook. `before_abort` tells the parent, where a panic ends the process.
@@ -23,25 +31,33 @@ pub(super) fn install(before_abort: impl Fn(&Panic) + Send + Sync + 'static) {
         if !RUNNING.get() {
             return other(info);
         }
-        let panic = note(info);
-        if cfg!(panic = "abort") {
-            before_abort(&panic);
-        }
-        // A panic in a drop during unwinding aborts: the first one is the cause.
         NOTED.with_borrow_mut(|noted| {
-            noted.get_or_insert(panic);
+            if info.payload_as_str().is_some_and(|message| CANNOT_UNWIND.contains(&message))
+                && let Some(cause) = noted.last()
+            {
+                return before_abort(cause);
+            }
+            let panic = note(info);
+            if cfg!(panic = "abort") {
+                before_abort(&panic);
+            }
+            if noted.len() == NOTES {
+                noted.remove(0);
+            }
+            noted.push(panic);
         });
     }));
 }
 
 /// Runs a task, and gives its panic as a value. Whatever the payload is, this does not panic.
-pub(super) fn catch<R>(task: impl FnOnce() -> R) -> Result<R, Panic> {
+pub(crate) fn catch<R>(task: impl FnOnce() -> R) -> Result<R, Panic> {
     NOTED.take();
     let was_running = RUNNING.replace(true);
     let result = catch_unwind(AssertUnwindSafe(task)).map_err(|payload| {
         let noted = NOTED.take();
         let message = panic_message(payload);
-        noted.unwrap_or_else(|| Panic::new(message))
+        // Those that the task caught itself, before this one or while it unwound, are noted too.
+        noted.into_iter().rfind(|panic| panic.message == message).unwrap_or_else(|| Panic::new(message))
     });
     RUNNING.set(was_running);
     result

@@ -1,11 +1,15 @@
-//! The worker's loop: one task after the other, replies gathered while more tasks are at hand.
+//! The worker's loop: one task after the other, answers gathered while more tasks are at hand.
+//!
+//! A worker of a pool has a ledger: it begins a task by claiming it there, and its small answers go into the ring there,
+//! where they are safe whatever becomes of this process. The parent learns of them by a bell, once for all that were
+//! answered until no more tasks are at hand. Large answers, and those with fds, go through the socket at once.
 
-use std::io::Write as _;
-use std::os::fd::AsFd as _;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::BytesMut;
+use bytes::{BufMut as _, BytesMut};
 
 use super::panic;
 use crate::channel::inbox::Inbox;
@@ -13,47 +17,67 @@ use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
 use crate::error::Panic;
 use crate::process::start;
+use crate::sys::ledger::{Ledger, RING, Writer};
 use crate::sys::socket::{self, Ready};
 use crate::task;
-use crate::wire::frame::Frame;
+use crate::wire::frame::{Frame, HEAD_LEN, Head};
 use crate::wire::message::{self, Failure, Hello, Kind, Life, Run};
+
+/// Answers up to this many bytes go into the ledger.
+const SMALL: usize = RING / 16;
+
+/// The parent is told of answers at the latest when so many bytes of them have gathered: it reads while we work.
+const GATHER: u64 = RING as u64 / 4;
 
 pub(super) struct Server<'a> {
     socket: &'a Socket,
     inbox: Inbox,
     outbox: Outbox,
+    answers: Option<Answers>,
+    /// Results are encoded here, behind room for a header.
+    scratch: BytesMut,
     max_body: usize,
     life: Life,
     /// The task that is running, for the report of a panic that ends the process.
     running: Arc<AtomicU64>,
 }
 
+/// The ledger, and how much of its ring the parent has been told of.
+struct Answers {
+    ledger: Arc<Ledger>,
+    ring: Writer,
+    told: u64,
+}
+
 impl<'a> Server<'a> {
-    pub(super) fn new(socket: &'a Socket, inbox: Inbox, outbox: Outbox, hello: &Hello) -> Self {
+    pub(super) fn new(socket: &'a Socket, inbox: Inbox, hello: &Hello, ledger: Option<Ledger>) -> Self {
         let running = Arc::new(AtomicU64::new(0));
         install_hook(socket, Arc::clone(&running));
+        let answers = ledger.map(|ledger| {
+            let ledger = Arc::new(ledger);
+            Answers { ring: Writer::new(Arc::clone(&ledger)), ledger, told: 0 }
+        });
         let max_body = usize::try_from(hello.max_body).unwrap_or(usize::MAX);
-        Self { socket, inbox, outbox, max_body, life: hello.life, running }
+        let (outbox, scratch) = (Outbox::default(), BytesMut::new());
+        Self { socket, inbox, outbox, answers, scratch, max_body, life: hello.life, running }
     }
 
     /// Serves until the parent ends the stream, and gives the process's exit code.
     pub(super) fn run(mut self) -> i32 {
         loop {
-            // Replies leave when nothing more is at hand: a parent that sent many tasks gets many replies in one write.
-            let frame = match self.inbox.try_frame(self.socket) {
-                Ok(None) => {
-                    if self.flush().is_err() {
-                        return start::EXIT_NO_PARENT;
-                    }
-                    self.inbox.blocking_frame(self.socket)
-                }
-                other => other,
-            };
+            let (socket, outbox, answers) = (self.socket, &mut self.outbox, &mut self.answers);
+            let frame = self.inbox.frame_or_wait(socket, || {
+                tell(answers, outbox, socket);
+                flush(outbox, socket)
+            });
             match frame {
                 Ok(Some(frame)) if frame.kind == Kind::Run as u8 => {
-                    let done = self.perform(frame);
+                    // What the parent has taken back runs elsewhere, or nowhere.
+                    if self.answers.as_ref().is_some_and(|answers| !answers.ledger.claim(frame.id)) {
+                        continue;
+                    }
+                    let Ok(done) = self.perform(frame) else { return start::EXIT_NO_PARENT };
                     if self.life == Life::OneTask {
-                        let _ = self.flush();
                         return if done { 0 } else { start::EXIT_PANICKED };
                     }
                 }
@@ -64,32 +88,73 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Runs one task and puts its reply into the outbox. Says whether it has a result.
-    fn perform(&mut self, frame: Frame) -> bool {
+    /// Runs one task and answers. Says whether it has a result.
+    fn perform(&mut self, frame: Frame) -> io::Result<bool> {
         let Frame { id, body, fds, .. } = frame;
         self.running.store(id, Ordering::Relaxed);
-        let mut result = BytesMut::new();
+        self.scratch.clear();
+        self.scratch.put_bytes(0, HEAD_LEN);
         let outcome = match Run::parse(body).and_then(|run| Some((task::resolve(&run)?, run.arguments))) {
             None => Err(Failure::Decode("the parent named a function that is not in this executable".into())),
-            Some((entry, arguments)) => panic::catch(|| (entry.run)(arguments, fds, &mut result, self.max_body))
-                .unwrap_or_else(|panic| Err(Failure::Panicked(panic))),
+            Some((entry, arguments)) => {
+                let (result, max) = (&mut self.scratch, self.max_body);
+                panic::catch(|| (entry.run)(arguments, fds, result, max))
+                    .unwrap_or_else(|panic| Err(Failure::Panicked(panic)))
+            }
         };
         // What a task prints without a newline must not wait for the worker's end, which may be a kill.
-        let _ = std::io::stdout().flush();
+        let _ = io::stdout().flush();
         let done = outcome.is_ok();
-        self.outbox.push(match outcome {
-            Ok(fds) => Frame { kind: Kind::Done as u8, id, body: result.freeze(), fds },
-            Err(failure) => message::frame(Kind::Failed, id, &failure),
-        });
-        done
+        let (kind, fds) = match outcome {
+            Ok(fds) => (Kind::Done, fds),
+            Err(failure) => {
+                self.scratch.truncate(HEAD_LEN);
+                self.scratch.extend_from_slice(&message::frame(Kind::Failed, id, &failure).body);
+                (Kind::Failed, Vec::new())
+            }
+        };
+        self.answer(kind, id, fds)?;
+        Ok(done)
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
-        if self.outbox.is_empty() {
-            return Ok(());
+    /// Sends the answer whose body lies in the scratch buffer: in the ledger if it may, else through the socket.
+    fn answer(&mut self, kind: Kind, id: u64, fds: Vec<OwnedFd>) -> io::Result<()> {
+        if let Some(answers) = &mut self.answers
+            && fds.is_empty()
+            && self.scratch.len() <= SMALL
+        {
+            let head = Head { len: self.scratch.len() - HEAD_LEN, kind: kind as u8, fds: 0, id };
+            head.put(&mut &mut self.scratch[..HEAD_LEN]);
+            if answers.ring.append(&self.scratch) {
+                if answers.ring.written() - answers.told >= GATHER {
+                    tell(&mut self.answers, &mut self.outbox, self.socket);
+                }
+                return Ok(());
+            }
         }
-        self.socket.block_when(Ready::Write, || self.outbox.flush(self.socket))
+        let body = self.scratch.split_off(HEAD_LEN).freeze();
+        self.outbox.push(Frame { kind: kind as u8, id, body, fds });
+        // At once: in the outbox it would be lost to the next task's crash.
+        flush(&mut self.outbox, self.socket)
     }
+}
+
+/// Tells the parent of answers in the ledger that it has not been told of.
+fn tell(answers: &mut Option<Answers>, outbox: &mut Outbox, socket: &Socket) {
+    let Some(answers) = answers else { return };
+    if answers.told != answers.ring.written() {
+        answers.told = answers.ring.written();
+        outbox.push(Frame { kind: Kind::Bell as u8, ..Frame::default() });
+        // If it does not fit now it will when the loop has nothing else to do.
+        let _ = outbox.flush(socket);
+    }
+}
+
+fn flush(outbox: &mut Outbox, socket: &Socket) -> io::Result<()> {
+    if outbox.is_empty() {
+        return Ok(());
+    }
+    socket.block_when(Ready::Write, || outbox.flush(socket))
 }
 
 /// With `panic = "abort"` the hook is the last thing that runs, so it tells the parent itself.
@@ -101,7 +166,7 @@ fn install_hook(socket: &Socket, running: Arc<AtomicU64>) {
         let mut outbox = Outbox::default();
         outbox.push(message::frame(Kind::Failed, running.load(Ordering::Relaxed), &failure));
         while let Err(error) = outbox.flush(socket) {
-            if error.kind() != std::io::ErrorKind::WouldBlock || socket::wait(socket, Ready::Write).is_err() {
+            if error.kind() != io::ErrorKind::WouldBlock || socket::wait(socket, Ready::Write).is_err() {
                 return;
             }
         }

@@ -13,7 +13,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
-use bytes::BytesMut;
+use bytes::{Buf as _, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -89,10 +89,9 @@ pub(super) fn recv<T: DeserializeOwned>(
 
 fn parse(mut bytes: BytesMut, received: Received, max: usize) -> Result<Frame, RecvError> {
     let Received { mut fds, fds_lost, .. } = received;
-    if bytes.len() < HEAD_LEN {
-        return Err(refused("a packet without a header"));
-    }
-    let head = Head::parse(&bytes.split_to(HEAD_LEN), max).map_err(|error| RecvError::Decode(error.into()))?;
+    let head = bytes.first_chunk().ok_or_else(|| refused("a packet without a header"))?;
+    let head = Head::parse(head, max).map_err(|broken| RecvError::Decode(RecvError::from(broken).into()))?;
+    bytes.advance(HEAD_LEN);
     if fds_lost {
         return Err(refused("file descriptors of the item could not be taken in: too many are open here"));
     }

@@ -18,6 +18,11 @@ fn to_file(fd: OwnedFd) -> std::fs::File {
     std::fs::File::from(fd)
 }
 
+/// Waits on a plain thread: neither I/O nor time of a runtime is needed.
+fn wait(kept: &Kept) -> crate::process::kept::Exit {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(kept.exited())
+}
+
 /// Reads to the end, which comes when nobody has the other end any more.
 fn rest(pipe: &Arc<OwnedFd>) -> String {
     let mut text = String::new();
@@ -46,7 +51,7 @@ fn plain_threads_can_wait_and_no_runtime_is_needed() {
     assert!(kept.try_exit().is_none());
     let waiters = [(); 3].map(|()| {
         let kept = kept.clone();
-        thread::spawn(move || kept.exited_blocking().status.unwrap().code())
+        thread::spawn(move || wait(&kept).status.unwrap().code())
     });
     drop(started.stdin);
     for waiter in waiters {
@@ -80,8 +85,8 @@ async fn dropping_kills_the_whole_group() {
 
 #[tokio::test]
 async fn a_disarmed_child_with_a_spared_group_lives_on() {
-    let started = spawn_async(sh("exec 3<&0; (read line <&3; echo $line) & exit 0"), Terms::default()).await.unwrap();
-    started.child.kept().spare_group();
+    let terms = Terms { spare_group: true, ..Terms::default() };
+    let started = spawn_async(sh("exec 3<&0; (read line <&3; echo $line) & exit 0"), terms).await.unwrap();
     let kept = started.child.disarm();
     kept.exited().await;
     to_file(started.stdin.unwrap()).write_all(b"still here\n").unwrap();
@@ -112,7 +117,7 @@ async fn dropping_a_start_half_way_leaves_no_child() {
 
 #[tokio::test]
 async fn what_a_child_leaves_behind_may_finish_writing_within_the_drain_grace() {
-    let terms = || Terms { drain: Duration::from_secs(1000), stdout: None };
+    let terms = || Terms { drain: Duration::from_secs(1000), ..Terms::default() };
     let script = "exec 3<&0; (read line <&3; echo $line) & exit 5";
     let started = spawn_async(sh(script), terms()).await.unwrap();
     let kept = started.child.kept().clone();
@@ -120,10 +125,13 @@ async fn what_a_child_leaves_behind_may_finish_writing_within_the_drain_grace() 
     assert_eq!(kept.exited().await.status.unwrap().code(), Some(5));
     assert!(!is_gone(kept.pid()));
     to_file(started.stdin.unwrap()).write_all(b"late\n").unwrap();
-    assert_eq!(rest(&started.stdout.unwrap()), "late\n");
+    let stdout = started.stdout.unwrap();
+    assert_eq!(rest(&stdout), "late\n");
+    // The pipe's end ends the grace, if the pipe is still there to say so.
     while !is_gone(kept.pid()) {
         tokio::task::yield_now().await;
     }
+    drop(stdout);
 
     // Who has read enough cuts it short.
     let started = spawn_async(sh(script), terms()).await.unwrap();
@@ -134,7 +142,7 @@ async fn what_a_child_leaves_behind_may_finish_writing_within_the_drain_grace() 
     assert_eq!(rest(&started.stdout.unwrap()), "");
 
     // And so does the end of the grace.
-    let terms = Terms { drain: Duration::from_millis(20), stdout: None };
+    let terms = Terms { drain: Duration::from_millis(20), ..Terms::default() };
     let started = spawn_async(sh(script), terms).await.unwrap();
     started.child.kept().exited().await;
     assert_eq!(rest(&started.stdout.unwrap()), "");
@@ -159,7 +167,7 @@ fn somebody_else_who_reaps_hangs_nothing() {
         });
         drop(started.stdin);
         let stolen = thief.join().unwrap();
-        let exit = kept.exited_blocking();
+        let exit = wait(&kept);
         // One of both has it; both may, as the keeper looks before it reaps.
         assert!(stolen.is_ok() || exit.status.is_some());
         assert!(exit.status.is_none_or(|status| status.code() == Some(3)));

@@ -1,0 +1,273 @@
+//! Commands beside std and tokio, side by side in one run: `cargo bench --bench commands [name]`.
+//!
+//! Each number is the median of several rounds, in which the contestants take turns, so that a slower minute of the machine
+//! hits all of them. No claim rests on one round.
+
+use std::hint::black_box;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use multiproc::Command;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+fn main() {
+    // Cargo passes `--bench`; what else there is names one of them.
+    let only = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    for (name, bench) in [
+        ("status", status as fn(&tokio::runtime::Runtime)),
+        ("captured", captured),
+        ("at-once", at_once),
+        ("through-cat", through_cat),
+        ("large-host", large_host),
+        ("flat", flat),
+    ] {
+        if only.as_deref().is_none_or(|only| only == name) {
+            bench(&runtime);
+        }
+    }
+}
+
+type Contestant<'a> = (&'static str, Box<dyn FnMut() + 'a>);
+
+/// Runs each contestant in turn, a number of rounds, and prints the medians.
+fn compare(title: &str, rounds: usize, per_round: u32, mut contestants: Vec<Contestant<'_>>) -> Vec<Duration> {
+    let mut times = vec![Vec::new(); contestants.len()];
+    for round in 0..=rounds {
+        for (index, (_, run)) in contestants.iter_mut().enumerate() {
+            let start = Instant::now();
+            for _ in 0..per_round {
+                run();
+            }
+            // The first round only warms up.
+            if round > 0 {
+                times[index].push(start.elapsed() / per_round);
+            }
+        }
+    }
+    let medians: Vec<_> = times
+        .iter_mut()
+        .map(|times| {
+            times.sort();
+            times[times.len() / 2]
+        })
+        .collect();
+    for ((name, _), median) in contestants.iter().zip(&medians) {
+        println!("{title:<28} {name:<10} {median:>12.1?}");
+    }
+    medians
+}
+
+fn status(runtime: &tokio::runtime::Runtime) {
+    compare(
+        "/bin/true, status",
+        15,
+        100,
+        vec![
+            ("std", Box::new(|| assert!(std::process::Command::new("/bin/true").status().unwrap().success()))),
+            (
+                "tokio",
+                Box::new(|| {
+                    runtime.block_on(async {
+                        assert!(tokio::process::Command::new("/bin/true").status().await.unwrap().success());
+                    });
+                }),
+            ),
+            (
+                "multiproc",
+                Box::new(|| {
+                    runtime.block_on(async { assert!(Command::new("/bin/true").status().await.unwrap().success()) });
+                }),
+            ),
+            (
+                "  spawn",
+                Box::new(|| {
+                    runtime.block_on(async {
+                        assert!(Command::new("/bin/true").spawn().unwrap().wait().await.unwrap().success());
+                    });
+                }),
+            ),
+        ],
+    );
+}
+
+fn captured(runtime: &tokio::runtime::Runtime) {
+    compare(
+        "/bin/true, captured",
+        15,
+        100,
+        vec![
+            ("std", Box::new(|| drop(black_box(std::process::Command::new("/bin/true").output().unwrap())))),
+            (
+                "tokio",
+                Box::new(|| {
+                    drop(black_box(
+                        runtime.block_on(async { tokio::process::Command::new("/bin/true").output().await }).unwrap(),
+                    ));
+                }),
+            ),
+            ("multiproc", Box::new(|| drop(black_box(runtime.block_on(Command::new("/bin/true").output()).unwrap())))),
+        ],
+    );
+}
+
+fn at_once(runtime: &tokio::runtime::Runtime) {
+    compare(
+        "64 x /bin/true at once",
+        15,
+        2,
+        vec![
+            (
+                "tokio",
+                Box::new(|| {
+                    runtime.block_on(async {
+                        let all = (0..64).map(|_| tokio::spawn(tokio::process::Command::new("/bin/true").status()));
+                        for one in all.collect::<Vec<_>>() {
+                            assert!(one.await.unwrap().unwrap().success());
+                        }
+                    });
+                }),
+            ),
+            (
+                "multiproc",
+                Box::new(|| {
+                    runtime.block_on(async {
+                        let all = (0..64).map(|_| tokio::spawn(Command::new("/bin/true").status()));
+                        for one in all.collect::<Vec<_>>() {
+                            assert!(one.await.unwrap().unwrap().success());
+                        }
+                    });
+                }),
+            ),
+        ],
+    );
+}
+
+const CAT: usize = 256 << 20;
+
+fn through_cat(runtime: &tokio::runtime::Runtime) {
+    let input = Bytes::from(vec![7_u8; CAT]);
+    let tokio_cat = || {
+        let mut command = tokio::process::Command::new("cat");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+    };
+    compare(
+        "256 MiB through cat, kept",
+        7,
+        1,
+        vec![
+            (
+                "tokio",
+                Box::new(|| {
+                    runtime.block_on(async {
+                        let mut cat = tokio_cat();
+                        let mut stdin = cat.stdin.take().unwrap();
+                        let input = input.clone();
+                        let (output, ()) = tokio::join!(cat.wait_with_output(), async move {
+                            stdin.write_all(&input).await.unwrap();
+                        });
+                        assert_eq!(output.unwrap().stdout.len(), CAT);
+                    });
+                }),
+            ),
+            (
+                "multiproc",
+                Box::new(|| {
+                    runtime.block_on(async {
+                        let output = Command::new("cat").input(input.clone()).output().await.unwrap();
+                        assert_eq!(output.stdout.len(), CAT);
+                    });
+                }),
+            ),
+        ],
+    );
+    compare(
+        "256 MiB through cat, streamed",
+        7,
+        1,
+        vec![
+            (
+                "tokio",
+                Box::new(|| {
+                    runtime.block_on(async {
+                        let mut cat = tokio_cat();
+                        let (mut stdin, mut stdout) = (cat.stdin.take().unwrap(), cat.stdout.take().unwrap());
+                        let input = input.clone();
+                        let writer = tokio::spawn(async move { stdin.write_all(&input).await.unwrap() });
+                        assert_eq!(count(&mut stdout).await, CAT);
+                        writer.await.unwrap();
+                        cat.wait().await.unwrap();
+                    });
+                }),
+            ),
+            (
+                "multiproc",
+                Box::new(|| {
+                    runtime.block_on(async {
+                        let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+                        let (mut stdin, mut stdout) = (cat.stdin.take().unwrap(), cat.stdout.take().unwrap());
+                        let input = input.clone();
+                        let writer = tokio::spawn(async move { stdin.write_all(&input).await.unwrap() });
+                        assert_eq!(count(&mut stdout).await, CAT);
+                        writer.await.unwrap();
+                        cat.wait().await.unwrap();
+                    });
+                }),
+            ),
+        ],
+    );
+}
+
+async fn count(stdout: &mut (impl tokio::io::AsyncRead + Unpin)) -> usize {
+    let mut buf = vec![0; 256 << 10];
+    let mut total = 0;
+    loop {
+        match stdout.read(&mut buf).await.unwrap() {
+            0 => return total,
+            count => total += count,
+        }
+    }
+}
+
+/// A start must not cost more in a host that has touched a lot of memory.
+fn large_host(runtime: &tokio::runtime::Runtime) {
+    let run = |title: &str| {
+        compare(
+            title,
+            15,
+            100,
+            vec![(
+                "multiproc",
+                Box::new(|| {
+                    runtime.block_on(async { assert!(Command::new("/bin/true").status().await.unwrap().success()) });
+                }),
+            )],
+        )
+    };
+    run("host as it is");
+    let touched = vec![1_u8; 4 << 30];
+    run("host with 4 GiB touched");
+    drop(black_box(touched));
+}
+
+/// Fds, threads and memory after many starts.
+fn flat(runtime: &tokio::runtime::Runtime) {
+    let state = || {
+        let count = |path| std::fs::read_dir(path).unwrap().count();
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap().trim().to_owned();
+        format!("{} fds, {} threads, {rss}", count("/proc/self/fd"), count("/proc/self/task"))
+    };
+    let start = |times| {
+        runtime.block_on(async {
+            for _ in 0..times {
+                Command::new("/bin/true").output().await.unwrap();
+            }
+        });
+    };
+    start(100);
+    println!("after 100 starts:    {}", state());
+    start(10_000);
+    println!("after 10,100 starts: {}", state());
+}

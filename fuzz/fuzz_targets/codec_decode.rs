@@ -1,0 +1,4 @@
+//! Calls `multiproc::wire::fuzz::codec_decode`, which says what it checks.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| multiproc::wire::fuzz::codec_decode(data));

@@ -1,0 +1,191 @@
+//! What a pool is to be like: its settings and their defaults.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use super::ProcessPool;
+use crate::error::SpawnError;
+use crate::process::start::Plan;
+use crate::sys::worker::Slot;
+use crate::task::{self, PackError, Parcel, Task};
+use crate::wire::message::Life;
+
+/// A pool's settings, checked.
+#[derive(Debug)]
+pub(super) struct Settings {
+    pub(super) plan: Plan,
+    pub(super) name: String,
+    pub(super) workers: usize,
+    pub(super) min_workers: usize,
+    pub(super) on_start: Option<Parcel>,
+    pub(super) on_exit: Option<Parcel>,
+    pub(super) max_tasks: Option<u64>,
+    pub(super) max_memory: Option<u64>,
+    pub(super) task_timeout: Option<Duration>,
+    pub(super) idle_timeout: Option<Duration>,
+    pub(super) restart_limit: (u32, Duration),
+    pub(super) cancel_grace: Duration,
+}
+
+impl Settings {
+    pub(super) fn new(workers: usize) -> Self {
+        Self {
+            plan: Plan::new(Life::UntilEnd),
+            name: "pool".into(),
+            workers,
+            min_workers: 0,
+            on_start: None,
+            on_exit: None,
+            max_tasks: None,
+            max_memory: None,
+            task_timeout: None,
+            idle_timeout: None,
+            restart_limit: (5, Duration::from_secs(10)),
+            cancel_grace: Duration::ZERO,
+        }
+    }
+}
+
+/// Prepares a [`ProcessPool`]; made by [`ProcessPool::builder`].
+#[derive(Debug)]
+#[must_use = "a builder does nothing until it builds"]
+pub struct PoolBuilder {
+    settings: Settings,
+    refused: Option<PackError>,
+}
+
+impl PoolBuilder {
+    pub(super) fn new() -> Self {
+        Self { settings: Settings::new(super::usable_cpus()), refused: None }
+    }
+
+    /// How many workers there may be, and so how many tasks run at once. Default: the CPUs that this process may use.
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.settings.workers = workers;
+        self
+    }
+
+    /// Names the pool; its workers are called `NAME-0`, `NAME-1`, … in `ps` and `top`. Default: `pool`.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.settings.name = name.into();
+        self
+    }
+
+    /// A task that runs in every new worker before any other: to load what all tasks need. Its result is dropped.
+    ///
+    /// State that it leaves in a `static` or a thread-local is there for the tasks: they run on the same thread. If it
+    /// fails, the start has failed; see [`restart_limit`](Self::restart_limit).
+    pub fn on_worker_start<T: Task>(mut self, task: T) -> Self {
+        self.settings.on_start = self.pack(&task);
+        self
+    }
+
+    /// A task that runs in every worker that ends in order: on close, recycled, or idle for too long. Its result is
+    /// dropped. A worker that is killed or dies doesn't run it.
+    pub fn on_worker_exit<T: Task>(mut self, task: T) -> Self {
+        self.settings.on_exit = self.pack(&task);
+        self
+    }
+
+    /// Replaces a worker after so many tasks, at least 1: a remedy for code that leaks. Default: never.
+    pub fn max_tasks_per_worker(mut self, tasks: u64) -> Self {
+        self.settings.max_tasks = Some(tasks.max(1));
+        self
+    }
+
+    /// Replaces a worker that holds more resident memory than this, in bytes, when it has finished a task. Default: never.
+    pub fn max_worker_memory(mut self, bytes: u64) -> Self {
+        self.settings.max_memory = Some(bytes);
+        self
+    }
+
+    /// Bounds each worker's address space, in bytes; `RLIMIT_AS` in setrlimit(2). Default: no bound.
+    ///
+    /// An allocation past it fails, which for most Rust code is an abort: that task is then `Died`.
+    pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.settings.plan.memory_limit = Some(bytes);
+        self
+    }
+
+    /// How long a task may run, from its start, where [`Submit::timeout`](crate::Submit::timeout) says nothing else.
+    /// Default: for ever.
+    pub fn task_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.task_timeout = Some(timeout);
+        self
+    }
+
+    /// Ends a worker that had nothing to do for so long; a later task starts a new one. Default: never.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.idle_timeout = Some(timeout);
+        self
+    }
+
+    /// How many workers the idle timeout leaves. Default: 0.
+    pub fn min_workers(mut self, workers: usize) -> Self {
+        self.settings.min_workers = workers;
+        self
+    }
+
+    /// How many failed starts within `window`, without a new worker that did its first task in between, are tried again.
+    /// One more, and tasks fail with [`TaskError::Broken`](crate::TaskError::Broken) until the window has passed, unless
+    /// a worker lives that can do them. Default: 5 in 10 s.
+    ///
+    /// A worker that dies before it was given a task counts as a failed start. Later deaths don't: they cost the task
+    /// that it was running.
+    pub fn restart_limit(mut self, failures: u32, window: Duration) -> Self {
+        self.settings.restart_limit = (failures, window);
+        self
+    }
+
+    /// How long a worker whose task is cancelled or timed out has after SIGTERM, before SIGKILL. Default: none; it gets
+    /// SIGKILL at once.
+    pub fn cancel_grace(mut self, grace: Duration) -> Self {
+        self.settings.cancel_grace = grace;
+        self
+    }
+
+    /// Sets an environment variable of the workers.
+    pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.settings.plan.edit(|command| _ = command.env(key, value));
+        self
+    }
+
+    /// The workers' working directory. Default: this process's.
+    pub fn current_dir(mut self, directory: impl AsRef<Path>) -> Self {
+        self.settings.plan.current_dir(directory.as_ref());
+        self
+    }
+
+    /// Where the workers' stdout goes. Default: to this process's own. A pipe has no reader, so it is of no use here.
+    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
+        self.settings.plan.stdio(Slot::Stdout, stdout.into());
+        self
+    }
+
+    /// Where the workers' stderr goes. Default: to this process's own. A pipe has no reader, so it is of no use here.
+    pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
+        self.settings.plan.stdio(Slot::Stderr, stderr.into());
+        self
+    }
+
+    /// Makes the pool. No process is started yet; see [`ProcessPool::start`].
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` for zero workers; `Encode`, `TooLarge` or `ForeignCode` if the start or exit task can't be sent.
+    pub fn build(self) -> Result<ProcessPool, SpawnError> {
+        if let Some(error) = self.refused {
+            return Err(error.into());
+        }
+        if self.settings.workers == 0 {
+            return Err(SpawnError::Invalid { reason: "a pool needs at least one worker" });
+        }
+        Ok(ProcessPool::with(self.settings))
+    }
+
+    fn pack<T: Task>(&mut self, task: &T) -> Option<Parcel> {
+        task::pack(task, self.settings.plan.max_body).map_err(|error| self.refused = Some(error)).ok()
+    }
+}

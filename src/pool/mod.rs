@@ -1,0 +1,335 @@
+//! A bounded pool of worker processes.
+//!
+//! ```text
+//!  caller's task                  the pool's one lock              a supervisor a worker
+//!  Submit: encode ──▶ waiting ──▶ a permit ──▶ idle worker: written at once ──▶ its socket
+//!                                          └─▶ none idle: assigned, and a worker is started
+//!  Submit ◀── decode ◀── Job: resolved once ◀── answer, death, timeout or cancellation
+//! ```
+//!
+//! Encoding and decoding run in the caller's task, so they run in parallel and an error hurts one task only.
+
+mod answers;
+mod builder;
+mod dispatch;
+mod job;
+mod life;
+mod map;
+mod seat;
+mod status;
+mod submit;
+mod supervisor;
+
+use std::fmt;
+use std::sync::Arc;
+use std::thread::available_parallelism;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub use builder::PoolBuilder;
+use builder::Settings;
+pub use dispatch::Counts;
+use dispatch::{Phase, Shared};
+pub use life::WorkerState;
+pub use map::Map;
+pub use status::{PoolStatus, WorkerStatus};
+use submit::Claim;
+pub use submit::{Submit, TaskHandle};
+
+use crate::error::{SpawnError, TaskError, TrySubmitError};
+use crate::process::start;
+use crate::task::Task;
+
+/// A bounded pool of worker processes that run tasks, each one at a time.
+///
+/// Workers are started when there is work for them and kept for the next task; the one that worked last is taken first.
+/// At most as many tasks run at once as there are workers; the others wait in the order in which they came.
+///
+/// - A task that panics, or whose result can't be encoded, fails alone, and its worker goes on.
+/// - A worker that dies fails the one task that it was running, and is replaced. A task that was begun is never begun
+///   again unless [`retries`](Submit::retries) allows it.
+/// - Whatever happens, each future resolves.
+///
+/// Clones share the pool. When the last one is dropped the pool is cancelled: tasks that are under way resolve with
+/// [`TaskError::Cancelled`], and the workers are killed and reaped in the background. So does the end of the runtime on
+/// which tasks were submitted.
+///
+/// # Examples
+///
+/// ```
+/// use multiproc::{ProcessPool, task};
+///
+/// fn fib(n: u64) -> u64 { if n < 2 { n } else { fib(n - 1) + fib(n - 2) } }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// multiproc::init();
+/// let pool = ProcessPool::new(2);
+/// let (a, b) = tokio::try_join!(pool.submit(task!(fib(10))), pool.submit(task!(fib(20))))?;
+/// assert_eq!((a, b), (55, 6765));
+/// pool.close().await;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct ProcessPool {
+    owner: Arc<Owner>,
+}
+
+/// Cancels the pool when the last handle is gone; futures and supervisors hold the shared state, not this.
+struct Owner(Arc<Shared>);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.begin_cancel();
+    }
+}
+
+impl ProcessPool {
+    /// A pool of up to `workers` processes, with the default settings. No process is started yet.
+    ///
+    /// # Panics
+    ///
+    /// If `workers` is 0. [`builder`](Self::builder) gives an error instead.
+    pub fn new(workers: usize) -> Self {
+        assert!(workers > 0, "a pool needs at least one worker");
+        Self::with(Settings::new(workers))
+    }
+
+    /// Prepares a pool with other settings.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use multiproc::{ProcessPool, TaskError, call};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// multiproc::init();
+    /// let pool = ProcessPool::builder().workers(1).name("slow").task_timeout(Duration::from_millis(50)).build()?;
+    /// let endless = pool.submit(call(|()| loop { std::hint::spin_loop() }, ()));
+    /// let endless: Result<(), _> = endless.await;
+    /// assert!(matches!(endless, Err(TaskError::TimedOut)));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn builder() -> PoolBuilder {
+        PoolBuilder::new()
+    }
+
+    fn with(settings: Settings) -> Self {
+        Self { owner: Arc::new(Owner(Shared::new(settings))) }
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.owner.0
+    }
+
+    /// Submits a task: a future that waits for a free slot, and then for the result.
+    ///
+    /// It does nothing until it is polled. A hundred thousand of them at once are fine: each holds its own encoded task,
+    /// and they run in the order in which they were first polled.
+    ///
+    /// # Errors
+    ///
+    /// The future resolves to a [`TaskError`]: `Panicked`, `Died`, `TimedOut`, `Cancelled`, `Encode`, `Decode` and
+    /// `TooLarge` concern this task alone; `Closed` after [`close`](Self::close); `Spawn` if no process can be started
+    /// by this program at all, `Broken` if starts failed past the [restart limit](PoolBuilder::restart_limit).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future cancels the task: queued, it never runs; running, its worker is killed and replaced.
+    pub fn submit<T: Task>(&self, task: T) -> Submit<T> {
+        Submit::new(Arc::clone(self.shared()), task)
+    }
+
+    /// Submits a task and waits until it has a slot: this is the backpressure for callers that don't wait for results
+    /// one by one.
+    ///
+    /// # Errors
+    ///
+    /// As for [`submit`](Self::submit), as far as they occur before the task has a slot.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future cancels the task.
+    pub async fn spawn<T: Task>(&self, task: T) -> Result<TaskHandle<T::Output>, TaskError> {
+        let job = submit::prepare(self.shared(), &task, None, 0, true)?;
+        drop(task);
+        self.shared().submit(Arc::clone(&job))?;
+        let claim = Claim::new(Arc::clone(&job));
+        std::future::poll_fn(|cx| job.poll_assigned(cx)).await;
+        Ok(TaskHandle::new(claim))
+    }
+
+    /// Submits a task if there is a free slot for it and nobody waits for one.
+    ///
+    /// # Errors
+    ///
+    /// `Full` and `Closed` give the task back; `Refused` says why it can't be sent at all.
+    pub fn try_submit<T: Task>(&self, task: T) -> Result<TaskHandle<T::Output>, TrySubmitError<T>> {
+        match self.shared().try_reserve() {
+            Ok(true) => {}
+            Ok(false) => return Err(TrySubmitError::Full(task)),
+            Err(TaskError::Closed) => return Err(TrySubmitError::Closed(task)),
+            Err(error) => return Err(TrySubmitError::Refused(error)),
+        }
+        match submit::prepare(self.shared(), &task, None, 0, true) {
+            Ok(job) => {
+                self.shared().submit_reserved(&job);
+                Ok(TaskHandle::new(Claim::new(job)))
+            }
+            Err(error) => {
+                self.shared().unreserve();
+                Err(TrySubmitError::Refused(error))
+            }
+        }
+    }
+
+    /// Runs a function on each input and streams the results, in the order of the inputs.
+    ///
+    /// The function captures nothing, as for [`call`](crate::call). Inputs are taken only so far ahead of the consumer
+    /// as [`read_ahead`](Map::read_ahead) says, so they may be endless. A failure is an item of the stream; the others
+    /// go on.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the stream cancels what is under way and takes no more inputs.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use futures::StreamExt;
+    /// use multiproc::ProcessPool;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// multiproc::init();
+    /// let pool = ProcessPool::new(2);
+    /// let squares: Vec<u64> = pool.map(1..=4, |n: u64| n * n).map(|result| result.unwrap()).collect().await;
+    /// assert_eq!(squares, [1, 4, 9, 16]);
+    /// # }
+    /// ```
+    pub fn map<I, F, R>(&self, inputs: I, function: F) -> Map<I::IntoIter, F, R>
+    where
+        I: IntoIterator,
+        I::Item: Serialize + DeserializeOwned + Send + 'static,
+        F: Fn(I::Item) -> R + Copy + Send + 'static,
+        R: Serialize + DeserializeOwned + Send + 'static,
+    {
+        Map::new(self.clone(), inputs.into_iter(), function)
+    }
+
+    /// Takes no more tasks, waits until all that were submitted have ended, and then until every worker has.
+    ///
+    /// It may be called again, also at the same time. A future of [`submit`](Self::submit) that was never polled has
+    /// not been submitted.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, the pool goes on closing; call it again to wait for the end.
+    pub async fn close(&self) {
+        self.shared().begin_close();
+        self.ended().await;
+    }
+
+    /// Ends the pool now: what waits or runs resolves with [`TaskError::Cancelled`], every worker is killed. Resolves
+    /// when they are reaped.
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`close`](Self::close).
+    pub async fn cancel(&self) {
+        self.shared().begin_cancel();
+        self.ended().await;
+    }
+
+    async fn ended(&self) {
+        self.when(|state| {
+            (state.phase != Phase::Open
+                && state.seats.is_empty()
+                && state.assigned.is_empty()
+                && state.waiting.is_empty())
+            .then_some(())
+        })
+        .await;
+    }
+
+    /// Starts all workers, and waits until they are ready: so that the first tasks need not.
+    ///
+    /// # Errors
+    ///
+    /// The first failure of a start; the pool goes on trying within its restart limit. `Cancelled` if the pool is closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, the workers go on starting.
+    pub async fn start(&self) -> Result<(), SpawnError> {
+        start::permitted()?;
+        self.shared().warm_up()?;
+        self.when(|state| {
+            if state.phase != Phase::Open {
+                Some(Err(SpawnError::Cancelled))
+            } else if let Some(cause) = &state.last_cause {
+                Some(Err(SpawnError::Worker(Arc::clone(cause))))
+            } else {
+                (state.starting == 0).then_some(Ok(()))
+            }
+        })
+        .await
+    }
+
+    async fn when<R>(&self, mut known: impl FnMut(&dispatch::State) -> Option<R>) -> R {
+        loop {
+            let changed = self.shared().changed.notified();
+            let mut changed = std::pin::pin!(changed);
+            // Listen before looking, or a change in between would be missed.
+            changed.as_mut().enable();
+            if let Some(known) = known(&self.shared().state()) {
+                return known;
+            }
+            changed.await;
+        }
+    }
+
+    /// How many workers there may be.
+    fn limit(&self) -> usize {
+        self.shared().state().target
+    }
+
+    /// What the pool is doing at the moment.
+    pub fn status(&self) -> PoolStatus {
+        PoolStatus::of(self.shared())
+    }
+
+    /// Sets how many workers there may be. More take waiting tasks at once; of fewer, idle ones end now and busy ones
+    /// after their task.
+    ///
+    /// # Panics
+    ///
+    /// If `workers` is 0.
+    pub fn resize(&self, workers: usize) {
+        assert!(workers > 0, "a pool needs at least one worker");
+        self.shared().resize(workers);
+    }
+}
+
+/// A pool with a worker for each CPU that this process may use.
+impl Default for ProcessPool {
+    fn default() -> Self {
+        Self::new(usable_cpus())
+    }
+}
+
+impl fmt::Debug for ProcessPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProcessPool").field("name", &self.shared().settings.name).finish_non_exhaustive()
+    }
+}
+
+/// The CPUs that this process may use, by affinity and cgroup quota.
+fn usable_cpus() -> usize {
+    available_parallelism().map_or(1, usize::from)
+}

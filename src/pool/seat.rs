@@ -1,0 +1,218 @@
+//! One worker's place in the pool: what the dispatcher, the callers and the supervisor share of it.
+//!
+//! A caller that has a task for an idle worker writes it here at once; only what does not fit into the socket, and what
+//! needs a clock, wakes the supervisor. Whoever wants a task's worker ended leaves a word here; the supervisor, which
+//! alone knows whether that task is still the one that runs, acts on it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use super::job::Job;
+use super::life::{Event, WorkerState};
+use crate::channel::outbox::Outbox;
+use crate::channel::socket::Socket;
+use crate::sys::ledger::Ledger;
+use crate::wire::frame::Frame;
+use crate::wire::message::Kind;
+
+/// A worker gets tasks ahead for about so long, by the time that its last ones took.
+const AHEAD: Duration = Duration::from_millis(1);
+
+/// The most tasks that a worker has, the running one included.
+const MOST_SENT: usize = 1024;
+
+/// How many bytes may wait to be written before no more tasks are sent ahead.
+const MOST_UNWRITTEN: usize = 64 * 1024;
+
+#[derive(Debug)]
+pub(super) struct Seat {
+    /// Numbers the pool's workers, from 0, in the order in which they were first wanted.
+    pub(super) index: usize,
+    desk: Mutex<Desk>,
+    /// Rings when the supervisor should look at the desk.
+    pub(super) bell: Notify,
+}
+
+/// What lies on the worker's desk.
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub(super) state: WorkerState,
+    pub(super) pid: Option<u32>,
+    /// Whether it holds a permit of the pool: it does from its first task on until it has none.
+    pub(super) holds_permit: bool,
+    socket: Option<Arc<Socket>>,
+    ledger: Option<Arc<Ledger>>,
+    pub(super) outbox: Outbox,
+    /// Tasks that were sent and not answered, oldest first. The first one runs, or is about to.
+    sent: VecDeque<Sent>,
+    /// Since when the first of them has been the first.
+    pub(super) since: Instant,
+    /// How long its last tasks took, each; `None` before the first answer.
+    pace: Option<Duration>,
+    /// Tasks that this process has answered.
+    pub(super) done: u64,
+    last_id: u64,
+}
+
+/// A task that was sent, under its number.
+#[derive(Debug)]
+struct Sent {
+    id: u64,
+    job: Arc<Job>,
+}
+
+impl Seat {
+    pub(super) fn new(index: usize) -> Arc<Self> {
+        Arc::new(Self { index, desk: Mutex::new(Desk::empty()), bell: Notify::new() })
+    }
+
+    pub(super) fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.desk().pid
+    }
+
+    /// Sends a task to this idle worker, which takes over the task's permit. `false`: nobody wants the task any more,
+    /// and the worker is still idle.
+    pub(super) fn give(self: &Arc<Self>, job: &Arc<Job>) -> bool {
+        let mut desk = self.desk();
+        if !desk.send(job, self) {
+            return false;
+        }
+        desk.apply(Event::Sent);
+        desk.holds_permit = true;
+        desk.since = Instant::now();
+        // Written here and now, in the caller's task.
+        let unwritten = !desk.write();
+        drop(desk);
+        if unwritten || job.timeout.is_some() {
+            self.bell.notify_one();
+        }
+        true
+    }
+}
+
+impl Desk {
+    fn empty() -> Self {
+        Self {
+            state: WorkerState::Starting,
+            pid: None,
+            holds_permit: false,
+            socket: None,
+            ledger: None,
+            outbox: Outbox::default(),
+            sent: VecDeque::new(),
+            since: Instant::now(),
+            pace: None,
+            done: 0,
+            last_id: 0,
+        }
+    }
+
+    /// Sets the desk up for a new process.
+    pub(super) fn set_up(&mut self, pid: u32, socket: Arc<Socket>, ledger: Arc<Ledger>, outbox: Outbox) {
+        *self = Self { pid: Some(pid), socket: Some(socket), ledger: Some(ledger), outbox, ..Self::empty() };
+    }
+
+    /// Clears the desk after a process; no task may lie on it.
+    pub(super) fn clear(&mut self) {
+        *self = Self::empty();
+    }
+
+    /// Moves the worker's life on.
+    pub(super) fn apply(&mut self, event: Event) {
+        let next = self.state.on(event);
+        debug_assert!(next.is_some(), "{:?} can't happen to a worker that is {:?}", event, self.state);
+        if let Some(next) = next {
+            self.state = next;
+        }
+    }
+
+    /// The number of the next task for this process.
+    pub(super) fn take_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    /// Puts a task into the outbox. `false`: nobody wants it any more.
+    pub(super) fn send(&mut self, job: &Arc<Job>, seat: &Arc<Seat>) -> bool {
+        let Some((body, fds)) = job.send(seat) else { return false };
+        let id = self.take_id();
+        self.sent.push_back(Sent { id, job: Arc::clone(job) });
+        self.outbox.push(Frame { kind: Kind::Run as u8, id, body, fds });
+        true
+    }
+
+    /// Writes what fits. `false`: some is left, or the worker is ending, which its supervisor will see.
+    pub(super) fn write(&mut self) -> bool {
+        let Some(socket) = &self.socket else { return false };
+        self.outbox.flush(&**socket).is_ok()
+    }
+
+    /// How many more tasks it may be sent: as many as keep it busy for a moment.
+    pub(super) fn room(&self) -> usize {
+        let Some(pace) = self.pace else { return 0 };
+        if self.outbox.len() > MOST_UNWRITTEN || self.state != WorkerState::Busy {
+            return 0;
+        }
+        let most = (AHEAD.as_nanos() / pace.as_nanos().max(1)).clamp(1, MOST_SENT as u128) as usize;
+        most.saturating_sub(self.sent.len())
+    }
+
+    /// How many tasks it has, the running one included.
+    pub(super) fn load(&self) -> usize {
+        self.sent.len()
+    }
+
+    pub(super) fn jobs(&self) -> impl Iterator<Item = &Arc<Job>> {
+        self.sent.iter().map(|sent| &sent.job)
+    }
+
+    /// The task that runs or is about to.
+    pub(super) fn first(&self) -> Option<&Arc<Job>> {
+        self.sent.front().map(|sent| &sent.job)
+    }
+
+    /// Takes the task with this number off the desk, because it is answered.
+    pub(super) fn answer(&mut self, id: u64) -> Option<Arc<Job>> {
+        // Answers nearly always come in the order of the tasks.
+        let place = match self.sent.front() {
+            Some(first) if first.id == id => 0,
+            _ => self.sent.binary_search_by_key(&id, |sent| sent.id).ok()?,
+        };
+        self.done += 1;
+        self.sent.remove(place).map(|sent| sent.job)
+    }
+
+    /// Notes that `count` tasks were answered just now.
+    pub(super) fn answered(&mut self, count: usize) {
+        let now = Instant::now();
+        let each = now.duration_since(self.since) / u32::try_from(count.max(1)).unwrap_or(u32::MAX);
+        // Half old, half new: one long task must not end the sending ahead, and three must.
+        self.pace = Some(self.pace.map_or(each, |pace| (pace + each) / 2));
+        self.since = now;
+    }
+
+    /// Takes back every task that was not begun, oldest first. They can't be begun any more.
+    pub(super) fn take_back(&mut self) -> Vec<Arc<Job>> {
+        let Some(ledger) = &self.ledger else { return Vec::new() };
+        if self.sent.is_empty() {
+            return Vec::new();
+        }
+        let begun = ledger.take_back(self.last_id);
+        let first = self.sent.partition_point(|sent| sent.id <= begun);
+        self.sent.drain(first..).map(|sent| sent.job).collect()
+    }
+
+    /// Takes everything off the desk, because the process has ended: what was begun and not answered, then what was not
+    /// begun.
+    pub(super) fn take_all(&mut self) -> (Vec<Arc<Job>>, Vec<Arc<Job>>) {
+        let rest = self.take_back();
+        (self.sent.drain(..).map(|sent| sent.job).collect(), rest)
+    }
+}

@@ -1,0 +1,201 @@
+//! Submitted tasks seen from their callers: the `Submit` future and the `TaskHandle`.
+
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::dispatch::Shared;
+use super::job::{Job, Outcome};
+use crate::error::TaskError;
+use crate::process::start;
+use crate::task::{self, Task};
+
+/// A task's way through the pool, from [`ProcessPool::submit`](crate::ProcessPool::submit): a future of its result.
+///
+/// Nothing happens before it is polled for the first time: then the task is encoded and takes its place in the queue,
+/// and from there on it makes progress whether it is polled or not.
+///
+/// # Cancel safety
+///
+/// Dropping it cancels the task: queued, it never runs; running, its worker is killed and replaced. No other task is hit.
+#[must_use = "a submitted task does nothing unless it is awaited"]
+pub struct Submit<T: Task> {
+    shared: Arc<Shared>,
+    timeout: Option<Duration>,
+    retries: u32,
+    stage: Stage<T>,
+}
+
+enum Stage<T> {
+    Unsent(T),
+    Sent(Claim),
+    Over,
+}
+
+impl<T: Task> Submit<T> {
+    pub(super) fn new(shared: Arc<Shared>, task: T) -> Self {
+        Self { shared, timeout: None, retries: 0, stage: Stage::Unsent(task) }
+    }
+
+    /// Bounds how long the task may run, counted from its start in a worker: waiting for a slot takes none of it. After
+    /// that its worker is killed, and this resolves to [`TimedOut`](TaskError::TimedOut).
+    ///
+    /// Once it has been polled this has no effect.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Lets the task run again, up to so many times, when its worker dies while it runs. Without it a task that was begun
+    /// is never begun again.
+    ///
+    /// Only deaths count: a panic is an answer, and a timeout is final.
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.retries = retries;
+        self
+    }
+}
+
+/// The task is moved out before anything is polled in place.
+impl<T: Task> Unpin for Submit<T> {}
+
+impl<T: Task> Future for Submit<T> {
+    type Output = Result<T::Output, TaskError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Stage::Unsent(_) = self.stage
+            && let Stage::Unsent(task) = std::mem::replace(&mut self.stage, Stage::Over)
+        {
+            let job = prepare(&self.shared, &task, self.timeout, self.retries, false)?;
+            drop(task);
+            self.shared.submit(Arc::clone(&job))?;
+            self.stage = Stage::Sent(Claim::new(job));
+        }
+        let Stage::Sent(claim) = &mut self.stage else { return Poll::Ready(Err(TaskError::Cancelled)) };
+        let outcome = ready!(claim.poll(cx));
+        Poll::Ready(outcome.and_then(task::unpack))
+    }
+}
+
+impl<T: Task> fmt::Debug for Submit<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Submit").field("task", &std::any::type_name::<T>()).finish_non_exhaustive()
+    }
+}
+
+/// Encodes a task into a job that is not in the queue yet.
+pub(super) fn prepare<T: Task>(
+    shared: &Shared,
+    task: &T,
+    timeout: Option<Duration>,
+    retries: u32,
+    wants_slot: bool,
+) -> Result<Arc<Job>, TaskError> {
+    start::permitted()?;
+    let parcel = task::pack(task, shared.settings.plan.max_body)?;
+    Ok(Job::new(parcel, timeout.or(shared.settings.task_timeout), retries, wants_slot))
+}
+
+/// A job that somebody waits for; dropping it cancels the job.
+#[derive(Debug)]
+pub(super) struct Claim(Option<Arc<Job>>);
+
+impl Claim {
+    pub(super) fn new(job: Arc<Job>) -> Self {
+        Self(Some(job))
+    }
+
+    pub(super) fn job(&self) -> Option<&Job> {
+        self.0.as_deref()
+    }
+
+    /// Waits for the outcome; afterwards there is nothing left to cancel.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let Some(job) = &self.0 else { return Poll::Ready(Err(TaskError::Cancelled)) };
+        let outcome = ready!(job.poll_outcome(cx));
+        self.0 = None;
+        Poll::Ready(outcome)
+    }
+
+    /// Gives the claim up and lets the job go on. The queue and the worker hold it for as long as they need.
+    fn forget(&mut self) {
+        if let Some(job) = self.0.take() {
+            job.detach();
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some(seat) = self.0.take().and_then(|job| job.abandon()) {
+            seat.bell.notify_one();
+        }
+    }
+}
+
+/// A task that has its slot: from [`ProcessPool::spawn`](crate::ProcessPool::spawn) and
+/// [`try_submit`](crate::ProcessPool::try_submit). Await it for the result.
+///
+/// # Cancel safety
+///
+/// Dropping it cancels the task, as [`abort`](Self::abort) does; [`detach`](Self::detach) doesn't. A pending
+/// `(&mut handle).await` may be dropped and taken up again.
+///
+/// # Panics
+///
+/// Polling it again after it gave its result gives [`Cancelled`](TaskError::Cancelled), and no panic.
+#[must_use = "dropping it cancels the task"]
+pub struct TaskHandle<R> {
+    claim: Claim,
+    result: PhantomData<fn() -> R>,
+}
+
+impl<R> TaskHandle<R> {
+    pub(super) fn new(claim: Claim) -> Self {
+        Self { claim, result: PhantomData }
+    }
+
+    /// Cancels the task: awaiting it gives [`Cancelled`](TaskError::Cancelled), unless it has ended already. If it runs,
+    /// its worker is killed and replaced.
+    pub fn abort(&self) {
+        if let Some(seat) = self.claim.job().and_then(Job::cancel) {
+            seat.bell.notify_one();
+        }
+    }
+
+    /// Lets the task run on; its result is thrown away.
+    pub fn detach(mut self) {
+        self.claim.forget();
+    }
+
+    /// The id of the process that runs it; `None` before its worker is ready and after it has ended.
+    pub fn worker_id(&self) -> Option<u32> {
+        self.claim.job().and_then(Job::worker_id)
+    }
+
+    /// Whether it has ended, in whatever way.
+    pub fn is_finished(&self) -> bool {
+        self.claim.job().is_none_or(|job| !job.is_wanted())
+    }
+}
+
+impl<R: DeserializeOwned> Future for TaskHandle<R> {
+    type Output = Result<R, TaskError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let outcome = ready!(self.claim.poll(cx));
+        Poll::Ready(outcome.and_then(task::unpack))
+    }
+}
+
+impl<R> fmt::Debug for TaskHandle<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskHandle").field("worker_id", &self.worker_id()).finish_non_exhaustive()
+    }
+}

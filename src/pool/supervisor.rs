@@ -1,0 +1,481 @@
+//! One task a worker: starts its process, reads its answers, ends it, and starts the next one in its place.
+//!
+//! Only the supervisor decides that a process is killed, because only it knows whether the task that is to end is still
+//! the one that runs. Which task the worker gets is decided in `dispatch.rs`.
+
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+
+use super::answers::{Misbehaved, Ring, answer};
+use super::dispatch::{End, Ending, Next, Phase, Review, Shared, Turn};
+use super::job::{Job, Outcome};
+use super::life::{Event, WorkerState};
+use super::seat::Seat;
+use crate::channel::inbox::Inbox;
+use crate::channel::outbox::Outbox;
+use crate::channel::socket::Socket;
+use crate::error::{RecvError, SpawnError, TaskError};
+use crate::process::kept::{Exit, Kept, KillOnDrop};
+use crate::process::spawn::died;
+use crate::process::start::{self, Worker};
+use crate::sys::ledger::Reader;
+use crate::sys::socket::{self, Ready};
+use crate::task::Parcel;
+use crate::wire::frame::Frame;
+use crate::wire::message::Kind;
+
+/// How long a killed process may take to end before its task is resolved without it; one in an uninterruptible wait can
+/// take for ever.
+const KILL_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long a process that has closed its socket may take to exit by itself.
+const EXIT_WITHIN: Duration = Duration::from_millis(100);
+
+/// How long a process that ends in order may take for its exit task and its exit.
+const RETIRE_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long a worker that has tasks ahead may be silent before its ledger is looked at.
+const LOOK_AFTER: Duration = Duration::from_millis(1);
+
+/// How often a worker that is starting while the pool closes looks whether it is still needed.
+const CLOSING_LOOK: Duration = Duration::from_millis(20);
+
+/// The first pause after a failed start; it doubles up to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Runs the supervisor of a new seat on that runtime. If there is none any more, the seat is given up.
+pub(super) fn spawn(runtime: Option<&Handle>, shared: Arc<Shared>, seat: Arc<Seat>) {
+    let supervisor = Supervisor { shared, seat, left: false };
+    match runtime {
+        Some(runtime) => drop(runtime.spawn(supervisor.run())),
+        None => drop(supervisor),
+    }
+}
+
+struct Supervisor {
+    shared: Arc<Shared>,
+    seat: Arc<Seat>,
+    /// Whether the seat has been given up in order.
+    left: bool,
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        if !self.left {
+            self.shared.abandoned(&self.seat);
+        }
+    }
+}
+
+/// A process that is ready, seen from its supervisor.
+struct Process {
+    child: KillOnDrop,
+    socket: Arc<Socket>,
+    inbox: Inbox,
+    ring: Ring,
+    /// Answers that are being taken in; empty between two turns.
+    answers: Vec<(u64, Outcome)>,
+}
+
+/// Tasks that are off the desk, with what they are to be resolved with.
+type Answered = Vec<(Arc<Job>, Outcome)>;
+
+/// Why a process is ended, or has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// By itself, in the middle of a task or of nothing.
+    Died,
+    /// Its task is not wanted any more.
+    Cancelled,
+    TimedOut,
+    /// In order.
+    Retired(End),
+}
+
+impl Supervisor {
+    async fn run(mut self) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let unneeded = self.shared.state().needs_no_start();
+            let started = if unneeded { Err(SpawnError::Cancelled) } else { self.start().await };
+            let failed;
+            let next = match started {
+                Ok(process) => {
+                    let end = self.serve(process).await;
+                    failed = matches!(end, End::Fruitless { .. });
+                    self.shared.ended(&self.seat, end)
+                }
+                Err(cause) => {
+                    failed = true;
+                    self.shared.start_failed(&self.seat, Arc::new(cause))
+                }
+            };
+            if next == Next::Leave {
+                self.left = true;
+                return;
+            }
+            if failed {
+                tokio::select! {
+                    () = self.unneeded() => {}
+                    () = tokio::time::sleep(jittered(pause)) => {}
+                }
+                pause = (pause * 2).min(LAST_PAUSE);
+            } else {
+                pause = FIRST_PAUSE;
+            }
+        }
+    }
+
+    /// Resolves when the pool is cancelled.
+    async fn cancelled(&self) {
+        while self.shared.state().phase != Phase::Cancelled {
+            self.seat.bell.notified().await;
+        }
+    }
+
+    /// Resolves when a process that is not ready yet is of no use: the pool is cancelled, or it is closing and has
+    /// nothing for it to do.
+    async fn unneeded(&self) {
+        loop {
+            let closing = {
+                let state = self.shared.state();
+                if state.needs_no_start() {
+                    return;
+                }
+                state.phase == Phase::Closing
+            };
+            tokio::select! {
+                () = self.seat.bell.notified() => {}
+                // A task that is given up, or taken by another worker, rings no bell here.
+                () = tokio::time::sleep(CLOSING_LOOK), if closing => {}
+            }
+        }
+    }
+
+    /// Starts a process and makes it ready, unless it is of no use any more. One that does not get ready is killed, and
+    /// has ended by then.
+    async fn start(&self) -> Result<Process, SpawnError> {
+        let settings = &self.shared.settings;
+        let name = format!("{}-{}", settings.name, self.seat.index);
+        // This takes a millisecond or so, and is not given up half-way: then nobody would know when the process has ended.
+        let worker = start::launch(&settings.plan, &name, None).await?;
+        let kept = worker.child.kept().clone();
+        let ready = tokio::select! {
+            biased;
+            () = self.unneeded() => Err(SpawnError::Cancelled),
+            ready = self.make_ready(worker) => ready,
+        };
+        if ready.is_err() {
+            // It was dropped, and so killed.
+            let _ = tokio::time::timeout(KILL_WITHIN, kept.exited()).await;
+        }
+        ready
+    }
+
+    /// Shakes hands with a new process and runs the pool's start task in it.
+    async fn make_ready(&self, mut worker: Worker) -> Result<Process, SpawnError> {
+        worker.shake_hands().await?;
+        let Worker { child, socket, mut inbox, outbox, ledger, .. } = worker;
+        let (socket, ledger) = (Arc::new(socket), Arc::new(ledger.ok_or(SpawnError::Cancelled)?));
+        let mut ring = Ring::new(Reader::new(Arc::clone(&ledger)));
+        self.seat.desk().set_up(child.kept().pid(), Arc::clone(&socket), ledger, outbox);
+        if let Some(task) = &self.shared.settings.on_start {
+            self.perform(task, &socket, &mut inbox, &mut ring, child.kept())
+                .await
+                .map_err(|error| SpawnError::StartTask(Box::new(error)))?;
+        }
+        Ok(Process { child, socket, inbox, ring, answers: Vec::new() })
+    }
+
+    /// Runs one of the pool's own tasks in the process and waits for its answer.
+    async fn perform(
+        &self,
+        task: &Parcel,
+        socket: &Socket,
+        inbox: &mut Inbox,
+        ring: &mut Ring,
+        kept: &Kept,
+    ) -> Result<(), TaskError> {
+        let fds: io::Result<Vec<_>> = task.fds.iter().map(socket::duplicate).collect();
+        let fds = fds.map_err(|error| TaskError::Encode(error.into()))?;
+        {
+            let mut desk = self.seat.desk();
+            let id = desk.take_id();
+            desk.outbox.push(Frame { kind: Kind::Run as u8, id, body: task.body.clone(), fds });
+        }
+        let answer = async {
+            // If it can't be written, the process is ending, which the read sees.
+            let _ = socket.when(Ready::Write, || self.seat.desk().outbox.flush(socket)).await;
+            let mut answers = Vec::new();
+            let frame = inbox.frame(socket).await.ok()??;
+            answers.extend(answer(frame).ok()?);
+            ring.take(&mut answers).ok()?;
+            answers.pop().map(|(_, outcome)| outcome)
+        };
+        tokio::select! {
+            biased;
+            outcome = answer => if let Some(outcome) = outcome { return outcome.map(drop) },
+            _ = kept.exited() => {}
+        }
+        let _ = kept.signal_group(libc::SIGKILL);
+        Err(died(kept, &kept.exited().await, task.name))
+    }
+
+    /// Serves until the process has ended.
+    async fn serve(&self, mut process: Process) -> End {
+        self.seat.desk().apply(Event::Ready);
+        self.shared.started();
+        let turn = self.shared.next_task(&self.seat);
+        let cause = self.work(&mut process, turn).await;
+        self.end(process, cause).await
+    }
+
+    /// Reads one answer after the other, until there is a reason to end the process.
+    async fn work(&self, process: &mut Process, mut turn: Turn) -> Cause {
+        let kept = process.child.kept().clone();
+        let socket = Arc::clone(&process.socket);
+        let mut exited = pin!(kept.exited());
+        // `None`: it stays, however long it is idle.
+        let mut idle_since = None;
+        loop {
+            match turn {
+                Turn::Busy => {}
+                Turn::Idle => idle_since = Some(Instant::now()),
+                Turn::Retire => return Cause::Retired(End::Other),
+                Turn::End => return Cause::Cancelled,
+            }
+            turn = loop {
+                let (drained, unwritten, ahead, deadline) = {
+                    let desk = self.seat.desk();
+                    let deadline = match desk.first() {
+                        Some(job) => job.timeout.and_then(|timeout| desk.since.checked_add(timeout)),
+                        None => idle_since
+                            .zip(self.shared.settings.idle_timeout)
+                            .and_then(|(since, most)| since.checked_add(most)),
+                    };
+                    let drained = desk.state == WorkerState::Draining && desk.load() == 0;
+                    (drained, !desk.outbox.is_empty(), desk.load() > 1, deadline)
+                };
+                if drained {
+                    return Cause::Retired(End::Other);
+                }
+                tokio::select! {
+                    biased;
+                    frame = process.inbox.frame(&socket) => match self.heard(process, frame) {
+                        Ok(Some(turn)) => break turn,
+                        Ok(None) => {}
+                        Err(Misbehaved) => return Cause::Died,
+                    },
+                    _ = &mut exited => return Cause::Died,
+                    () = self.seat.bell.notified() => {
+                        // What it has answered by now is not unwanted.
+                        match self.take_answers(process) {
+                            Ok(Some(turn)) => break turn,
+                            Ok(None) => {}
+                            Err(Misbehaved) => return Cause::Died,
+                        }
+                        match self.shared.review(&self.seat) {
+                            Review::Fine => {}
+                            Review::Unwanted => return Cause::Cancelled,
+                            Review::Unloaded => break self.shared.answered(&self.seat, &[], false),
+                        }
+                    }
+                    written = socket.when(Ready::Write, || self.seat.desk().outbox.flush(&*socket)), if unwritten => {
+                        if written.is_err() {
+                            // It is ending. What is left of the tasks can't be sent, and the end will be seen.
+                            self.seat.desk().outbox = Outbox::default();
+                        }
+                    }
+                    // Answers that lie in the ledger while it works on a longer task.
+                    () = tokio::time::sleep(LOOK_AFTER), if ahead => match self.take_answers(process) {
+                        Ok(Some(turn)) => break turn,
+                        Ok(None) => {
+                            if let Some(cause) = self.deadline_passed() {
+                                return cause;
+                            }
+                        }
+                        Err(Misbehaved) => return Cause::Died,
+                    },
+                    () = sleep_until(deadline) => match self.deadline_passed() {
+                        Some(cause) => return cause,
+                        None => idle_since = None,
+                    },
+                }
+            };
+        }
+    }
+
+    /// The running task's time is up, or the worker's idle time; unless the one became the other in this moment.
+    fn deadline_passed(&self) -> Option<Cause> {
+        {
+            let desk = self.seat.desk();
+            if let Some(job) = desk.first() {
+                let over = job.timeout.is_some_and(|timeout| desk.since.elapsed() >= timeout);
+                return over.then_some(Cause::TimedOut);
+            }
+        }
+        self.shared.withdraw_idle(&self.seat).then_some(Cause::Retired(End::TooLongIdle))
+    }
+
+    /// A frame has come, or the end of the stream.
+    fn heard(
+        &self,
+        process: &mut Process,
+        frame: Result<Option<Frame>, RecvError>,
+    ) -> Result<Option<Turn>, Misbehaved> {
+        let frame = frame.ok().flatten().ok_or(Misbehaved)?;
+        // What lies in the ledger is older than what came through the socket.
+        process.ring.take(&mut process.answers)?;
+        process.answers.extend(answer(frame)?);
+        self.take_answers(process)
+    }
+
+    /// Resolves the tasks that the worker has answered, and gives it its next ones. `None`: it has answered nothing.
+    fn take_answers(&self, process: &mut Process) -> Result<Option<Turn>, Misbehaved> {
+        process.ring.take(&mut process.answers)?;
+        if process.answers.is_empty() {
+            return Ok(None);
+        }
+        let (answered, endings) = self.match_answers(process)?;
+        let settings = &self.shared.settings;
+        let done = self.seat.desk().done;
+        let pid = process.child.kept().pid();
+        let worn = settings.max_tasks.is_some_and(|most| done >= most)
+            || settings.max_memory.is_some_and(|most| resident_memory(pid).is_some_and(|now| now > most));
+        // The worker gets its next tasks before these ones' callers get the results.
+        let turn = self.shared.answered(&self.seat, &endings, worn);
+        for (job, outcome) in answered {
+            job.resolve(outcome);
+        }
+        Ok(Some(turn))
+    }
+
+    /// Takes the answered tasks off the desk.
+    fn match_answers(&self, process: &mut Process) -> Result<(Answered, Vec<Ending>), Misbehaved> {
+        let mut desk = self.seat.desk();
+        let mut answered = Vec::with_capacity(process.answers.len());
+        let mut endings = Vec::with_capacity(process.answers.len());
+        for (id, outcome) in process.answers.drain(..) {
+            let job = desk.answer(id).ok_or(Misbehaved)?;
+            endings.push(if outcome.is_ok() { Ending::Done } else { Ending::Failed });
+            answered.push((job, outcome));
+        }
+        desk.answered(answered.len());
+        Ok((answered, endings))
+    }
+
+    /// Ends the process, if it has not ended, and resolves the task that it had.
+    async fn end(&self, mut process: Process, cause: Cause) -> End {
+        // First of all: what is given to a worker after its desk was looked at below would be lost.
+        self.shared.withdraw(&self.seat);
+        let kept = process.child.kept().clone();
+        let exit = match cause {
+            Cause::Retired(_) => self.retire(&mut process).await,
+            Cause::Cancelled | Cause::TimedOut => self.stop(&kept).await,
+            // It may have closed its socket on its way out; its own status says more than our SIGKILL.
+            Cause::Died => match tokio::time::timeout(EXIT_WITHIN, kept.exited()).await {
+                Ok(exit) => Some(exit),
+                Err(_) => self.kill(&kept).await,
+            },
+        };
+        let ending = match cause {
+            Cause::Cancelled => Ending::Cancelled,
+            Cause::TimedOut => Ending::TimedOut,
+            Cause::Died | Cause::Retired(_) => Ending::Died,
+        };
+        // What it had said before its end counts.
+        let _ = process.ring.take(&mut process.answers);
+        while let Ok(Some(frame)) = process.inbox.try_frame(&process.socket) {
+            let Ok(answer) = answer(frame) else { break };
+            process.answers.extend(answer);
+        }
+        let fruitless = {
+            let desk = self.seat.desk();
+            desk.done == 0 && desk.load() == 0 && cause == Cause::Died
+        };
+        let (answered, endings) = self.match_answers(&mut process).unwrap_or_default();
+        let end = match cause {
+            Cause::Retired(end) => end,
+            _ if fruitless => End::Fruitless { status: exit.and_then(|exit| exit.status), pid: kept.pid() },
+            _ => End::Other,
+        };
+        let exit = exit.unwrap_or(Exit::UNKNOWN);
+        self.shared.lost(&self.seat, &endings, ending, |job| match cause {
+            Cause::TimedOut => TaskError::TimedOut,
+            Cause::Cancelled => TaskError::Cancelled,
+            Cause::Died | Cause::Retired(_) => died(&kept, &exit, job.name),
+        });
+        for (job, outcome) in answered {
+            job.resolve(outcome);
+        }
+        end
+    }
+
+    /// SIGTERM first, where the pool grants a grace; then SIGKILL.
+    async fn stop(&self, kept: &Kept) -> Option<Exit> {
+        let grace = self.shared.settings.cancel_grace;
+        if !grace.is_zero() {
+            let _ = kept.signal_group(libc::SIGTERM);
+            if let Ok(exit) = tokio::time::timeout(grace, kept.exited()).await {
+                return Some(exit);
+            }
+        }
+        self.kill(kept).await
+    }
+
+    async fn kill(&self, kept: &Kept) -> Option<Exit> {
+        self.seat.desk().apply(Event::Kill);
+        let _ = kept.signal_group(libc::SIGKILL);
+        tokio::time::timeout(KILL_WITHIN, kept.exited()).await.ok()
+    }
+
+    /// Ends an idle process in order: its exit task, the end of the stream, its exit.
+    async fn retire(&self, process: &mut Process) -> Option<Exit> {
+        let kept = process.child.kept().clone();
+        self.seat.desk().apply(Event::Retire);
+        let socket = Arc::clone(&process.socket);
+        let orderly = async {
+            if let Some(task) = &self.shared.settings.on_exit {
+                // Its outcome has nobody to go to.
+                let _ = self.perform(task, &socket, &mut process.inbox, &mut process.ring, &kept).await;
+            }
+            let _ = rustix::net::shutdown(&*socket, rustix::net::Shutdown::Write);
+            kept.exited().await
+        };
+        tokio::select! {
+            exit = tokio::time::timeout(RETIRE_WITHIN, orderly) => {
+                if let Ok(exit) = exit {
+                    return Some(exit);
+                }
+            }
+            () = self.cancelled() => {}
+        }
+        self.kill(&kept).await
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Between half of a pause and all of it, so that workers that failed together don't start again together.
+fn jittered(pause: Duration) -> Duration {
+    use std::hash::{BuildHasher as _, RandomState};
+    let random = RandomState::new().hash_one(0).to_le_bytes()[0];
+    pause / 2 + pause / 2 * u32::from(random) / 256
+}
+
+/// How many bytes of a process are in memory; `statm` in proc(5).
+fn resident_memory(pid: u32) -> Option<u64> {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}

@@ -1,0 +1,349 @@
+//! A running program, or pipeline: its pipes, its end, and its signals. How the talk with it goes is in `exchange`.
+
+use std::io;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{ExitStatus, Output};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::command::{Command, GRACE};
+use super::exchange::{Exchange, Pipes, Want};
+use super::kept::{Exit, Kept, KillOnDrop};
+use super::launch::Launched;
+use super::phase::{Event, Phase, Send, Why};
+use super::pipes::{ChildStderr, ChildStdin, ChildStdout};
+use crate::error::CommandError;
+use crate::sys::process::Usage;
+
+/// A running program, or pipeline, that [`Command::spawn`](crate::Command::spawn) started.
+///
+/// Dropping it kills its whole process group, without waiting; it is reaped in any case, whether somebody waits for it or
+/// not, and whatever becomes of the runtime. See [`Command::kill_on_drop`](crate::Command::kill_on_drop).
+///
+/// Its end and the end of its pipes are two things: [`wait`](Self::wait) returns when the program has ended, although
+/// something that it started may still hold its pipes. What it left running has 100 ms then to finish writing, and is killed.
+///
+/// # Examples
+///
+/// ```
+/// use std::process::Stdio;
+/// use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut child = multiproc::Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+/// let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+/// stdin.write_all(b"ping").await?;
+/// let mut answer = [0; 4];
+/// stdout.read_exact(&mut answer).await?;
+/// assert_eq!(&answer, b"ping");
+/// drop(stdin);
+/// assert!(child.wait().await?.success());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Child {
+    /// Its stdin, if that is a pipe.
+    pub stdin: Option<ChildStdin>,
+    /// Its stdout, if that is a pipe.
+    pub stdout: Option<ChildStdout>,
+    /// Its stderr, if that is a pipe.
+    pub stderr: Option<ChildStderr>,
+    members: Vec<Member>,
+    pub(super) exchange: Exchange,
+    started: Instant,
+    timeout: Option<Duration>,
+    /// The longest line that is read, in bytes.
+    pub(super) max_line: usize,
+}
+
+#[derive(Debug)]
+struct Member {
+    program: String,
+    kept: Kept,
+    _killer: Option<KillOnDrop>,
+}
+
+impl Child {
+    pub(super) fn new(command: &mut Command, launched: Launched, started: Instant) -> io::Result<Self> {
+        let kill_on_drop = command.kill_on_drop;
+        let members = launched.members.into_iter().map(|(program, child)| {
+            let kept = child.kept().clone();
+            let killer = if kill_on_drop {
+                Some(child)
+            } else {
+                _ = child.disarm();
+                None
+            };
+            Member { program, kept, _killer: killer }
+        });
+        Ok(Self {
+            stdin: launched.stdin.map(ChildStdin::new).transpose()?,
+            stdout: launched.stdout.map(ChildStdout::new).transpose()?,
+            stderr: launched.stderr.map(ChildStderr::new).transpose()?,
+            members: members.collect(),
+            exchange: Exchange {
+                input: command.input.take(),
+                stdout: Vec::new(),
+                stderr: Vec::new(),
+                discard: false,
+                max_output: command.max_output,
+                total: 0,
+                phase: Phase::Running,
+                // A timeout past the end of time is none.
+                deadline: command.timeout.and_then(|timeout| started.checked_add(timeout)),
+                grace: command.grace.unwrap_or(GRACE),
+            },
+            started,
+            timeout: command.timeout,
+            max_line: command.max_line,
+        })
+    }
+
+    /// Its process id; `None` once it has ended. Of the last program in a pipeline.
+    ///
+    /// The first call gives it even if the program has just ended, unless another call has told so already.
+    pub fn id(&self) -> Option<u32> {
+        self.members.last().and_then(|member| member.kept.id())
+    }
+
+    /// Waits until it has ended, feeding its [`input`](crate::Command::input) if there is any; of a pipeline, all programs.
+    ///
+    /// Without an input, stdin is closed first if it is still here, or a program that reads it would wait for us. Output is
+    /// not read: a program that writes more than a pipe holds (64 KiB) waits until somebody reads it.
+    ///
+    /// # Errors
+    ///
+    /// [`TimedOut`](CommandError::TimedOut) if it was ended by its timeout, [`StatusUnknown`](CommandError::StatusUnknown) if
+    /// something else in this process reaped it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost; call it again, any number of times, also after the end.
+    pub async fn wait(&mut self) -> Result<ExitStatus, CommandError> {
+        self.close_unfed_stdin();
+        while !self.exchange.phase.has_exited() {
+            self.step(Want::Exit).await?;
+        }
+        if let Some(why @ (Why::TimedOut | Why::TooLarge)) = self.exchange.phase.why() {
+            return Err(self.cut_short(why));
+        }
+        self.status()
+    }
+
+    /// Its status if it has ended, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// [`StatusUnknown`](CommandError::StatusUnknown) if something else in this process reaped it.
+    pub fn try_wait(&mut self) -> Result<Option<ExitStatus>, CommandError> {
+        if self.exits().any(|exit| exit.is_none()) {
+            return Ok(None);
+        }
+        self.status().map(Some)
+    }
+
+    /// Feeds its [`input`](crate::Command::input), reads what is piped, all at once, and waits for its end.
+    ///
+    /// Without an input, stdin is closed first if it is still here. When the program has ended, reading goes on until
+    /// nothing can write into the pipes any more, but for 100 ms at most, for what it left running.
+    ///
+    /// # Errors
+    ///
+    /// [`TimedOut`](CommandError::TimedOut) and [`TooLarge`](CommandError::TooLarge) with what was read,
+    /// [`StatusUnknown`](CommandError::StatusUnknown), or an I/O error of a pipe.
+    ///
+    /// # Cancel safety
+    ///
+    /// What was fed and read is kept in the `Child`: call it again and it goes on, with nothing lost. Nothing is fed or
+    /// read in the meantime.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::process::Stdio;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), multiproc::CommandError> {
+    /// let sort = multiproc::Command::new("sort").input("b\na\n").stdout(Stdio::piped());
+    /// let output = sort.spawn()?.communicate().await?;
+    /// assert_eq!(output.stdout, b"a\nb\n");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn communicate(&mut self) -> Result<Output, CommandError> {
+        self.close_unfed_stdin();
+        if let Phase::Draining { why, .. } = self.exchange.phase {
+            // Somebody waited for the end before. The grace is for those who read.
+            self.exchange.phase = Phase::Draining { why, until: Instant::now() + super::keeper::DRAIN };
+        }
+        while !matches!(self.exchange.phase, Phase::Finished { .. }) {
+            self.step(Want::Output).await?;
+        }
+        (self.stdin, self.stdout, self.stderr) = (None, None, None);
+        for member in &self.members {
+            member.kept.reaped().await;
+        }
+        if let Some(why @ (Why::TimedOut | Why::TooLarge)) = self.exchange.phase.why() {
+            return Err(self.cut_short(why));
+        }
+        let status = self.status()?;
+        Ok(self.take_output(status))
+    }
+
+    /// Asks its group to end, with SIGTERM, and kills the group if it has not ended within `grace`.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait); also if it may not be signalled, because it runs as another user.
+    ///
+    /// # Cancel safety
+    ///
+    /// It goes on with the next call of any async method, and dropping the `Child` kills it.
+    pub async fn stop(&mut self, grace: Duration) -> Result<ExitStatus, CommandError> {
+        self.react(Event::Stop { grace })?;
+        self.wait().await
+    }
+
+    /// Sends a signal to the program, and to it alone; of a pipeline, to each. kill(2), but never to a stranger.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for what is no signal, `EPERM` for a program of another user. A program that has ended is no error.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        self.members.iter().try_for_each(|member| member.kept.signal(signal))
+    }
+
+    /// Sends SIGTERM to its process group.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM` for a program of another user. A program that has ended is no error.
+    pub fn terminate(&self) -> io::Result<()> {
+        self.signal_groups(libc::SIGTERM)
+    }
+
+    /// Sends SIGKILL to its process group.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM` for a program of another user. A program that has ended is no error.
+    pub fn kill(&self) -> io::Result<()> {
+        self.signal_groups(libc::SIGKILL)
+    }
+
+    /// What it used, once it has ended; of a pipeline, the times' sum and the largest memory. `None` before.
+    ///
+    /// All zero if something else in this process reaped it.
+    pub fn usage(&self) -> Option<Usage> {
+        self.exits().try_fold(Usage::default(), |sum, exit| {
+            let usage = exit?.usage;
+            Some(Usage {
+                max_rss: sum.max_rss.max(usage.max_rss),
+                user_time: sum.user_time + usage.user_time,
+                system_time: sum.system_time + usage.system_time,
+            })
+        })
+    }
+
+    /// The status of each program, first to last; `None` while it runs, or if it is unknown.
+    pub fn statuses(&self) -> Vec<Option<ExitStatus>> {
+        self.exits().map(|exit| exit.and_then(|exit| exit.status)).collect()
+    }
+
+    /// The program to blame, and its status: the first that failed, else the last. `None` while one is unknown.
+    fn verdict(&self) -> Option<(&str, ExitStatus)> {
+        let last = self.members.len() - 1;
+        let mut verdict = None;
+        for (index, member) in self.members.iter().enumerate() {
+            let status = member.kept.try_exit()?.status?;
+            // What the next program did not want to read any more is not this one's fault.
+            let excused = index < last && status.signal() == Some(libc::SIGPIPE);
+            if (!status.success() && !excused) || index == last {
+                verdict = verdict.or(Some((member.program.as_str(), status)));
+            }
+        }
+        verdict
+    }
+
+    fn status(&self) -> Result<ExitStatus, CommandError> {
+        self.verdict().map(|(_, status)| status).ok_or(CommandError::StatusUnknown)
+    }
+
+    fn exits(&self) -> impl Iterator<Item = Option<Exit>> {
+        self.members.iter().map(|member| member.kept.try_exit())
+    }
+
+    fn signal_groups(&self, signal: i32) -> io::Result<()> {
+        // Every group gets it, whatever becomes of one.
+        let results: Vec<_> = self.members.iter().map(|member| member.kept.signal_group(signal)).collect();
+        results.into_iter().collect()
+    }
+
+    fn close_unfed_stdin(&mut self) {
+        if self.exchange.input.is_none() {
+            self.stdin = None;
+        }
+    }
+
+    /// Waits for the next thing to happen, and does what follows from it.
+    pub(super) async fn step(&mut self, want: Want) -> Result<Event, CommandError> {
+        let Self { stdin, stdout, stderr, members, exchange, .. } = self;
+        let event = exchange.event(want, Pipes { stdin, stdout, stderr }, all_exited(members)).await?;
+        self.react(event)?;
+        Ok(event)
+    }
+
+    fn react(&mut self, event: Event) -> io::Result<()> {
+        match self.exchange.change(event) {
+            Send::Nothing => Ok(()),
+            Send::Term => self.terminate(),
+            Send::Kill => self.kill(),
+        }
+    }
+
+    /// The error for a program that was not left to its own end.
+    pub(super) fn cut_short(&mut self, why: Why) -> CommandError {
+        // What we killed, and somebody else reaped, most probably died of it.
+        let killed = ExitStatus::from_raw(libc::SIGKILL);
+        let (program, status) = match self.verdict() {
+            Some((program, status)) => (program.to_owned(), status),
+            None => (self.name(), killed),
+        };
+        let output = self.take_output(status);
+        match why {
+            Why::TooLarge => {
+                let max = self.exchange.max_output.unwrap_or(usize::MAX);
+                CommandError::TooLarge { program, output, max: max as u64 }
+            }
+            Why::TimedOut | Why::Stopped => {
+                CommandError::TimedOut { program, output, after: self.timeout.unwrap_or_default() }
+            }
+        }
+    }
+
+    /// The error for a program whose status is not 0.
+    pub(super) fn failed(&self, output: Output) -> CommandError {
+        CommandError::Failed {
+            program: self.verdict().map_or_else(|| self.name(), |(program, _)| program.to_owned()),
+            statuses: self.statuses(),
+            output,
+            elapsed: self.started.elapsed(),
+        }
+    }
+
+    fn name(&self) -> String {
+        self.members.last().map(|member| member.program.clone()).unwrap_or_default()
+    }
+
+    fn take_output(&mut self, status: ExitStatus) -> Output {
+        let Exchange { stdout, stderr, .. } = &mut self.exchange;
+        Output { status, stdout: std::mem::take(stdout), stderr: std::mem::take(stderr) }
+    }
+}
+
+async fn all_exited(members: &[Member]) {
+    for member in members {
+        member.kept.exited().await;
+    }
+}

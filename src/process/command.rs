@@ -1,0 +1,383 @@
+//! What to run: the builder for external programs. Starting it is in `launch`, its verbs are in `verbs`.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::AsyncRead;
+
+use super::input::Input;
+use crate::sys::in_child::Limit;
+
+/// How long a program that was asked to end may take before it is killed, unless [`Command::grace`] says otherwise.
+pub(super) const GRACE: Duration = Duration::from_secs(1);
+
+/// An external program to run, or a pipeline of several.
+///
+/// It is built by value and used up by one of its verbs: [`status`](Self::status), [`output`](Self::output),
+/// [`run`](Self::run), [`read`](Self::read), or [`spawn`](Self::spawn) for a [`Child`](crate::Child) to talk to.
+///
+/// The program runs in a process group of its own, with the signal mask of the thread that starts it, as with std. Its end
+/// is the end of its whole group: what it leaves running is killed (see [`kill_on_drop`](Self::kill_on_drop)). As its
+/// group is not the terminal's foreground group, Ctrl-C does not reach it, and reading from the terminal stops it.
+///
+/// Programs are started with `posix_spawn(3)`, which costs the same however much memory this process uses. The settings
+/// that say so leave it: they copy this process's page tables.
+///
+/// # Examples
+///
+/// ```
+/// use multiproc::Command;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), multiproc::CommandError> {
+/// let text = Command::new("tr").args(["a-z", "A-Z"]).input("no deadlock").read().await?;
+/// assert_eq!(text, "NO DEADLOCK");
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "a command does nothing until one of its verbs runs it"]
+#[derive(Debug)]
+pub struct Command {
+    /// First to last; never empty.
+    pub(super) stages: Vec<Stage>,
+    pub(super) input: Option<Input>,
+    pub(super) timeout: Option<Duration>,
+    pub(super) grace: Option<Duration>,
+    pub(super) max_output: Option<usize>,
+    pub(super) max_line: usize,
+    pub(super) kill_on_drop: bool,
+}
+
+/// One program.
+#[derive(Debug)]
+pub(super) struct Stage {
+    pub(super) program: OsString,
+    pub(super) arg0: Option<OsString>,
+    pub(super) args: Vec<OsString>,
+    pub(super) env: Vec<EnvChange>,
+    pub(super) current_dir: Option<PathBuf>,
+    pub(super) stdin: Option<Stdio>,
+    pub(super) stdout: Option<Stdio>,
+    pub(super) stderr: Option<Stdio>,
+    pub(super) stderr_to_stdout: bool,
+    pub(super) inherited: Vec<(OwnedFd, i32)>,
+    pub(super) new_session: bool,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
+    pub(super) umask: Option<u32>,
+    pub(super) nice: Option<i32>,
+    pub(super) limits: Vec<Limit>,
+    /// What was found wrong with it while it was built.
+    pub(super) wrong: Option<String>,
+}
+
+#[derive(Debug)]
+pub(super) enum EnvChange {
+    Clear,
+    Set(OsString, OsString),
+    Remove(OsString),
+}
+
+impl Command {
+    /// A program, by its path, or by a name that is looked up in the `PATH` that it is given.
+    pub fn new(program: impl AsRef<OsStr>) -> Self {
+        let stage = Stage {
+            program: program.as_ref().to_owned(),
+            arg0: None,
+            args: Vec::new(),
+            env: Vec::new(),
+            current_dir: None,
+            stdin: None,
+            stdout: None,
+            stderr: None,
+            stderr_to_stdout: false,
+            inherited: Vec::new(),
+            new_session: false,
+            uid: None,
+            gid: None,
+            umask: None,
+            nice: None,
+            limits: Vec::new(),
+            wrong: None,
+        };
+        Self {
+            stages: vec![stage],
+            input: None,
+            timeout: None,
+            grace: None,
+            max_output: None,
+            max_line: usize::MAX,
+            kill_on_drop: true,
+        }
+    }
+
+    /// A script for the shell: `/bin/sh -c script`.
+    pub fn shell(script: impl AsRef<OsStr>) -> Self {
+        Self::new("/bin/sh").arg("-c").arg(script)
+    }
+
+    /// Adds an argument. It arrives as it is: no shell is involved.
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.last().args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    /// Adds arguments.
+    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.last().args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// The name that the program finds as its own, instead of what it was started as.
+    pub fn arg0(mut self, arg0: impl AsRef<OsStr>) -> Self {
+        self.last().arg0 = Some(arg0.as_ref().to_owned());
+        self
+    }
+
+    /// Sets an environment variable. A name that is empty or has a `=` in it makes every verb fail.
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        let name = name.as_ref();
+        if name.is_empty() || name.as_bytes().contains(&b'=') {
+            self.wrong(format!("{} can't be the name of an environment variable", name.display()));
+        }
+        self.last().env.push(EnvChange::Set(name.to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Removes an environment variable that it would inherit, or that was set before.
+    pub fn env_remove(mut self, name: impl AsRef<OsStr>) -> Self {
+        self.last().env.push(EnvChange::Remove(name.as_ref().to_owned()));
+        self
+    }
+
+    /// Inherits no environment variable, and forgets those set before.
+    pub fn env_clear(mut self) -> Self {
+        self.last().env.push(EnvChange::Clear);
+        self
+    }
+
+    /// The working directory. A program with a relative path is looked for from there.
+    pub fn current_dir(mut self, dir: impl AsRef<Path>) -> Self {
+        self.last().current_dir = Some(dir.as_ref().to_owned());
+        self
+    }
+
+    /// Where stdin comes from; of the first program in a pipeline.
+    ///
+    /// Otherwise [`spawn`](Self::spawn) and [`status`](Self::status) inherit it, the other verbs give it `/dev/null`.
+    pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
+        self.stages[0].stdin = Some(stdin.into());
+        self
+    }
+
+    /// Where stdout goes; of the last program in a pipeline.
+    ///
+    /// Otherwise [`spawn`](Self::spawn) and [`status`](Self::status) inherit it, the other verbs capture it.
+    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
+        self.last().stdout = Some(stdout.into());
+        self
+    }
+
+    /// Where stderr goes; as [`stdout`](Self::stdout). A pipeline's programs share what captures it.
+    pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
+        self.last().stderr = Some(stderr.into());
+        self
+    }
+
+    /// Sends stderr where stdout goes, with the order of all writes kept.
+    ///
+    /// Together with an explicit [`stdout`](Self::stdout) this leaves `posix_spawn`.
+    pub fn stderr_to_stdout(mut self) -> Self {
+        self.last().stderr_to_stdout = true;
+        self
+    }
+
+    /// Feeds this to stdin, then closes it; to the first program's in a pipeline.
+    ///
+    /// A program that ends, or closes stdin, before it has read everything is no error.
+    pub fn input(mut self, input: impl Into<Bytes>) -> Self {
+        self.input = Some(Input::bytes(input.into()));
+        self
+    }
+
+    /// Feeds to stdin what this reader gives, as the program takes it, at most 64 KiB ahead; otherwise as
+    /// [`input`](Self::input).
+    ///
+    /// An error of the reader is the verb's error.
+    pub fn input_from(mut self, reader: impl AsyncRead + Send + Sync + 'static) -> Self {
+        self.input = Some(Input::reader(reader));
+        self
+    }
+
+    /// How long it may run, from its start. Then its group gets SIGTERM, and after the [`grace`](Self::grace) SIGKILL, and
+    /// the verb fails with [`CommandError::TimedOut`](crate::CommandError::TimedOut), which has the output until then.
+    ///
+    /// A spawned [`Child`](crate::Child) keeps to it while one of its async methods is awaited.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// How long it may take to end after a SIGTERM, before it is killed; 1 s unless set. Zero kills at once.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = Some(grace);
+        self
+    }
+
+    /// How much it may write to captured stdout and stderr together, in bytes. At one more its group is killed, and the verb
+    /// fails with [`CommandError::TooLarge`](crate::CommandError::TooLarge), which has what was read.
+    ///
+    /// Without it only memory bounds what `output` and its kin collect.
+    pub fn max_output(mut self, bytes: usize) -> Self {
+        self.max_output = Some(bytes);
+        self
+    }
+
+    /// The longest line, in bytes, that [`Child::lines`](crate::Child::lines) and its kin take in; only memory bounds it
+    /// otherwise.
+    pub fn max_line(mut self, bytes: usize) -> Self {
+        self.max_line = bytes;
+        self
+    }
+
+    /// Whether the end of its [`Child`](crate::Child), or of a verb's future, and its own end kill its group; `true` unless
+    /// set.
+    ///
+    /// With `false`, what it starts in the background outlives it, too.
+    pub fn kill_on_drop(mut self, kill: bool) -> Self {
+        self.kill_on_drop = kill;
+        self
+    }
+
+    /// Runs it in a session of its own, with no controlling terminal; setsid(2). This leaves `posix_spawn`.
+    pub fn new_session(mut self) -> Self {
+        self.last().new_session = true;
+        self
+    }
+
+    /// Gives the program an open file under a number of its own; dup2(2). This leaves `posix_spawn`.
+    ///
+    /// Everything else, but 0, 1 and 2, stays closed for it. A number below 3 or an impossible one makes every verb fail.
+    pub fn inherit_fd(mut self, fd: impl Into<OwnedFd>, number: i32) -> Self {
+        if number < 3 {
+            self.wrong(format!("{number} can't be the number of an inherited fd"));
+        }
+        self.last().inherited.push((fd.into(), number));
+        self
+    }
+
+    /// Runs it as another user; setuid(2), which also drops supplementary groups. This leaves `posix_spawn`.
+    pub fn uid(mut self, uid: u32) -> Self {
+        self.last().uid = Some(uid);
+        self
+    }
+
+    /// Runs it with another group; setgid(2). This leaves `posix_spawn`.
+    pub fn gid(mut self, gid: u32) -> Self {
+        self.last().gid = Some(gid);
+        self
+    }
+
+    /// The permissions that files it creates are denied; umask(2). This leaves `posix_spawn`.
+    pub fn umask(mut self, mask: u32) -> Self {
+        self.last().umask = Some(mask);
+        self
+    }
+
+    /// Its scheduling priority, from -20 (most) to 19 (least); setpriority(2). This leaves `posix_spawn`.
+    pub fn nice(mut self, nice: i32) -> Self {
+        self.last().nice = Some(nice);
+        self
+    }
+
+    /// The most address space that it may take, in bytes (`RLIMIT_AS`); setrlimit(2). This leaves `posix_spawn`.
+    pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.last().limits.push(Limit::memory(bytes));
+        self
+    }
+
+    /// The most processor time that it may use, rounded up to seconds (`RLIMIT_CPU`); setrlimit(2). Over it, it gets
+    /// SIGXCPU. This leaves `posix_spawn`.
+    pub fn cpu_time_limit(mut self, time: Duration) -> Self {
+        self.last().limits.push(Limit::cpu_time(time));
+        self
+    }
+
+    /// How many fds it may have open (`RLIMIT_NOFILE`); setrlimit(2). This leaves `posix_spawn`.
+    pub fn open_files_limit(mut self, count: u64) -> Self {
+        self.last().limits.push(Limit::open_files(count));
+        self
+    }
+
+    /// Sends this command's stdout into `next`'s stdin.
+    ///
+    /// The settings of a single program (arguments, environment, stderr, and so on) are those that it had before; what is
+    /// set afterwards is the last program's, but for `stdin` and `input`, which are the first's. Each program has a process
+    /// group of its own; signals go to all of them. `timeout`, `grace` and `max_output` are the whole pipeline's, and
+    /// `next`'s count where this one has none.
+    ///
+    /// Its status is 0 if every program's is; otherwise that of the first that failed. To be ended by SIGPIPE, because the
+    /// next one has read enough, is no failure but for the last.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use multiproc::Command;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), multiproc::CommandError> {
+    /// let top = Command::new("yes").arg("so on").pipe(Command::new("head").args(["-n", "2"])).read().await?;
+    /// assert_eq!(top, "so on\nso on");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn pipe(mut self, next: Self) -> Self {
+        if self.last().stdout.is_some() {
+            self.wrong("its stdout goes into a pipe and elsewhere".into());
+        }
+        if next.stages[0].stdin.is_some() || next.input.is_some() {
+            self.wrong("what reads from a pipe has another stdin".into());
+        }
+        self.stages.extend(next.stages);
+        self.timeout = self.timeout.or(next.timeout);
+        self.grace = self.grace.or(next.grace);
+        self.max_output = self.max_output.or(next.max_output);
+        self.max_line = self.max_line.min(next.max_line);
+        self.kill_on_drop &= next.kill_on_drop;
+        self
+    }
+
+    fn last(&mut self) -> &mut Stage {
+        self.stages.last_mut().expect("a command has at least one program")
+    }
+
+    fn wrong(&mut self, reason: String) {
+        self.last().wrong.get_or_insert(reason);
+    }
+}
+
+impl Stage {
+    pub(super) fn name(&self) -> String {
+        self.program.display().to_string()
+    }
+}
+
+impl fmt::Display for Command {
+    /// Its programs and their arguments, for people: not quoted for a shell.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, stage) in self.stages.iter().enumerate() {
+            if index > 0 {
+                f.write_str(" | ")?;
+            }
+            write!(f, "{}", stage.program.display())?;
+            for arg in &stage.args {
+                write!(f, " {}", arg.display())?;
+            }
+        }
+        Ok(())
+    }
+}

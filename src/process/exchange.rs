@@ -1,0 +1,220 @@
+//! The talk with a child: feeding its input and reading its output at once, so that neither can block the other.
+//!
+//! Its progress lives here and not in a future, so a dropped future loses nothing. When to stop, and what to send to
+//! whom, is decided in `phase`.
+
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Buf as _;
+use tokio::task::coop;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::input::Input;
+use super::phase::{Event, Phase, Send};
+use super::pipes::{ChildStderr, ChildStdin, ChildStdout, Pipe};
+
+#[derive(Debug)]
+pub(super) struct Exchange {
+    /// What is still to be fed.
+    pub(super) input: Option<Input>,
+    pub(super) stdout: Vec<u8>,
+    pub(super) stderr: Vec<u8>,
+    /// Reads, so that nothing blocks, and keeps nothing.
+    pub(super) discard: bool,
+    pub(super) max_output: Option<usize>,
+    /// How much was read of both.
+    pub(super) total: usize,
+    pub(super) phase: Phase,
+    pub(super) deadline: Option<Instant>,
+    pub(super) grace: Duration,
+}
+
+/// The child's pipes, where we have them.
+pub(super) struct Pipes<'a> {
+    pub(super) stdin: &'a mut Option<ChildStdin>,
+    pub(super) stdout: &'a mut Option<ChildStdout>,
+    pub(super) stderr: &'a mut Option<ChildStderr>,
+}
+
+/// What somebody waits for. Input is always fed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Want {
+    /// The exit; nothing is read.
+    Exit,
+    /// Everything, to the end.
+    Output,
+    /// The next bytes of stdout; stderr is collected, or it could block the child.
+    Stdout,
+    /// The next bytes of either.
+    Either,
+}
+
+/// The least room for a read.
+const CHUNK: usize = 16 << 10;
+
+/// The most that is read in one go before the clock is looked at: more than a pipe holds, so all that was in it at the
+/// child's end is read before the drain can be over.
+const SITTING: usize = 2 << 20;
+
+impl Exchange {
+    pub(super) fn change(&mut self, event: Event) -> Send {
+        let (phase, send) = self.phase.on(event, Instant::now(), self.grace);
+        self.phase = phase;
+        send
+    }
+
+    /// Feeds and reads until something happens. All progress is in `self` and `pipes`.
+    pub(super) async fn event(
+        &mut self,
+        want: Want,
+        mut pipes: Pipes<'_>,
+        exited: impl Future<Output = ()>,
+    ) -> io::Result<Event> {
+        let due = self.phase.due(self.deadline);
+        let mut exited = pin!(exited);
+        let mut timer: Pin<&mut Option<Sleep>> = pin!(None);
+        std::future::poll_fn(|cx| {
+            self.feed(cx, pipes.stdin)?;
+            if let Some(event) = self.read(cx, want, &mut pipes)? {
+                return Poll::Ready(Ok(event));
+            }
+            if !self.phase.has_exited() && exited.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(Event::Exited));
+            }
+            let Some(due) = due else { return Poll::Pending };
+            // With no budget left nothing was read, whatever there is, and this task will be polled again.
+            if coop::has_budget_remaining() && due <= Instant::now() {
+                return Poll::Ready(Ok(Event::Due));
+            }
+            if timer.is_none() {
+                timer.set(Some(sleep_until(due)));
+            }
+            match timer.as_mut().as_pin_mut() {
+                Some(timer) => timer.poll(cx).map(|()| Ok(Event::Due)),
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    fn feed(&mut self, cx: &mut Context<'_>, stdin: &mut Option<ChildStdin>) -> io::Result<()> {
+        if self.phase.has_exited() {
+            self.input = None;
+            *stdin = None;
+        }
+        let (Some(input), Some(pipe)) = (&mut self.input, &mut *stdin) else { return Ok(()) };
+        loop {
+            match input.poll_chunk(cx)? {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(false) => break,
+                Poll::Ready(true) => {}
+            }
+            match pipe.pipe().poll_write(cx, &input.chunk) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(Ok(count)) => input.chunk.advance(count),
+                // It has read all that it wants.
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => break,
+                Poll::Ready(Err(error)) => return Err(error),
+            }
+        }
+        self.input = None;
+        *stdin = None;
+        Ok(())
+    }
+
+    fn read(&mut self, cx: &mut Context<'_>, want: Want, pipes: &mut Pipes<'_>) -> io::Result<Option<Event>> {
+        if want == Want::Exit {
+            return Ok(None);
+        }
+        // Who wants lines gets the next bytes at once, and no more than that is read ahead of them.
+        let (once, mut starved) = (want != Want::Output, false);
+        let mut read = |this: &mut Self, pipe: Option<&mut Pipe>, stream| match pipe {
+            Some(pipe) => this.read_one(cx, pipe, stream, once, &mut starved),
+            None => Ok(Got::End),
+        };
+        let err = read(self, pipes.stderr.as_mut().map(ChildStderr::pipe), Stream::Stderr)?;
+        let out = read(self, pipes.stdout.as_mut().map(ChildStdout::pipe), Stream::Stdout)?;
+        if err == Got::End {
+            *pipes.stderr = None;
+        }
+        if out == Got::End {
+            *pipes.stdout = None;
+        }
+        if err == Got::TooMuch || out == Got::TooMuch {
+            // Nobody reads on, and what has left the group gets to know it.
+            (*pipes.stdout, *pipes.stderr) = (None, None);
+            return Ok(Some(Event::Overflow));
+        }
+        if (once && out == Got::Some) || (want == Want::Either && err == Got::Some) {
+            return Ok(Some(Event::Read));
+        }
+        if starved {
+            // There may be more, after the clock was looked at and other tasks had their turn.
+            cx.waker().wake_by_ref();
+        }
+        let ended = out == Got::End && (want == Want::Stdout || err == Got::End);
+        // Who reads to the end waits for the exit, too.
+        let waits = want == Want::Output && !self.phase.has_exited();
+        Ok(if ended && !waits { Some(Event::PipesEnded) } else { None })
+    }
+
+    /// Reads what is there: once, or up to `SITTING`. Sets `starved` if it stopped although there may be more.
+    fn read_one(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+        stream: Stream,
+        once: bool,
+        starved: &mut bool,
+    ) -> io::Result<Got> {
+        let buf = match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        };
+        let mut sitting = 0;
+        loop {
+            if self.discard {
+                buf.clear();
+            }
+            if buf.capacity() - buf.len() < CHUNK {
+                buf.reserve(CHUNK);
+            }
+            let count = match pipe.poll_read_buf(cx, buf)? {
+                Poll::Pending => return Ok(if sitting > 0 { Got::Some } else { Got::Nothing }),
+                Poll::Ready(0) => return Ok(Got::End),
+                Poll::Ready(count) => count,
+            };
+            sitting += count;
+            self.total += count;
+            let over = self.total.saturating_sub(self.max_output.unwrap_or(usize::MAX));
+            if over > 0 {
+                self.total -= over;
+                buf.truncate(buf.len() - over);
+                return Ok(Got::TooMuch);
+            }
+            if once || sitting >= SITTING {
+                *starved = true;
+                return Ok(Got::Some);
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Stream {
+    Stdout,
+    Stderr,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Got {
+    Nothing,
+    Some,
+    /// More than is allowed, which was cut off.
+    TooMuch,
+    End,
+}

@@ -1,0 +1,188 @@
+//! A child's output as lines, of any length unless there is a limit. Where the bytes come from is in `exchange`.
+
+use std::io;
+
+use futures::Stream;
+use futures::stream::unfold;
+
+use super::child::Child;
+use super::exchange::Want;
+use super::phase::{Event, Why};
+
+/// Which stream a line came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// Its stdout.
+    Stdout,
+    /// Its stderr.
+    Stderr,
+}
+
+impl Child {
+    /// Its stdout, line by line, as it comes, without the line ends (`\n` or `\r\n`); lines are of any length, up to
+    /// [`Command::max_line`](crate::Command::max_line).
+    ///
+    /// While lines are waited for, the [`input`](crate::Command::input) is fed, and stderr is collected if it is piped:
+    /// [`communicate`](Self::communicate) then returns it, together with what of stdout was not read as lines. It reads no
+    /// more than a pipe ahead, so a slow reader slows the program down.
+    ///
+    /// The stream ends with stdout, or 100 ms after the program if something that it left running still holds stdout.
+    ///
+    /// An item is an error if the line is not UTF-8 (`InvalidData`); the stream goes on with the next line. It is an error
+    /// and the end if a line is too long (`InvalidData`), the program runs into its timeout or limit (it wraps the
+    /// [`CommandError`](crate::CommandError)), stdout is not piped (`InvalidInput`), or the system refuses.
+    ///
+    /// # Cancel safety
+    ///
+    /// What was read is kept in the `Child`: drop the stream and call it again, and no line is lost or torn.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use futures::StreamExt as _;
+    /// use std::process::Stdio;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut child = multiproc::Command::new("seq").arg("3").stdout(Stdio::piped()).spawn()?;
+    /// let mut sum = 0;
+    /// let mut lines = child.lines();
+    /// while let Some(line) = lines.next().await {
+    ///     sum += line?.parse::<u32>()?;
+    /// }
+    /// assert_eq!(sum, 6);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn lines(&mut self) -> impl Stream<Item = io::Result<String>> + Send + Unpin {
+        Box::pin(unfold(Reader::new(self, false), async |mut reader| {
+            let item = reader.next().await?;
+            Some((item.map(|(_, line)| line), reader))
+        }))
+    }
+
+    /// As [`lines`](Self::lines), of stdout and stderr, each with where it came from, in the order in which they came.
+    ///
+    /// They are two pipes: of what was written to both before we looked, the order is not known. With
+    /// [`stderr_to_stdout`](crate::Command::stderr_to_stdout) it is.
+    ///
+    /// # Cancel safety
+    ///
+    /// As `lines`.
+    pub fn tagged_lines(&mut self) -> impl Stream<Item = io::Result<(Source, String)>> + Send + Unpin {
+        Box::pin(unfold(Reader::new(self, true), async |mut reader| {
+            let item = reader.next().await?;
+            Some((item, reader))
+        }))
+    }
+}
+
+struct Reader<'a> {
+    child: &'a mut Child,
+    both: bool,
+    state: State,
+    /// How much of each buffer has no line end, which need not be looked at again.
+    searched: [usize; 2],
+    /// How much of each buffer was handed out.
+    taken: [usize; 2],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Unpiped,
+    Reading,
+    /// What is left has no line end.
+    Ending,
+    Ended,
+}
+
+impl<'a> Reader<'a> {
+    fn new(child: &'a mut Child, both: bool) -> Self {
+        let exchange = &child.exchange;
+        let buffered = !exchange.stdout.is_empty() || (both && !exchange.stderr.is_empty());
+        let piped = child.stdout.is_some() || (both && child.stderr.is_some()) || buffered || exchange.total > 0;
+        let state = if piped { State::Reading } else { State::Unpiped };
+        Self { child, both, state, searched: [0; 2], taken: [0; 2] }
+    }
+
+    async fn next(&mut self) -> Option<io::Result<(Source, String)>> {
+        loop {
+            match self.state {
+                State::Ended => return None,
+                State::Unpiped => {
+                    self.state = State::Ended;
+                    let reason = "neither stdout nor stderr is piped";
+                    let reason = if self.both { reason } else { "stdout is not piped" };
+                    return Some(Err(io::Error::new(io::ErrorKind::InvalidInput, reason)));
+                }
+                State::Reading | State::Ending => {}
+            }
+            for source in self.sources() {
+                if let Some(item) = self.take_line(source) {
+                    return Some(item.map(|line| (source, line)));
+                }
+            }
+            if self.state == State::Ending {
+                self.state = State::Ended;
+                if let Some(why @ (Why::TimedOut | Why::TooLarge)) = self.child.exchange.phase.why() {
+                    let kind = if why == Why::TimedOut { io::ErrorKind::TimedOut } else { io::ErrorKind::FileTooLarge };
+                    return Some(Err(io::Error::new(kind, self.child.cut_short(why))));
+                }
+                return None;
+            }
+            let want = if self.both { Want::Either } else { Want::Stdout };
+            match self.child.step(want).await {
+                Ok(Event::PipesEnded) => self.state = State::Ending,
+                Ok(_) if self.child.exchange.phase.is_finished() => self.state = State::Ending,
+                Ok(_) => {}
+                Err(error) => {
+                    self.state = State::Ended;
+                    return Some(Err(io::Error::other(error)));
+                }
+            }
+        }
+    }
+
+    fn sources(&self) -> impl Iterator<Item = Source> + use<> {
+        [Source::Stdout, Source::Stderr].into_iter().take(1 + usize::from(self.both))
+    }
+
+    /// Takes the next line out of a buffer, or at the end the rest.
+    fn take_line(&mut self, source: Source) -> Option<io::Result<String>> {
+        let index = source as usize;
+        let exchange = &mut self.child.exchange;
+        let buf = match source {
+            Source::Stdout => &mut exchange.stdout,
+            Source::Stderr => &mut exchange.stderr,
+        };
+        let (taken, searched) = (&mut self.taken[index], &mut self.searched[index]);
+        let found = buf[*searched..].iter().position(|byte| *byte == b'\n').map(|at| *searched + at);
+        let end = found.unwrap_or(buf.len());
+        if end - *taken > self.child.max_line {
+            self.state = State::Ended;
+            return Some(Err(io::Error::new(io::ErrorKind::InvalidData, "a line is too long")));
+        }
+        if found.is_none() && (self.state == State::Reading || *taken == buf.len()) {
+            // All handed-out bytes go in one move, once a buffer and not once a line.
+            buf.drain(..*taken);
+            (*taken, *searched) = (0, buf.len());
+            return None;
+        }
+        let line = &buf[*taken..end];
+        let line = if found.is_some() { line.strip_suffix(b"\r").unwrap_or(line) } else { line };
+        let line = std::str::from_utf8(line)
+            .map(str::to_owned)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
+        *taken = end + usize::from(found.is_some());
+        *searched = *taken;
+        Some(line)
+    }
+}
+
+impl Drop for Reader<'_> {
+    /// Leaves in the child's buffers exactly what was not handed out.
+    fn drop(&mut self) {
+        let exchange = &mut self.child.exchange;
+        exchange.stdout.drain(..self.taken[Source::Stdout as usize]);
+        exchange.stderr.drain(..self.taken[Source::Stderr as usize]);
+    }
+}

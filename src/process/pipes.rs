@@ -1,0 +1,235 @@
+//! Our ends of a child's pipes, as tokio I/O. What is read and when is the business of whoever holds them.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use rustix::buffer::spare_capacity;
+use rustix::fs::OFlags;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+
+use crate::sys::process::{register, write_pipe};
+use crate::sys::socket::duplicate;
+
+/// The writing end of a child's stdin.
+///
+/// Dropping it, or [`shutdown`](tokio::io::AsyncWriteExt::shutdown), is the end of input for the child. A child that no
+/// longer reads makes writes fail with [`BrokenPipe`](io::ErrorKind::BrokenPipe). See pipe(7).
+///
+/// # Panics
+///
+/// Its first use panics outside a tokio runtime with I/O enabled.
+#[derive(Debug)]
+pub struct ChildStdin(Pipe);
+
+/// The reading end of a child's stdout.
+///
+/// It ends when nobody can write into it any more: neither the child, nor anything that it started. A child whose output
+/// nobody reads is stopped by the full pipe (64 KiB, and 256 KiB once it has carried a lot), so reading slowly bounds the
+/// memory on both sides. See pipe(7).
+///
+/// # Panics
+///
+/// Its first use panics outside a tokio runtime with I/O enabled.
+#[derive(Debug)]
+pub struct ChildStdout(Pipe);
+
+/// The reading end of a child's stderr; as [`ChildStdout`].
+///
+/// # Panics
+///
+/// Its first use panics outside a tokio runtime with I/O enabled.
+#[derive(Debug)]
+pub struct ChildStderr(Pipe);
+
+/// One end of a pipe that is ours alone, so `O_NONBLOCK` on it is seen by nobody else.
+#[derive(Debug)]
+pub(super) enum Pipe {
+    /// Not registered with a runtime until it is first used, so that it can be made anywhere.
+    Unregistered(Arc<OwnedFd>),
+    Registered {
+        fd: AsyncFd<Arc<OwnedFd>>,
+        /// How much went through it until it got wider.
+        carried: usize,
+    },
+    Closed,
+}
+
+type InUse<'a> = (&'a AsyncFd<Arc<OwnedFd>>, &'a mut usize);
+
+/// After so many bytes a pipe gets wider: what carries little is not worth it.
+const BUSY: usize = 1 << 20;
+
+/// How wide, in bytes. A user may have 64 MiB of pipes before the kernel makes new ones smaller; see pipe(7).
+const WIDE: usize = 256 << 10;
+
+impl Pipe {
+    pub(super) fn new(fd: Arc<OwnedFd>) -> io::Result<Self> {
+        rustix::fs::fcntl_setfl(&fd, OFlags::NONBLOCK)?;
+        Ok(Self::Unregistered(fd))
+    }
+
+    /// Reads once into the spare capacity of `buf`; 0 is the end, if there is any capacity.
+    pub(super) fn poll_read_buf(&mut self, cx: &mut Context<'_>, buf: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+        let capacity = buf.capacity() - buf.len();
+        self.poll_read_with(cx, capacity, |fd| Ok(rustix::io::read(fd, spare_capacity(buf))?))
+    }
+
+    fn poll_read_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        capacity: usize,
+        mut read: impl FnMut(&OwnedFd) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        let Some((fd, carried)) = self.registered(Interest::READABLE)? else { return Poll::Ready(Ok(0)) };
+        loop {
+            let mut guard = ready!(fd.poll_read_ready(cx))?;
+            match guard.try_io(|fd| retry(|| read(fd.get_ref()))) {
+                Ok(Ok(count)) => {
+                    if 0 < count && count < capacity {
+                        // The pipe is empty: spares the next call a read that would only say so. Its end is not forgotten.
+                        guard.clear_ready();
+                    }
+                    widen(fd.get_ref(), carried, count);
+                    return Poll::Ready(Ok(count));
+                }
+                Ok(error) => return Poll::Ready(error),
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let Some((fd, carried)) = self.registered(Interest::WRITABLE)? else {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        };
+        loop {
+            let mut guard = ready!(fd.poll_write_ready(cx))?;
+            if let Ok(result) = guard.try_io(|fd| retry(|| write_pipe(fd.get_ref(), buf))) {
+                widen(fd.get_ref(), carried, *result.as_ref().unwrap_or(&0));
+                return Poll::Ready(result);
+            }
+        }
+    }
+
+    fn registered(&mut self, interest: Interest) -> io::Result<Option<InUse<'_>>> {
+        if let Self::Unregistered(fd) = self {
+            *self = Self::Registered { fd: register(Arc::clone(fd), interest)?, carried: 0 };
+        }
+        Ok(if let Self::Registered { fd, carried } = self { Some((fd, carried)) } else { None })
+    }
+
+    fn borrow(&self) -> io::Result<BorrowedFd<'_>> {
+        match self {
+            Self::Unregistered(fd) => Ok(fd.as_fd()),
+            Self::Registered { fd, .. } => Ok(fd.get_ref().as_fd()),
+            Self::Closed => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    /// A duplicate in blocking mode, which the mode of this end then is, too; so this end is closed.
+    fn into_blocking(self) -> io::Result<OwnedFd> {
+        let fd = duplicate(self.borrow()?)?;
+        rustix::fs::fcntl_setfl(&fd, OFlags::empty())?;
+        Ok(fd)
+    }
+}
+
+/// Makes a pipe that has carried a lot wider, once.
+fn widen(pipe: &OwnedFd, carried: &mut usize, count: usize) {
+    if *carried < BUSY {
+        *carried += count;
+        if *carried >= BUSY && rustix::pipe::fcntl_getpipe_size(pipe).is_ok_and(|size| size < WIDE) {
+            // Refused to a user that has too many of them; it works as it is.
+            let _ = rustix::pipe::fcntl_setpipe_size(pipe, WIDE);
+        }
+    }
+}
+
+fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+impl ChildStdin {
+    pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
+        Pipe::new(Arc::new(fd)).map(Self)
+    }
+
+    pub(super) fn pipe(&mut self) -> &mut Pipe {
+        &mut self.0
+    }
+}
+
+impl AsyncWrite for ChildStdin {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.poll_write(cx, buf)
+    }
+
+    /// Does nothing: what was written is in the pipe.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Closes the pipe: the end of input for the child.
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0 = Pipe::Closed;
+        Poll::Ready(Ok(()))
+    }
+}
+
+macro_rules! reading_end {
+    ($name:ident) => {
+        impl $name {
+            pub(super) fn new(fd: Arc<OwnedFd>) -> io::Result<Self> {
+                Pipe::new(fd).map(Self)
+            }
+
+            pub(super) fn pipe(&mut self) -> &mut Pipe {
+                &mut self.0
+            }
+        }
+
+        impl AsyncRead for $name {
+            fn poll_read(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &mut ReadBuf<'_>,
+            ) -> Poll<io::Result<()>> {
+                let capacity = buf.remaining();
+                let unfilled = buf.initialize_unfilled();
+                let count =
+                    ready!(self.0.poll_read_with(cx, capacity, |fd| Ok(rustix::io::read(fd, &mut *unfilled)?)))?;
+                buf.advance(count);
+                Poll::Ready(Ok(()))
+            }
+        }
+    };
+}
+
+reading_end!(ChildStdout);
+reading_end!(ChildStderr);
+
+macro_rules! into_owned {
+    ($($name:ident)*) => {$(
+        impl $name {
+            /// Takes the pipe's end out, in blocking mode and close-on-exec, to hand it to another program, say.
+            ///
+            /// # Errors
+            ///
+            /// If it is closed already, or there is no free fd.
+            pub fn into_owned_fd(self) -> io::Result<OwnedFd> {
+                self.0.into_blocking()
+            }
+        }
+    )*};
+}
+
+into_owned!(ChildStdin ChildStdout ChildStderr);

@@ -1,0 +1,127 @@
+//! What can only be done between fork and exec, for the few settings that `posix_spawn(3)` has no attribute for.
+//!
+//! A command with any of these leaves `posix_spawn`: std then forks, which copies this process's page tables. So nothing
+//! here is used for a plain command, or for a worker.
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+
+/// What the child does to itself before it becomes the program.
+#[derive(Debug, Default)]
+pub(crate) struct InChild {
+    pub(crate) new_session: bool,
+    /// Makes stderr a copy of stdout.
+    pub(crate) stderr_to_stdout: bool,
+    /// Open files and the numbers that they get, none of them below 3.
+    pub(crate) inherited: Vec<(OwnedFd, i32)>,
+    pub(crate) umask: Option<u32>,
+    pub(crate) nice: Option<i32>,
+    pub(crate) limits: Vec<Limit>,
+}
+
+/// A resource limit, soft and hard.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limit {
+    resource: libc::__rlimit_resource_t,
+    value: libc::rlim_t,
+}
+
+impl Limit {
+    pub(crate) fn memory(bytes: u64) -> Self {
+        Self { resource: libc::RLIMIT_AS, value: bytes }
+    }
+
+    pub(crate) fn cpu_time(time: Duration) -> Self {
+        Self { resource: libc::RLIMIT_CPU, value: time.as_secs() + u64::from(time.subsec_nanos() > 0) }
+    }
+
+    pub(crate) fn open_files(count: u64) -> Self {
+        Self { resource: libc::RLIMIT_NOFILE, value: count }
+    }
+
+    fn set(self) -> io::Result<()> {
+        let limit = libc::rlimit { rlim_cur: self.value, rlim_max: self.value };
+        // SAFETY: `limit` is live and only read.
+        check(unsafe { libc::setrlimit(self.resource, &raw const limit) })
+    }
+}
+
+impl InChild {
+    fn is_empty(&self) -> bool {
+        !self.new_session
+            && !self.stderr_to_stdout
+            && self.inherited.is_empty()
+            && self.umask.is_none()
+            && self.nice.is_none()
+            && self.limits.is_empty()
+    }
+
+    /// Has the command's child do all this, if it is anything.
+    pub(crate) fn install(mut self, command: &mut Command) -> io::Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let reserved = self.reserve_numbers()?;
+        let set_up = move || {
+            let _ = &reserved;
+            self.apply()
+        };
+        // SAFETY: `set_up` runs in a fork of a process that may have other threads. It only makes system calls on numbers
+        // that were made before the fork: it takes no lock, and it neither allocates nor frees.
+        unsafe { command.pre_exec(set_up) };
+        Ok(())
+    }
+
+    /// Sees to it that no number which the child overwrites is in use there.
+    ///
+    /// The sources move above all targets. And targets that are free in this process get occupied for as long as the command
+    /// lives, or std's own pipe, through which the child reports that exec failed, could be born there.
+    fn reserve_numbers(&mut self) -> io::Result<Vec<OwnedFd>> {
+        let above = self.inherited.iter().map(|(_, number)| number.saturating_add(1)).max().unwrap_or(3);
+        let mut reserved = Vec::new();
+        for (fd, number) in &mut self.inherited {
+            *fd = rustix::io::fcntl_dupfd_cloexec(&*fd, above)?;
+            let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+            let taken = rustix::io::fcntl_dupfd_cloexec(&null, *number)?;
+            if taken.as_raw_fd() == *number {
+                reserved.push(taken);
+            }
+        }
+        Ok(reserved)
+    }
+
+    /// Runs in the child.
+    fn apply(&self) -> io::Result<()> {
+        if self.new_session {
+            // SAFETY: setsid has no arguments.
+            check(unsafe { libc::setsid() })?;
+        }
+        if self.stderr_to_stdout {
+            // SAFETY: dup2 on the child's own 1 and 2, which are std's to set up and have been set up before this runs.
+            check(unsafe { libc::dup2(1, 2) })?;
+        }
+        for (fd, number) in &self.inherited {
+            // SAFETY: `number` is 3 or more (checked when it was set) and below every source (see `reserve_numbers`), so this
+            // overwrites nothing that is still needed in this child.
+            check(unsafe { libc::dup2(fd.as_fd().as_raw_fd(), *number) })?;
+        }
+        if let Some(mask) = self.umask {
+            // SAFETY: umask cannot fail and touches no memory.
+            unsafe { libc::umask(mask) };
+        }
+        if let Some(nice) = self.nice {
+            // SAFETY: setpriority touches no memory.
+            check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) })?;
+        }
+        self.limits.iter().try_for_each(|limit| limit.set())
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

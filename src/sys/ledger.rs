@@ -1,0 +1,294 @@
+//! The ledger: a little memory that a parent and one worker share, so that tasks can be sent ahead and answers gathered
+//! without costing a promise.
+//!
+//! ```text
+//!  byte 0     claimed: the number of the last task that was begun, or taken back
+//!       64    written: bytes of answers that the worker has put into the ring, ever
+//!       128   read:    bytes of answers that the parent has taken out, ever
+//!       4096  the ring of answers: a stream of frames, 64 KiB of it at a time
+//! ```
+//!
+//! A task is begun by moving `claimed` from the number before it to its own; the parent takes back what was not begun by
+//! moving `claimed` past it. Whoever comes second fails, so nothing runs twice, and the parent knows without asking, and
+//! after the worker's death too. An answer is in the ring before the next task is begun, so no death can lose it.
+//!
+//! Both sides touch the memory with atomics only, and the parent believes nothing in it: a length that can't be is an
+//! error, and bytes are copied out before they are looked at. What the frames say is not this file's business.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{BufMut as _, BytesMut};
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::mm::{MapFlags, ProtFlags};
+
+use super::socket::above_stdio;
+
+/// How many bytes of answers the ring holds.
+pub(crate) const RING: usize = 64 * 1024;
+
+/// How many of them may be unread. Words are written whole, so the one that is being filled must never be the one in which
+/// the oldest unread bytes lie.
+const CAPACITY: usize = RING - 8;
+
+const RING_START: usize = 4096;
+const LEN: usize = RING_START + RING;
+const CLAIMED: usize = 0;
+const WRITTEN: usize = 64;
+const READ: usize = 128;
+
+/// The shared memory, mapped.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    start: NonNull<u8>,
+}
+
+// SAFETY: the mapping belongs to the process and not to a thread, and is only touched through atomics.
+unsafe impl Send for Ledger {}
+// SAFETY: as above.
+unsafe impl Sync for Ledger {}
+
+impl Ledger {
+    /// Makes one, and the fd that gives it to a worker; memfd_create(2).
+    ///
+    /// It is sealed against a change of its size: a worker that truncated it would turn the parent's reads into SIGBUS.
+    pub(crate) fn create() -> io::Result<(Self, OwnedFd)> {
+        let fd = rustix::fs::memfd_create(c"multiproc-ledger", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let fd = above_stdio(fd)?;
+        rustix::fs::ftruncate(&fd, LEN as u64)?;
+        rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        Ok((Self::map(&fd)?, fd))
+    }
+
+    /// Opens the one that came from the parent.
+    pub(crate) fn open(fd: impl AsFd) -> io::Result<Self> {
+        let seals = rustix::fs::fcntl_get_seals(&fd)?;
+        if !seals.contains(SealFlags::SHRINK) || u64::try_from(rustix::fs::fstat(&fd)?.st_size) != Ok(LEN as u64) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a ledger"));
+        }
+        Self::map(&fd)
+    }
+
+    fn map(fd: impl AsFd) -> io::Result<Self> {
+        // SAFETY: a new mapping at an address that the kernel chooses touches no memory that anything else uses. The
+        // file is LEN bytes long and sealed against shrinking, which both callers have made sure of.
+        let start = unsafe {
+            rustix::mm::mmap(ptr::null_mut(), LEN, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, fd, 0)?
+        };
+        NonNull::new(start.cast()).map(|start| Self { start }).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+    }
+
+    fn word(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8) && offset < LEN);
+        // SAFETY: the mapping is LEN bytes long, page-aligned and lives as long as `self`; the offset is a multiple of 8
+        // inside it (asserted above). Nobody touches the memory but through atomics.
+        unsafe { AtomicU64::from_ptr(self.start.as_ptr().add(offset).cast()) }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the mask leaves less than RING")]
+    fn ring(&self, position: u64) -> &AtomicU64 {
+        self.word(RING_START + (position & (RING as u64 - 1) & !7) as usize)
+    }
+
+    /// Begins task `number`, in the worker. `false`: it was taken back.
+    pub(crate) fn claim(&self, number: u64) -> bool {
+        let before = number.wrapping_sub(1);
+        self.word(CLAIMED).compare_exchange(before, number, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Takes back every task up to `last` that was not begun, in the parent. Gives the last one that was.
+    pub(crate) fn take_back(&self, last: u64) -> u64 {
+        let claimed = self.word(CLAIMED);
+        let mut begun = claimed.load(Ordering::Acquire);
+        while begun < last {
+            match claimed.compare_exchange_weak(begun, last, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => break,
+                Err(now) => begun = now,
+            }
+        }
+        begun
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, LEN bytes long, and no reference into it outlives `self`.
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), LEN) };
+    }
+}
+
+/// The worker's end of the ring.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    ledger: Arc<Ledger>,
+    written: u64,
+    /// What the word at `written` holds so far: words are stored whole.
+    partial: u64,
+}
+
+impl Writer {
+    pub(crate) fn new(ledger: Arc<Ledger>) -> Self {
+        Self { ledger, written: 0, partial: 0 }
+    }
+
+    /// Appends an answer, whole or not at all. `false`: there is no room for it.
+    pub(crate) fn append(&mut self, answer: &[u8]) -> bool {
+        let taken = self.ledger.word(READ).load(Ordering::Acquire);
+        let held = usize::try_from(self.written.wrapping_sub(taken)).unwrap_or(usize::MAX);
+        if held > CAPACITY || answer.len() > CAPACITY - held {
+            return false;
+        }
+        let mut rest = answer;
+        while !rest.is_empty() {
+            let filled = (self.written % 8) as usize;
+            let (now, later) = rest.split_at(rest.len().min(8 - filled));
+            let mut word = if filled == 0 { [0; 8] } else { self.partial.to_le_bytes() };
+            word[filled..filled + now.len()].copy_from_slice(now);
+            self.partial = u64::from_le_bytes(word);
+            self.ledger.ring(self.written).store(self.partial, Ordering::Relaxed);
+            self.written += now.len() as u64;
+            rest = later;
+        }
+        // The bytes before the number that says they are there.
+        self.ledger.word(WRITTEN).store(self.written, Ordering::Release);
+        true
+    }
+
+    /// How many bytes have been written, ever.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
+    }
+}
+
+/// The parent's end of the ring.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    ledger: Arc<Ledger>,
+    read: u64,
+}
+
+/// The worker wrote what can't be into the ledger.
+#[derive(Debug)]
+pub(crate) struct Corrupt;
+
+impl Reader {
+    pub(crate) fn new(ledger: Arc<Ledger>) -> Self {
+        Self { ledger, read: 0 }
+    }
+
+    /// Moves what the worker has written to the end of `out`. Gives how many bytes that were.
+    pub(crate) fn take(&mut self, out: &mut BytesMut) -> Result<usize, Corrupt> {
+        let written = self.ledger.word(WRITTEN).load(Ordering::Acquire);
+        let count = usize::try_from(written.wrapping_sub(self.read)).map_err(|_| Corrupt)?;
+        if count > CAPACITY {
+            return Err(Corrupt);
+        }
+        out.reserve(count);
+        let mut left = count;
+        while left > 0 {
+            let skip = (self.read % 8) as usize;
+            let word = self.ledger.ring(self.read).load(Ordering::Relaxed).to_le_bytes();
+            let now = left.min(8 - skip);
+            out.put_slice(&word[skip..skip + now]);
+            self.read += now as u64;
+            left -= now;
+        }
+        if count > 0 {
+            self.ledger.word(READ).store(self.read, Ordering::Release);
+        }
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (Writer, Reader, Arc<Ledger>) {
+        let (ledger, fd) = Ledger::create().unwrap();
+        let ledger = Arc::new(ledger);
+        (Writer::new(Arc::new(Ledger::open(fd).unwrap())), Reader::new(Arc::clone(&ledger)), ledger)
+    }
+
+    #[test]
+    fn a_task_is_begun_or_taken_back_and_never_both() {
+        let (ledger, fd) = Ledger::create().unwrap();
+        let worker = Ledger::open(fd).unwrap();
+        assert!(worker.claim(1));
+        assert!(!worker.claim(1));
+        assert_eq!(ledger.take_back(4), 1);
+        assert!(!worker.claim(2) && !worker.claim(3) && !worker.claim(4));
+        assert!(worker.claim(5));
+        assert_eq!(ledger.take_back(5), 5, "begun: there is nothing to take back");
+    }
+
+    #[test]
+    fn under_a_race_each_task_has_exactly_one_owner() {
+        const LAST: u64 = 20_000;
+        let (ledger, fd) = Ledger::create().unwrap();
+        let worker = Ledger::open(fd).unwrap();
+        let begun = std::thread::scope(|scope| {
+            let begun = scope.spawn(|| (1..=LAST).filter(|&number| worker.claim(number)).collect::<Vec<_>>());
+            let mut kept = Vec::new();
+            for until in (100..=LAST).step_by(100) {
+                kept.push((ledger.take_back(until), until));
+            }
+            let begun = begun.join().unwrap();
+            for (last_begun, until) in kept {
+                assert!(begun.iter().all(|&number| number <= last_begun || number > until), "{last_begun} {until}");
+            }
+            begun
+        });
+        assert!(begun.is_sorted());
+    }
+
+    #[test]
+    fn answers_come_out_as_they_went_in_across_the_rings_end() {
+        let (mut writer, mut reader, _) = pair();
+        let (mut sent, mut got) = (Vec::new(), BytesMut::new());
+        for round in 0..5_000_usize {
+            let answer: Vec<u8> = (0..round % 97).map(|byte| (byte * round).to_le_bytes()[0]).collect();
+            assert!(writer.append(&answer));
+            sent.extend(answer);
+            if round % 7 == 0 {
+                reader.take(&mut got).unwrap();
+            }
+        }
+        reader.take(&mut got).unwrap();
+        assert_eq!(sent, got);
+    }
+
+    #[test]
+    fn a_full_ring_refuses_an_answer_whole_wherever_it_begins() {
+        let (mut writer, mut reader, _) = pair();
+        for round in 0..64_usize {
+            let (mut sent, mut got) = (Vec::new(), BytesMut::new());
+            let answer: Vec<u8> = (0..=round * 13).map(|byte| (byte + round).to_le_bytes()[0]).collect();
+            while writer.append(&answer) {
+                sent.extend_from_slice(&answer);
+            }
+            assert!(CAPACITY - sent.len() < answer.len());
+            assert_eq!(reader.take(&mut got).unwrap(), sent.len());
+            assert!(sent == got);
+        }
+    }
+
+    #[test]
+    fn a_hostile_length_is_an_error_and_not_a_read_past_the_ring() {
+        let (_, mut reader, ledger) = pair();
+        for lie in [CAPACITY as u64 + 1, u64::MAX, 1 << 63] {
+            ledger.word(WRITTEN).store(lie, Ordering::Relaxed);
+            assert!(reader.take(&mut BytesMut::new()).is_err());
+        }
+    }
+
+    #[test]
+    fn a_worker_cannot_change_its_size() {
+        let (_ledger, fd) = Ledger::create().unwrap();
+        assert!(rustix::fs::ftruncate(&fd, 0).is_err());
+        assert!(Ledger::open(rustix::fs::memfd_create(c"x", MemfdFlags::CLOEXEC).unwrap()).is_err());
+    }
+}

@@ -1,0 +1,404 @@
+//! Writes a value into a buffer, within a limit.
+//!
+//! The format is postcard's: it writes the primitives, this file what is made of them, so that a `Serialize` impl's own
+//! error keeps its message and so that values which no reader could take back are refused here, with a reason. It knows
+//! nothing of frames, and leaves it to `body.rs` to cut the buffer back after an error.
+
+use std::fmt::{Display, Write as _};
+
+use bytes::BytesMut;
+use postcard::ser_flavors::Flavor;
+use serde::Serialize;
+use serde::ser::{self, Serializer};
+
+use crate::wire::budget::MAX_DEPTH;
+use crate::wire::fault::Fault;
+
+/// Appends the value to `out` unless it is over `max` bytes, and says how many bytes it takes.
+///
+/// Past the limit nothing is stored any more and the rest is only counted, which gives the exact length for the error.
+pub(crate) fn write<T: Serialize + ?Sized>(value: &T, out: &mut BytesMut, max: u64) -> Result<u64, Fault> {
+    let mut postcard = postcard::Serializer { output: Limited { out, len: 0, max } };
+    value.serialize(Level { postcard: &mut postcard, depth: MAX_DEPTH })?;
+    Ok(postcard.output.len)
+}
+
+/// Where postcard's bytes go: checked against the limit before the buffer grows.
+struct Limited<'a> {
+    out: &'a mut BytesMut,
+    len: u64,
+    max: u64,
+}
+
+impl Flavor for Limited<'_> {
+    type Output = ();
+
+    #[inline]
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.try_extend(&[byte])
+    }
+
+    #[inline]
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        // No value has 2^64 bytes.
+        self.len += bytes.len() as u64;
+        if self.len <= self.max {
+            self.out.extend_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
+}
+
+/// One place in the value. It holds its depth by value, so no way out can forget to give it back.
+struct Level<'a, 'b> {
+    postcard: &'a mut postcard::Serializer<Limited<'b>>,
+    /// How many levels may still nest in here.
+    depth: usize,
+}
+
+impl<'b> Level<'_, 'b> {
+    /// Goes one level down.
+    #[inline]
+    fn enter(self) -> Result<Self, Fault> {
+        match self.depth.checked_sub(1) {
+            Some(depth) => Ok(Self { depth, ..self }),
+            None => Err(Fault::new("it is nested deeper than 128 levels")),
+        }
+    }
+
+    /// A place at the same depth.
+    #[inline]
+    fn place(&mut self) -> Level<'_, 'b> {
+        Level { postcard: &mut *self.postcard, depth: self.depth }
+    }
+
+    #[inline]
+    fn put<T: Serialize + ?Sized>(&mut self, primitive: &T) -> Result<(), Fault> {
+        primitive.serialize(&mut *self.postcard).map_err(Fault::from)
+    }
+
+    #[inline]
+    fn list(mut self, len: Option<usize>) -> Result<Self, Fault> {
+        let Some(len) = len else {
+            return Err(Fault::new(
+                "a list or map does not say its length before its elements (as with `#[serde(flatten)]`)",
+            ));
+        };
+        self.put(&len)?;
+        self.enter()
+    }
+
+    #[inline]
+    fn variant(mut self, variant: u32) -> Result<Self, Fault> {
+        self.put(&variant)?;
+        self.enter()
+    }
+}
+
+macro_rules! primitives {
+    ($($serialize:ident: $type:ty,)*) => {$(
+        #[inline]
+        fn $serialize(mut self, value: $type) -> Result<(), Fault> {
+            self.put(&value)
+        }
+    )*};
+}
+
+impl Serializer for Level<'_, '_> {
+    type Ok = ();
+    type Error = Fault;
+    type SerializeSeq = Self;
+    type SerializeTuple = Self;
+    type SerializeTupleStruct = Self;
+    type SerializeTupleVariant = Self;
+    type SerializeMap = Self;
+    type SerializeStruct = Self;
+    type SerializeStructVariant = Self;
+
+    primitives! {
+        serialize_bool: bool,
+        serialize_i8: i8,
+        serialize_i16: i16,
+        serialize_i32: i32,
+        serialize_i64: i64,
+        serialize_i128: i128,
+        serialize_u8: u8,
+        serialize_u16: u16,
+        serialize_u32: u32,
+        serialize_u64: u64,
+        serialize_u128: u128,
+        serialize_f32: f32,
+        serialize_f64: f64,
+        serialize_char: char,
+        serialize_str: &str,
+    }
+
+    #[inline]
+    fn is_human_readable(&self) -> bool {
+        false
+    }
+
+    #[inline]
+    fn serialize_bytes(self, bytes: &[u8]) -> Result<(), Fault> {
+        self.postcard.serialize_bytes(bytes).map_err(Fault::from)
+    }
+
+    /// Formats once and then writes: postcard formats twice, and tears the body if the two differ.
+    fn collect_str<T: Display + ?Sized>(self, value: &T) -> Result<(), Fault> {
+        let mut text = String::new();
+        write!(text, "{value}").map_err(|_| Fault::new("a value's Display failed"))?;
+        self.serialize_str(&text)
+    }
+
+    #[inline]
+    fn serialize_none(mut self) -> Result<(), Fault> {
+        self.put(&0u8)
+    }
+
+    #[inline]
+    fn serialize_some<T: Serialize + ?Sized>(mut self, value: &T) -> Result<(), Fault> {
+        self.put(&1u8)?;
+        value.serialize(self.enter()?)
+    }
+
+    #[inline]
+    fn serialize_unit(self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    #[inline]
+    fn serialize_unit_struct(self, _: &'static str) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    #[inline]
+    fn serialize_unit_variant(self, _: &'static str, variant: u32, _: &'static str) -> Result<(), Fault> {
+        self.variant(variant).map(drop)
+    }
+
+    #[inline]
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> Result<(), Fault> {
+        value.serialize(self.enter()?)
+    }
+
+    #[inline]
+    fn serialize_newtype_variant<T: Serialize + ?Sized>(
+        self,
+        _: &'static str,
+        variant: u32,
+        _: &'static str,
+        value: &T,
+    ) -> Result<(), Fault> {
+        value.serialize(self.variant(variant)?)
+    }
+
+    #[inline]
+    fn serialize_seq(self, len: Option<usize>) -> Result<Self, Fault> {
+        self.list(len)
+    }
+
+    #[inline]
+    fn serialize_map(self, len: Option<usize>) -> Result<Self, Fault> {
+        self.list(len)
+    }
+
+    #[inline]
+    fn serialize_tuple(self, _: usize) -> Result<Self, Fault> {
+        self.enter()
+    }
+
+    #[inline]
+    fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Self, Fault> {
+        self.enter()
+    }
+
+    #[inline]
+    fn serialize_struct(self, _: &'static str, _: usize) -> Result<Self, Fault> {
+        self.enter()
+    }
+
+    #[inline]
+    fn serialize_tuple_variant(self, _: &'static str, variant: u32, _: &'static str, _: usize) -> Result<Self, Fault> {
+        self.variant(variant)
+    }
+
+    #[inline]
+    fn serialize_struct_variant(self, _: &'static str, variant: u32, _: &'static str, _: usize) -> Result<Self, Fault> {
+        self.variant(variant)
+    }
+}
+
+/// What is made of parts: each part is written where it stands, with nothing around it.
+macro_rules! parts {
+    ($($serialize:ident: $part:ident $(, $also:ident)?;)*) => {$(
+        impl ser::$serialize for Level<'_, '_> {
+            type Ok = ();
+            type Error = Fault;
+
+            #[inline]
+            fn $part<T: Serialize + ?Sized>(&mut self, part: &T) -> Result<(), Fault> {
+                part.serialize(self.place())
+            }
+
+            $(
+                #[inline]
+                fn $also<T: Serialize + ?Sized>(&mut self, part: &T) -> Result<(), Fault> {
+                    part.serialize(self.place())
+                }
+            )?
+
+            #[inline]
+            fn end(self) -> Result<(), Fault> {
+                Ok(())
+            }
+        }
+    )*};
+}
+
+parts! {
+    SerializeSeq: serialize_element;
+    SerializeTuple: serialize_element;
+    SerializeTupleStruct: serialize_field;
+    SerializeTupleVariant: serialize_field;
+    SerializeMap: serialize_key, serialize_value;
+}
+
+macro_rules! fields {
+    ($($serialize:ident)*) => {$(
+        impl ser::$serialize for Level<'_, '_> {
+            type Ok = ();
+            type Error = Fault;
+
+            #[inline]
+            fn serialize_field<T: Serialize + ?Sized>(&mut self, _: &'static str, field: &T) -> Result<(), Fault> {
+                field.serialize(self.place())
+            }
+
+            /// Fields have no names on the wire, so a reader would take the next field for this one.
+            fn skip_field(&mut self, name: &'static str) -> Result<(), Fault> {
+                Err(Fault::new(format!("field `{name}` is left out (`skip_serializing_if`), and this format needs it")))
+            }
+
+            #[inline]
+            fn end(self) -> Result<(), Fault> {
+                Ok(())
+            }
+        }
+    )*};
+}
+
+fields! { SerializeStruct SerializeStructVariant }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fmt::{self, Debug};
+
+    use super::*;
+
+    fn bytes<T: Serialize>(value: &T) -> BytesMut {
+        let mut out = BytesMut::new();
+        let len = write(value, &mut out, u64::MAX).unwrap();
+        assert_eq!(len, out.len() as u64);
+        out
+    }
+
+    fn text<T: Serialize>(value: &T) -> String {
+        write(value, &mut BytesMut::new(), u64::MAX).unwrap_err().to_string()
+    }
+
+    #[derive(Serialize)]
+    enum Shape {
+        Unit,
+        One(Option<u8>),
+        Pair(i16, String),
+        Fields { at: (f32, f64), name: char },
+    }
+
+    #[derive(Serialize)]
+    struct Empty;
+
+    #[test]
+    fn the_bytes_are_those_of_postcard() {
+        #[track_caller]
+        fn same<T: Serialize + Debug>(value: T) {
+            assert_eq!(bytes(&value)[..], postcard::to_allocvec(&value).unwrap()[..], "{value:?}");
+        }
+        same((u128::MAX, i128::MIN, u64::MAX, i64::MIN, u32::MAX, i32::MIN, u16::MAX, i16::MIN, u8::MAX, i8::MIN));
+        same(([true, false], 1.5f32, -0.0f64, '𝄞', "text", (), vec![1u8; 300]));
+        same((bytes::Bytes::from_static(b"bytes"), BTreeMap::from([(1, "one"), (2, "two")]), Some(Some(1))));
+        same(std::net::IpAddr::from([127, 0, 0, 1]));
+        let shapes = [
+            Shape::Unit,
+            Shape::One(None),
+            Shape::One(Some(3)),
+            Shape::Pair(-1, "ä".into()),
+            Shape::Fields { at: (1.5, 2.5), name: 'x' },
+        ];
+        assert_eq!(bytes(&(&shapes, Empty))[..], postcard::to_allocvec(&(&shapes, Empty)).unwrap()[..]);
+    }
+
+    #[test]
+    fn past_the_limit_nothing_is_stored_and_the_length_is_exact() {
+        let mut out = BytesMut::new();
+        let value = (vec![7u8; 10], vec![0u64; 1_000_000], "end");
+        assert_eq!(write(&value, &mut out, 20).unwrap(), 11 + 3 + 1_000_000 + 4);
+        assert!(out.len() <= 20 && out.capacity() < 256, "{}", out.capacity());
+    }
+
+    #[derive(Serialize)]
+    enum List {
+        End,
+        Cons(Box<List>),
+    }
+
+    #[derive(Serialize)]
+    struct Skips {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        maybe: Option<u8>,
+    }
+
+    #[derive(Serialize)]
+    struct Flat {
+        #[serde(flatten)]
+        inner: BTreeMap<String, u8>,
+    }
+
+    struct Odd;
+
+    impl Serialize for Odd {
+        fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+            Err(ser::Error::custom("the tyre is flat"))
+        }
+    }
+
+    impl fmt::Display for Odd {
+        fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+            Err(fmt::Error)
+        }
+    }
+
+    struct Shown;
+
+    impl Serialize for Shown {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.collect_str(&Odd)
+        }
+    }
+
+    #[test]
+    fn what_no_reader_could_take_back_is_refused_with_a_reason() {
+        let nested = |nodes| (1..nodes).fold(List::End, |list, _| List::Cons(Box::new(list)));
+        assert_eq!(bytes(&nested(MAX_DEPTH)).len(), MAX_DEPTH);
+        assert!(text(&nested(MAX_DEPTH + 1)).contains("128 levels"));
+        assert!(text(&Skips { maybe: None }).contains("`maybe`"));
+        assert_eq!(bytes(&Skips { maybe: Some(1) })[..], [1, 1]);
+        assert!(text(&Flat { inner: BTreeMap::new() }).contains("flatten"));
+        assert_eq!(text(&(1, [Some(Odd)])), "the tyre is flat");
+        assert!(text(&Shown).contains("Display failed"));
+    }
+}

@@ -1,0 +1,208 @@
+//! Ends: timeouts, stop, signals and drops take the whole process group along, and leave nothing.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt as _;
+use multiproc::{Child, Command, CommandError};
+use tokio::io::AsyncReadExt as _;
+
+/// A program with a child in the background, both running by the time this returns, and both holding stdout.
+async fn tree(script: &str) -> (Child, u32, u32) {
+    let script = format!("{script} sleep 1000 & echo $!; exec sleep 1000");
+    let mut child = Command::shell(script).stdout(Stdio::piped()).spawn().unwrap();
+    let line = child.lines().next().await.unwrap().unwrap();
+    let pid = child.id().unwrap();
+    (child, pid, line.parse().unwrap())
+}
+
+/// Whether there is such a process, but for a zombie that its new parent has not reaped yet.
+fn lives(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z') && !rest.starts_with('X'))
+}
+
+/// Waits until every process that has the pipe is gone.
+async fn until_closed(child: &mut Child) {
+    let mut rest = Vec::new();
+    child.stdout.take().unwrap().read_to_end(&mut rest).await.unwrap();
+}
+
+async fn until_gone(pids: [u32; 2]) {
+    let start = Instant::now();
+    while pids.into_iter().any(lives) {
+        assert!(start.elapsed() < Duration::from_secs(10), "still there");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_timeout_kills_the_group_and_returns_what_was_read() {
+    let start = Instant::now();
+    let script = "sleep 1000 & echo $! $$; echo bad >&2; exec sleep 1000";
+    let error = Command::shell(script).timeout(Duration::from_secs(1)).run().await.unwrap_err();
+    assert!(start.elapsed() < Duration::from_millis(1000 + 1500), "{:?}", start.elapsed());
+    let CommandError::TimedOut { output, .. } = &error else { panic!("{error}") };
+    let pids: Vec<u32> =
+        str::from_utf8(&output.stdout).unwrap().split_whitespace().map(|id| id.parse().unwrap()).collect();
+    assert_eq!(output.stderr, b"bad\n");
+    assert_eq!(output.status.signal(), Some(libc::SIGTERM));
+    until_gone([pids[0], pids[1]]).await;
+}
+
+#[tokio::test]
+async fn a_timeout_that_is_ignored_ends_in_a_kill() {
+    let start = Instant::now();
+    let script = "trap '' TERM; echo up; while :; do sleep 1000; done";
+    let command = Command::shell(script).timeout(Duration::from_millis(100));
+    let error = command.output().await.unwrap_err();
+    assert!(start.elapsed() < Duration::from_millis(100 + 1500), "{:?}", start.elapsed());
+    assert_eq!(error.output().unwrap().status.signal(), Some(libc::SIGKILL));
+}
+
+#[tokio::test]
+async fn a_timeout_ends_a_program_that_never_stops_writing() {
+    let start = Instant::now();
+    let command = Command::new("yes").timeout(Duration::from_millis(50)).grace(Duration::ZERO);
+    let error = command.output().await.unwrap_err();
+    assert!(matches!(error, CommandError::TimedOut { .. }));
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_timeout_counts_for_a_spawned_child_too() {
+    let mut child = Command::new("sleep").arg("1000").timeout(Duration::from_millis(20)).spawn().unwrap();
+    assert!(matches!(child.wait().await, Err(CommandError::TimedOut { .. })));
+    assert_eq!(child.try_wait().unwrap().unwrap().signal(), Some(libc::SIGTERM));
+    let command = Command::new("sleep").arg("1000").stdout(Stdio::piped()).timeout(Duration::from_millis(20));
+    let mut child = command.spawn().unwrap();
+    let items: Vec<_> = child.lines().collect().await;
+    assert_eq!(items.len(), 1);
+    assert_eq!(items[0].as_ref().unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+}
+
+#[tokio::test]
+async fn no_time_at_all_is_a_timeout() {
+    let error = Command::new("sleep").arg("1000").timeout(Duration::ZERO).output().await.unwrap_err();
+    assert!(matches!(error, CommandError::TimedOut { .. }));
+    let forever = Command::new("true").timeout(Duration::MAX).grace(Duration::MAX);
+    assert!(forever.status().await.unwrap().success());
+}
+
+#[tokio::test]
+async fn last_words_after_sigterm_are_read() {
+    let script = "trap 'head -c 1048576 /dev/zero; exit 3' TERM; echo up; while :; do sleep 0.01; done";
+    let command = Command::shell(script).stdout(Stdio::piped()).timeout(Duration::from_secs(1));
+    let mut child = command.grace(Duration::from_mins(1)).spawn().unwrap();
+    assert_eq!(child.lines().next().await.unwrap().unwrap(), "up");
+    let error = child.communicate().await.unwrap_err();
+    let output = error.output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(3), 1 << 20));
+}
+
+#[tokio::test]
+async fn dropping_a_child_kills_its_group() {
+    let (child, pid, grandchild) = tree("").await;
+    drop(child);
+    until_gone([pid, grandchild]).await;
+}
+
+#[tokio::test]
+async fn dropping_a_verb_kills_its_group() {
+    let (write, mut read) = tokio::net::unix::pipe::pipe().unwrap();
+    let script = "sleep 1000 & echo up; exec sleep 1000";
+    {
+        let command = Command::shell(script).stdout(write.into_blocking_fd().unwrap());
+        let status = command.status();
+        tokio::pin!(status);
+        let mut up = [0; 3];
+        tokio::select! {
+            status = &mut status => panic!("{status:?}"),
+            result = read.read_exact(&mut up) => { result.unwrap(); }
+        }
+    }
+    // The end comes when neither of them holds the pipe any more.
+    assert_eq!(read.read(&mut [0; 1]).await.unwrap(), 0);
+}
+
+#[test]
+fn the_end_of_the_runtime_kills_what_it_ran() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let pids = runtime.block_on(async {
+        let (mut child, pid, grandchild) = tree("").await;
+        tokio::spawn(async move { child.wait().await });
+        [pid, grandchild]
+    });
+    drop(runtime);
+    let start = Instant::now();
+    while pids.into_iter().any(lives) {
+        assert!(start.elapsed() < Duration::from_secs(10));
+        std::thread::yield_now();
+    }
+}
+
+#[tokio::test]
+async fn a_child_that_is_kept_on_drop_lives_on() {
+    let (write, mut read) = tokio::net::unix::pipe::pipe().unwrap();
+    let command = Command::shell("read line; echo $line").stdin(Stdio::piped()).kill_on_drop(false);
+    let mut child = command.stdout(write.into_blocking_fd().unwrap()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    drop(child);
+    tokio::io::AsyncWriteExt::write_all(&mut stdin, b"alive\n").await.unwrap();
+    let mut text = String::new();
+    read.read_to_string(&mut text).await.unwrap();
+    assert_eq!(text, "alive\n");
+}
+
+#[tokio::test]
+async fn stop_asks_first_and_kills_after_the_grace() {
+    let (mut child, _, _) = tree("").await;
+    assert_eq!(child.stop(Duration::from_mins(1)).await.unwrap().signal(), Some(libc::SIGTERM));
+    until_closed(&mut child).await;
+
+    let (mut child, pid, grandchild) = tree("trap '' TERM;").await;
+    assert_eq!(child.stop(Duration::from_millis(50)).await.unwrap().signal(), Some(libc::SIGKILL));
+    until_gone([pid, grandchild]).await;
+    // Again, and on a child that has ended.
+    assert_eq!(child.stop(Duration::ZERO).await.unwrap().signal(), Some(libc::SIGKILL));
+}
+
+#[tokio::test]
+async fn signals_arrive_and_are_fine_after_the_end() {
+    for signal in [libc::SIGTERM, libc::SIGKILL, libc::SIGUSR1] {
+        let (mut child, _, _) = tree("").await;
+        child.signal(signal).unwrap();
+        assert_eq!(child.wait().await.unwrap().signal(), Some(signal));
+        child.signal(signal).unwrap();
+        child.terminate().unwrap();
+        child.kill().unwrap();
+        assert_eq!(child.signal(1000).unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
+    }
+    let mut stopped = Command::new("sleep").arg("1000").spawn().unwrap();
+    stopped.signal(libc::SIGSTOP).unwrap();
+    stopped.kill().unwrap();
+    assert_eq!(stopped.wait().await.unwrap().signal(), Some(libc::SIGKILL));
+}
+
+#[tokio::test]
+async fn terminated_at_once_is_terminated() {
+    let mut children: Vec<_> = (0..100).map(|_| Command::new("sleep").arg("1000").spawn().unwrap()).collect();
+    for child in &children {
+        child.terminate().unwrap();
+    }
+    for child in &mut children {
+        assert_eq!(child.wait().await.unwrap().signal(), Some(libc::SIGTERM));
+    }
+}
+
+#[tokio::test]
+async fn reaped_whether_waited_for_or_not() {
+    let children: Vec<_> = (0..20).map(|_| Command::new("true").spawn().unwrap()).collect();
+    let start = Instant::now();
+    // `id` is none once it is reaped, and nobody waits.
+    while children.iter().any(|child| child.id().is_some()) {
+        assert!(start.elapsed() < Duration::from_secs(10));
+        tokio::task::yield_now().await;
+    }
+}

@@ -1,0 +1,377 @@
+//! Odd hosts: closed or swapped stdio, no free fds, SIGCHLD ignored, somebody else who reaps; and that nothing leaks.
+//!
+//! What these do to their process would break every other test, so each runs in a process of its own.
+
+#![expect(unsafe_code, reason = "closing stdio and ignoring SIGCHLD is what is tested")]
+
+use std::fs::File;
+use std::future::Future;
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use multiproc::{Command, CommandError};
+use rustix::process::{Resource, Rlimit, WaitId, WaitIdOptions};
+
+/// Runs this test again, alone in its own process, and there the body.
+fn alone(test: &str, body: impl AsyncFnOnce()) {
+    const MARK: &str = "CHILD_HOST_TEST_ALONE";
+    if std::env::var_os(MARK).is_some_and(|name| name == test) {
+        // The body may close stderr.
+        let stderr = File::from(std::io::stderr().as_fd().try_clone_to_owned().unwrap());
+        std::panic::set_hook(Box::new(move |panic| {
+            let _ = writeln!(&stderr, "{panic}");
+        }));
+        run(body());
+        std::process::exit(0);
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(MARK, test)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{said}", output.status);
+}
+
+fn run<T>(body: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(body)
+}
+
+fn open_fds() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+/// Neither running nor a zombie.
+fn has_no_child() -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    matches!(rustix::process::waitid(WaitId::All, options), Err(rustix::io::Errno::CHILD))
+}
+
+#[test]
+fn a_thousand_children_leave_nothing() {
+    alone("a_thousand_children_leave_nothing", async || {
+        Command::new("true").output().await.unwrap();
+        let before = (open_fds(), threads());
+        for _ in 0..250 {
+            assert_eq!(Command::new("cat").input("x").read().await.unwrap(), "x");
+            let mut child = Command::new("true").stdout(Stdio::piped()).spawn().unwrap();
+            child.wait().await.unwrap();
+            drop(child);
+            drop(Command::new("sleep").arg("1000").stderr(Stdio::piped()).spawn().unwrap());
+            Command::new("sleep").arg("1000").spawn().unwrap().stop(Duration::ZERO).await.unwrap();
+        }
+        // The dropped ones are reaped by the keeper in its own time, which is short.
+        while !has_no_child() {
+            tokio::task::yield_now().await;
+        }
+        while open_fds() > before.0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!((open_fds(), threads()), before);
+    });
+}
+
+#[test]
+fn a_verb_dropped_at_any_point_leaves_nothing() {
+    alone("a_verb_dropped_at_any_point_leaves_nothing", async || {
+        Command::new("true").output().await.unwrap();
+        let before = (open_fds(), threads());
+        let mut finished = 0;
+        for polls in 0..400 {
+            let command = Command::shell("cat; echo more >&2").input(vec![0; 100_000]);
+            let output = command.pipe(Command::new("cat")).output();
+            tokio::pin!(output);
+            for _ in 0..polls {
+                tokio::select! {
+                    biased;
+                    result = &mut output => {
+                        assert_eq!(result.unwrap().stdout.len(), 100_000);
+                        finished += 1;
+                        break;
+                    }
+                    // Lets time pass, so that it is dropped in the middle, too.
+                    () = tokio::task::yield_now() => std::thread::yield_now(),
+                }
+            }
+        }
+        while !has_no_child() || open_fds() > before.0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!((open_fds(), threads()), before, "{finished} finished");
+    });
+}
+
+#[test]
+fn children_that_were_waited_for_are_no_zombies() {
+    alone("children_that_were_waited_for_are_no_zombies", async || {
+        for _ in 0..200 {
+            Command::new("true").status().await.unwrap();
+            assert!(has_no_child());
+            Command::shell("echo x >&2").output().await.unwrap();
+            assert!(has_no_child());
+            let mut child = Command::new("true").stdout(Stdio::piped()).spawn().unwrap();
+            child.wait().await.unwrap();
+            assert!(has_no_child());
+        }
+    });
+}
+
+#[test]
+fn failed_starts_leave_nothing() {
+    alone("failed_starts_leave_nothing", async || {
+        Command::new("/no/such/program").output().await.unwrap_err();
+        let before = (open_fds(), threads());
+        for index in 0..1024 {
+            let command = match index % 4 {
+                0 => Command::new("/no/such/program").input("x"),
+                1 => Command::new("true").current_dir("/no/such/dir"),
+                2 => Command::new("/no/such/program").new_session(),
+                _ => Command::new("true").pipe(Command::new("/no/such/program")),
+            };
+            let result = if index % 8 < 4 { command.output().await.map(drop) } else { command.spawn().map(drop) };
+            assert!(matches!(result, Err(CommandError::Spawn { .. })), "{result:?}");
+        }
+        while !has_no_child() || open_fds() > before.0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!((open_fds(), threads()), before);
+    });
+}
+
+#[test]
+fn without_free_fds_it_is_an_error_and_works_again() {
+    alone("without_free_fds_it_is_an_error_and_works_again", async || {
+        Command::new("true").output().await.unwrap();
+        let old = rustix::process::getrlimit(Resource::Nofile);
+        rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(64), maximum: old.maximum }).unwrap();
+        let mut taken = Vec::new();
+        while let Ok(fd) = File::open("/dev/null") {
+            taken.push(fd);
+        }
+        let all = taken.len();
+        // Each number of free fds fails at another place, until it is enough.
+        let mut enough = None;
+        for free in 0..30 {
+            taken.truncate(all - free);
+            let result = Command::shell("cat; echo x >&2").input("y").output().await;
+            match (result, enough) {
+                (Ok(output), _) => {
+                    assert_eq!((&*output.stdout, &*output.stderr), (&b"y"[..], &b"x\n"[..]));
+                    enough = enough.or(Some(free));
+                }
+                (Err(error), Some(_)) => panic!("{error:?} with {free} free"),
+                (Err(CommandError::Spawn { source, .. } | CommandError::Io(source)), None) => {
+                    assert_eq!(source.raw_os_error(), Some(libc::EMFILE), "with {free} free");
+                }
+                (Err(error), None) => panic!("{error:?}"),
+            }
+            while !has_no_child() {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert!(enough.is_some());
+    });
+}
+
+#[test]
+fn fds_above_a_lowered_limit_are_no_trouble() {
+    alone("fds_above_a_lowered_limit_are_no_trouble", async || {
+        let high: Vec<_> = (0..40).map(|_| File::open("/dev/null").unwrap()).collect();
+        let limit = Rlimit { current: Some(30), ..rustix::process::getrlimit(Resource::Nofile) };
+        // Above it are the fds that are open already.
+        let spare: Vec<_> = high.into_iter().skip(20).collect();
+        rustix::process::setrlimit(Resource::Nofile, limit).unwrap();
+        assert_eq!(Command::new("cat").input("x").read().await.unwrap(), "x");
+        drop(spare);
+    });
+}
+
+#[test]
+fn any_of_stdio_may_be_closed_in_the_host() {
+    alone("any_of_stdio_may_be_closed_in_the_host", async || {
+        // No child first, so that the keeper, too, is born into it.
+        for closed in (0..8).rev() {
+            // Fill all three, inheritable, then close some.
+            loop {
+                let null = File::options().read(true).write(true).open("/dev/null").unwrap();
+                if null.as_raw_fd() > 2 {
+                    break;
+                }
+                rustix::io::fcntl_setfd(&null, rustix::io::FdFlags::empty()).unwrap();
+                std::mem::forget(null);
+            }
+            for fd in (0..3).filter(|fd| closed & (1 << fd) != 0) {
+                drop(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+            let output = Command::shell("cat; echo err >&2").input("in").output().await.unwrap();
+            assert_eq!((&*output.stdout, &*output.stderr), (&b"in"[..], &b"err\n"[..]), "{closed:03b}");
+            let merged = Command::shell("cat; echo err >&2").input("in").stderr_to_stdout().output().await.unwrap();
+            assert_eq!(&*merged.stdout, b"inerr\n", "{closed:03b}");
+            let command = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+            let mut child = command.spawn().unwrap();
+            tokio::io::AsyncWriteExt::write_all(child.stdin.as_mut().unwrap(), b"x").await.unwrap();
+            assert_eq!(child.communicate().await.unwrap().stdout, b"x", "{closed:03b}");
+            // What the host has closed is closed in a child that inherits it.
+            let list = "for fd in 0 1 2; do [ -e /proc/$$/fd/$fd ] && echo $fd >&9; done; exit 0";
+            let (mut read, write) = std::io::pipe().unwrap();
+            Command::shell(list).inherit_fd(write, 9).status().await.unwrap();
+            let mut open = String::new();
+            read.read_to_string(&mut open).unwrap();
+            let expected =
+                (0..3).filter(|fd| closed & (1 << fd) == 0).map(|fd| ["0\n", "1\n", "2\n"][fd]).collect::<String>();
+            assert_eq!(open, expected, "{closed:03b}");
+        }
+    });
+}
+
+#[test]
+fn stdio_may_be_swapped_in_any_way() {
+    alone("stdio_may_be_swapped_in_any_way", async || {
+        for [input, out, err] in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            // Out of the way of 0, 1 and 2, which the command of the last turn has closed.
+            let high = |file: File| File::from(rustix::io::fcntl_dupfd_cloexec(&file, 10).unwrap());
+            let mut files = [(); 3].map(|()| high(tempfile::tempfile().unwrap()));
+            files[input].write_all(b"in").unwrap();
+            files[input].rewind().unwrap();
+            for (fd, file) in (0..).zip(&files) {
+                assert_eq!(unsafe { libc::dup2(file.as_raw_fd(), fd) }, fd);
+            }
+            let stdio = |fd: usize| unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap()) };
+            let command = Command::shell("cat; echo err >&2").stdin(stdio(input)).stdout(stdio(out)).stderr(stdio(err));
+            assert!(command.status().await.unwrap().success());
+            let mut texts = files.map(|mut file| {
+                let mut text = String::new();
+                file.rewind().unwrap();
+                file.read_to_string(&mut text).unwrap();
+                text
+            });
+            assert_eq!([input, out, err].map(|fd| std::mem::take(&mut texts[fd])), ["in", "in", "err\n"]);
+        }
+    });
+}
+
+#[test]
+fn a_host_that_ignores_sigchld_gets_no_status_and_no_trouble() {
+    alone("a_host_that_ignores_sigchld_gets_no_status_and_no_trouble", async || {
+        unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+        for _ in 0..50 {
+            assert!(matches!(Command::new("true").status().await, Err(CommandError::StatusUnknown)));
+            assert!(matches!(Command::new("cat").input("x").output().await, Err(CommandError::StatusUnknown)));
+            let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            assert!(child.try_wait().unwrap().is_none());
+            child.terminate().unwrap();
+            assert!(matches!(child.wait().await, Err(CommandError::StatusUnknown)));
+            assert!(matches!(child.try_wait(), Err(CommandError::StatusUnknown)));
+            child.kill().unwrap();
+            let failed = Command::new("/no/such/program").status().await;
+            assert!(matches!(failed, Err(CommandError::Spawn { program, .. }) if program == "/no/such/program"));
+            // Here std itself panics, as it can't wait for the fork whose exec failed.
+            let forked = Command::new("/no/such/program").new_session().status().await;
+            assert!(matches!(forked, Err(CommandError::Spawn { .. })));
+        }
+        let endless = Command::shell("sleep 1000 & echo $!; exec sleep 1000").timeout(Duration::from_millis(300));
+        let error = endless.output().await.unwrap_err();
+        assert!(matches!(error, CommandError::TimedOut { .. }), "{error:?}");
+        let pid = String::from_utf8(error.output().unwrap().stdout.clone()).unwrap();
+        while std::path::Path::new(&format!("/proc/{}", pid.trim())).exists() {
+            tokio::task::yield_now().await;
+        }
+        // And when it no longer does, the status is back.
+        unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+        assert_eq!(Command::shell("exit 47").status().await.unwrap().code(), Some(47));
+    });
+}
+
+#[test]
+fn a_host_that_waits_for_everybody_costs_a_status_at_most() {
+    alone("a_host_that_waits_for_everybody_costs_a_status_at_most", async || {
+        static STOP: AtomicBool = AtomicBool::new(false);
+        let thief = std::thread::spawn(|| {
+            let mut stolen = 0;
+            while !STOP.load(Ordering::Relaxed) {
+                match rustix::process::wait(rustix::process::WaitOptions::empty()) {
+                    Ok(Some(_)) => stolen += 1,
+                    _ => std::thread::yield_now(),
+                }
+            }
+            stolen
+        });
+        let mut known = 0;
+        for index in 0..300 {
+            let result = if index % 2 == 0 {
+                Command::shell("exit 3").status().await
+            } else {
+                Command::shell("exec 3<&-; exit 3").output().await.map(|output| output.status)
+            };
+            match result {
+                Ok(status) => {
+                    assert_eq!(status.code(), Some(3));
+                    known += 1;
+                }
+                Err(CommandError::StatusUnknown) => {}
+                Err(error) => panic!("{error:?}"),
+            }
+            let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+            match child.stop(Duration::from_mins(1)).await {
+                Ok(status) => assert_eq!(status.signal(), Some(libc::SIGTERM)),
+                Err(CommandError::StatusUnknown) => {}
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        STOP.store(true, Ordering::Relaxed);
+        let stolen = thief.join().unwrap();
+        assert!(stolen + known > 0);
+    });
+}
+
+#[test]
+fn a_host_that_minds_sigpipe_gets_none_from_us() {
+    alone("a_host_that_minds_sigpipe_gets_none_from_us", async || {
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+        for _ in 0..20 {
+            assert!(Command::new("true").input(vec![0; 1 << 20]).output().await.unwrap().status.success());
+        }
+        let mut child = Command::new("true").stdin(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        child.wait().await.unwrap();
+        let error = tokio::io::AsyncWriteExt::write_all(&mut stdin, b"x").await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+        // It still gets its own.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            let (read, write) = std::io::pipe().unwrap();
+            drop(read);
+            let _ = (&write).write(b"x");
+            unsafe { libc::_exit(0) };
+        }
+        let mut status = 0;
+        assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+        assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGPIPE);
+    });
+}
+
+#[test]
+fn a_mask_of_blocked_signals_is_the_callers_as_with_std() {
+    alone("a_mask_of_blocked_signals_is_the_callers_as_with_std", async || {
+        let blocked = || async {
+            let status = Command::new("cat").arg("/proc/self/status").read().await.unwrap();
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).unwrap().to_owned();
+            u64::from_str_radix(&mask, 16).unwrap()
+        };
+        assert_eq!(blocked().await, 0);
+        unsafe {
+            let mut set = std::mem::zeroed();
+            libc::sigaddset(&raw mut set, libc::SIGUSR1);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        }
+        assert_eq!(blocked().await, 1 << (libc::SIGUSR1 - 1));
+    });
+}

@@ -1,0 +1,115 @@
+//! Lines: of any length, none lost or torn, from two streams with where they came from.
+
+use std::io::ErrorKind;
+use std::process::Stdio;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use multiproc::{Command, Source};
+
+fn piped(script: &str) -> Command {
+    Command::shell(script).stdout(Stdio::piped())
+}
+
+#[tokio::test]
+async fn a_line_of_any_length_is_one_line() {
+    let script = "head -c 70000 /dev/zero | tr '\\0' x; echo; head -c 5000000 /dev/zero | tr '\\0' y; echo; echo end";
+    let lines: Vec<_> = piped(script).spawn().unwrap().lines().try_collect().await.unwrap();
+    assert_eq!(lines.iter().map(String::len).collect::<Vec<_>>(), [70_000, 5_000_000, 3]);
+}
+
+#[tokio::test]
+async fn line_ends_are_cut_and_the_last_line_needs_none() {
+    let mut child = piped("printf 'unix\\ndos\\r\\n\\nrest'").spawn().unwrap();
+    let lines: Vec<_> = child.lines().try_collect().await.unwrap();
+    assert_eq!(lines, ["unix", "dos", "", "rest"]);
+    assert!(child.wait().await.unwrap().success());
+    assert_eq!(child.lines().count().await, 0);
+    assert_eq!(piped("true").spawn().unwrap().lines().count().await, 0);
+}
+
+#[tokio::test]
+async fn a_line_that_is_not_utf_8_is_an_error_and_the_next_is_fine() {
+    let mut child = piped("printf 'a\\n\\377\\nb\\n'").spawn().unwrap();
+    let lines: Vec<_> = child.lines().map(|line| line.map_err(|error| error.kind())).collect().await;
+    assert_eq!(lines, [Ok("a".into()), Err(ErrorKind::InvalidData), Ok("b".into())]);
+}
+
+#[tokio::test]
+async fn dropping_the_stream_anywhere_loses_nothing() {
+    let mut child = piped("seq 20000").spawn().unwrap();
+    let mut lines = Vec::new();
+    'all: loop {
+        let mut stream = child.lines();
+        for _ in 0..7 {
+            tokio::select! {
+                biased;
+                line = stream.next() => match line {
+                    Some(line) => lines.push(line.unwrap()),
+                    None => break 'all,
+                },
+                () = tokio::task::yield_now() => break,
+            }
+        }
+    }
+    assert!(lines.iter().map(|line| line.parse::<usize>().unwrap()).eq(1..=20_000));
+}
+
+#[tokio::test]
+async fn input_is_fed_and_stderr_collected_while_lines_are_read() {
+    let input = "one line\n".repeat(100_000);
+    let command = piped("head -c 1000000 /dev/zero >&2; cat").input(input).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    assert_eq!(child.lines().count().await, 100_000);
+    let output = child.communicate().await.unwrap();
+    assert_eq!((output.stdout.len(), output.stderr.len()), (0, 1_000_000));
+}
+
+#[tokio::test]
+async fn what_was_not_read_as_lines_is_the_output() {
+    let mut child = piped("echo one; echo two; echo three").spawn().unwrap();
+    assert_eq!(child.lines().next().await.unwrap().unwrap(), "one");
+    assert_eq!(child.communicate().await.unwrap().stdout, b"two\nthree\n");
+}
+
+#[tokio::test]
+async fn lines_of_both_streams_know_where_they_came_from() {
+    // Each line is written when the one before has been seen.
+    let script = "echo a; read x; echo b >&2; read x; echo c; echo d >&2";
+    let mut child = piped(script).stderr(Stdio::piped()).stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut lines = child.tagged_lines();
+    assert_eq!(lines.next().await.unwrap().unwrap(), (Source::Stdout, "a".into()));
+    tokio::io::AsyncWriteExt::write_all(&mut stdin, b"\n").await.unwrap();
+    assert_eq!(lines.next().await.unwrap().unwrap(), (Source::Stderr, "b".into()));
+    tokio::io::AsyncWriteExt::write_all(&mut stdin, b"\n").await.unwrap();
+    let mut rest: Vec<_> = lines.try_collect().await.unwrap();
+    rest.sort_by_key(|(_, line)| line.clone());
+    assert_eq!(rest, [(Source::Stdout, "c".into()), (Source::Stderr, "d".into())]);
+}
+
+#[tokio::test]
+async fn the_end_does_not_wait_for_what_was_left_running() {
+    let mut child = piped("setsid sleep 5 & echo hi").spawn().unwrap();
+    let start = std::time::Instant::now();
+    let lines: Vec<_> = child.lines().try_collect().await.unwrap();
+    assert_eq!(lines, ["hi"]);
+    assert!(start.elapsed() < std::time::Duration::from_secs(4));
+}
+
+#[tokio::test]
+async fn limits_on_lines_and_output_are_errors() {
+    let mut child = piped("echo short; head -c 100000 /dev/zero").max_line(1000).spawn().unwrap();
+    let lines: Vec<_> = child.lines().map(|line| line.map_err(|error| error.kind())).collect().await;
+    assert_eq!(lines, [Ok("short".into()), Err(ErrorKind::InvalidData)]);
+    let mut child = piped("echo short; yes").max_output(1000).spawn().unwrap();
+    let last = child.lines().collect::<Vec<_>>().await.pop().unwrap().unwrap_err();
+    assert_eq!(last.kind(), ErrorKind::FileTooLarge);
+}
+
+#[tokio::test]
+async fn lines_without_a_pipe_are_an_error() {
+    let mut child = Command::new("true").spawn().unwrap();
+    let lines: Vec<_> = child.lines().collect().await;
+    assert_eq!(lines.len(), 1);
+    assert_eq!(lines[0].as_ref().unwrap_err().kind(), ErrorKind::InvalidInput);
+}

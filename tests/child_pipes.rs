@@ -1,0 +1,170 @@
+//! Pipes: no order of reading and writing blocks, nothing is lost, and memory stays bounded.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::Stdio;
+use std::time::Duration;
+
+use bytes::Bytes;
+use multiproc::Command;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+const MIB: usize = 1 << 20;
+
+fn pattern(len: usize) -> Bytes {
+    (0..251).cycle().take(len).collect()
+}
+
+fn piped(script: &str) -> Command {
+    Command::shell(script).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped())
+}
+
+#[tokio::test]
+async fn a_mebibyte_on_all_three_pipes_is_no_deadlock() {
+    // stderr is filled before stdin is read.
+    let script = "head -c 1048576 /dev/zero >&2; cat";
+    let output = Command::shell(script).input(pattern(MIB)).output().await.unwrap();
+    assert!(output.stdout == pattern(MIB));
+    assert!(output.stderr == vec![0; MIB]);
+}
+
+#[tokio::test]
+async fn every_order_of_using_three_pipes_works() {
+    const LEN: usize = 256 << 10;
+    let steps = ["cat >/dev/null", "head -c 262144 /dev/zero", "head -c 262144 /dev/zero >&2"];
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let script = order.map(|step| steps[step]).join("; ");
+        let output = Command::shell(&script).input(pattern(LEN)).output().await.unwrap();
+        assert_eq!((output.stdout.len(), output.stderr.len()), (LEN, LEN), "{script}");
+    }
+}
+
+#[tokio::test]
+async fn input_that_nobody_reads_is_no_error() {
+    assert!(Command::new("true").input(pattern(MIB)).output().await.unwrap().status.success());
+    assert!(Command::shell("exec <&-; exit 0").input(pattern(MIB)).status().await.unwrap().success());
+    let mut child = Command::new("true").input(pattern(MIB)).spawn().unwrap();
+    assert!(child.wait().await.unwrap().success());
+}
+
+#[tokio::test]
+async fn input_can_come_from_a_reader() {
+    let file = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut &file, &pattern(MIB)).unwrap();
+    std::io::Seek::rewind(&mut &file).unwrap();
+    let output = Command::new("cat").input_from(tokio::fs::File::from_std(file)).output().await.unwrap();
+    assert!(output.stdout == pattern(MIB));
+    // One that never ends, to a program that has read enough.
+    let endless = tokio::io::repeat(b'x');
+    assert_eq!(Command::new("head").args(["-c", "5"]).input_from(endless).read().await.unwrap(), "xxxxx");
+    // The output of another child.
+    let mut first = Command::new("echo").arg("through").stdout(Stdio::piped()).spawn().unwrap();
+    let stdout = first.stdout.take().unwrap();
+    assert_eq!(Command::new("cat").input_from(stdout).read().await.unwrap(), "through");
+}
+
+#[tokio::test]
+async fn communicate_can_be_cancelled_anywhere_and_goes_on() {
+    let input = pattern(MIB);
+    let mut child =
+        Command::shell("tee /dev/stderr").input(input.clone()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    child = child.grace(Duration::ZERO);
+    let mut child = child.spawn().unwrap();
+    let mut cancelled = 0;
+    let output = loop {
+        // One poll, then it is dropped.
+        let communicate = child.communicate();
+        tokio::select! {
+            biased;
+            output = communicate => break output.unwrap(),
+            () = tokio::task::yield_now() => cancelled += 1,
+        }
+    };
+    assert!(cancelled > 0);
+    assert!(output.stdout == input && output.stderr == input);
+    // Once it is over, it is over.
+    assert_eq!(child.communicate().await.unwrap().stdout, b"");
+}
+
+#[tokio::test]
+async fn waiting_does_not_depend_on_pipes_and_can_be_cancelled() {
+    let mut child = piped("read line; echo $line; exit 9").spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    for _ in 0..10 {
+        tokio::select! {
+            biased;
+            _ = child.wait() => panic!("it still reads"),
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    assert!(child.try_wait().unwrap().is_none());
+    assert!(child.id().is_some());
+    stdin.write_all(b"hello\n").await.unwrap();
+    assert_eq!(child.wait().await.unwrap().code(), Some(9));
+    assert_eq!(child.wait().await.unwrap().code(), Some(9));
+    assert_eq!(child.try_wait().unwrap().unwrap().code(), Some(9));
+    assert_eq!(child.id(), None);
+    let mut text = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut text).await.unwrap();
+    assert_eq!(text, "hello\n");
+}
+
+#[tokio::test]
+async fn shutting_stdin_down_is_the_end_of_input() {
+    let mut child = piped("cat").spawn().unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    stdin.write_all(b"all").await.unwrap();
+    stdin.shutdown().await.unwrap();
+    assert_eq!(stdin.write(b"more").await.unwrap_err().kind(), std::io::ErrorKind::BrokenPipe);
+    let mut text = String::new();
+    stdout.read_to_string(&mut text).await.unwrap();
+    assert_eq!(text, "all");
+}
+
+#[tokio::test]
+async fn a_slow_reader_stops_the_writer() {
+    let mut child = Command::new("cat").arg("/dev/zero").stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    // What the kernel says that it has written: it stops at what the pipe holds and what was read.
+    let written = |pid: u32| {
+        let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
+        io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse::<usize>().unwrap()
+    };
+    let pid = child.id().unwrap();
+    let mut read = 0;
+    let mut buf = vec![0; 4096];
+    for _ in 0..200 {
+        read += stdout.read(&mut buf).await.unwrap();
+        assert!(written(pid) <= read + (256 << 10));
+    }
+}
+
+#[tokio::test]
+async fn dropping_stdout_ends_its_writer() {
+    let mut child = Command::new("yes").stdout(Stdio::piped()).spawn().unwrap();
+    child.stdout = None;
+    assert_eq!(child.wait().await.unwrap().signal(), Some(libc::SIGPIPE));
+}
+
+#[tokio::test]
+async fn a_pipe_can_be_handed_on() {
+    let mut first = Command::new("echo").arg("through").stdout(Stdio::piped()).spawn().unwrap();
+    let stdout = first.stdout.take().unwrap().into_owned_fd().unwrap();
+    assert_eq!(Command::new("cat").stdin(stdout).read().await.unwrap(), "through");
+    assert!(first.wait().await.unwrap().success());
+}
+
+#[tokio::test]
+async fn a_status_wanted_alone_does_not_wait_for_a_reader() {
+    let command = Command::shell("head -c 1048576 /dev/zero; exit 4").stdout(Stdio::piped());
+    assert_eq!(command.status().await.unwrap().code(), Some(4));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_at_once_keep_apart() {
+    let tasks: Vec<_> = (0..64)
+        .map(|index| tokio::spawn(async move { Command::new("cat").input(format!("input {index}")).read().await }))
+        .collect();
+    for (index, task) in tasks.into_iter().enumerate() {
+        assert_eq!(task.await.unwrap().unwrap(), format!("input {index}"));
+    }
+}

@@ -1,0 +1,145 @@
+//! Starts that fail: which error, naming what, and how a start that is dropped half-way ends.
+
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+
+use multiproc::{Command, CommandError};
+
+/// Who is named, and the kind of the error; the same from every verb.
+async fn refusal(command: impl Fn() -> Command) -> (String, ErrorKind) {
+    let named = |error| match error {
+        CommandError::Spawn { program, source } => (program, source.kind()),
+        error => panic!("{error:?}"),
+    };
+    let named_here = named(command().spawn().unwrap_err());
+    assert_eq!(named(command().status().await.unwrap_err()), named_here);
+    assert_eq!(named(command().output().await.unwrap_err()), named_here);
+    named_here
+}
+
+#[tokio::test]
+async fn what_is_missing_is_named() {
+    let program = || Command::new("/no/such/program");
+    assert_eq!(refusal(program).await, ("/no/such/program".into(), ErrorKind::NotFound));
+    let searched = || Command::new("no-such-program");
+    assert_eq!(refusal(searched).await, ("no-such-program".into(), ErrorKind::NotFound));
+    let directory = || Command::new("true").current_dir("/no/such/dir");
+    assert_eq!(refusal(directory).await, ("/no/such/dir".into(), ErrorKind::NotFound));
+    let not_a_directory = || Command::new("true").current_dir("/dev/null");
+    assert_eq!(refusal(not_a_directory).await, ("/dev/null".into(), ErrorKind::NotADirectory));
+    let empty = || Command::new("");
+    assert_eq!(refusal(empty).await.1, ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn what_cannot_be_executed_is_permission_denied() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("plain");
+    std::fs::write(&file, "#!/bin/sh\nexit 3\n").unwrap();
+    let name = file.display().to_string();
+    assert_eq!(refusal(|| Command::new(&file)).await, (name.clone(), ErrorKind::PermissionDenied));
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).unwrap();
+    assert_eq!(Command::new(&file).status().await.unwrap().code(), Some(3));
+
+    std::fs::write(&file, "#!/no/such/interpreter\n").unwrap();
+    assert_eq!(refusal(|| Command::new(&file)).await, (name, ErrorKind::NotFound));
+    let CommandError::Spawn { source, .. } = Command::new(&file).status().await.unwrap_err() else { panic!() };
+    assert!(source.to_string().contains("interpreter"));
+}
+
+#[tokio::test]
+async fn a_nul_byte_is_invalid_input() {
+    assert_eq!(refusal(|| Command::new("true").arg("a\0b")).await, ("true".into(), ErrorKind::InvalidInput));
+    assert_eq!(refusal(|| Command::new("true").env("A", "a\0b")).await.1, ErrorKind::InvalidInput);
+    assert_eq!(refusal(|| Command::new("tr\0ue")).await.1, ErrorKind::InvalidInput);
+    assert_eq!(refusal(|| Command::new("true").current_dir("a\0b")).await.1, ErrorKind::InvalidInput);
+}
+
+#[tokio::test]
+async fn a_folder_of_the_path_that_cannot_be_searched_hides_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let locked = dir.path().join("locked");
+    std::fs::create_dir(&locked).unwrap();
+    std::fs::set_permissions(&locked, PermissionsExt::from_mode(0o000)).unwrap();
+    let path = format!("{}:/dev/null:/bin:/usr/bin", locked.display());
+    let missing = || Command::new("no-such-program").env("PATH", &path);
+    assert_eq!(refusal(missing).await, ("no-such-program".into(), ErrorKind::NotFound));
+    assert!(Command::new("true").env("PATH", &path).status().await.unwrap().success());
+}
+
+#[tokio::test]
+async fn too_many_arguments_are_an_error() {
+    let long = "x".repeat(100 << 10);
+    let kind = refusal(|| Command::new("true").args(vec![&long; 1000])).await.1;
+    assert_eq!(kind, ErrorKind::ArgumentListTooLong);
+}
+
+#[tokio::test]
+async fn a_file_that_is_still_written_is_tried_again() {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("program");
+    let mut write = std::fs::File::options().write(true).create_new(true).mode(0o755).open(&file).unwrap();
+    write.write_all(&std::fs::read("/bin/true").unwrap()).unwrap();
+    let error = Command::new(&file).status().await.unwrap_err();
+    assert!(matches!(error, CommandError::Spawn { source, .. } if source.kind() == ErrorKind::ExecutableFileBusy));
+    // If this came before the first try there would be nothing to try again, and no harm.
+    let closer = tokio::spawn(async move {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        drop(write);
+    });
+    assert!(Command::new(&file).status().await.unwrap().success());
+    closer.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dropped_start_leaves_no_child() {
+    let (mut read, write) = std::io::pipe().unwrap();
+    for polls in 0..50 {
+        let command = Command::new("sleep").arg("1000").stdout(write.try_clone().unwrap());
+        let status = command.status();
+        tokio::pin!(status);
+        for _ in 0..polls {
+            tokio::select! {
+                biased;
+                status = &mut status => panic!("{status:?}"),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+    }
+    drop(write);
+    // It ends when every sleep is gone.
+    std::io::Read::read_to_end(&mut read, &mut Vec::new()).unwrap();
+}
+
+#[test]
+fn a_child_can_be_spawned_outside_a_runtime_and_awaited_in_one() {
+    let mut child = Command::new("cat").input("x").stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    assert_eq!(runtime.block_on(child.communicate()).unwrap().stdout, b"x");
+}
+
+#[test]
+fn futures_can_be_sent_and_handles_shared() {
+    fn send<T: Send>(value: T) -> T {
+        value
+    }
+    fn handle<T: Send + Sync + std::fmt::Debug>() {}
+    handle::<multiproc::Child>();
+    handle::<Command>();
+    handle::<multiproc::ChildStdin>();
+    handle::<multiproc::ChildStdout>();
+    handle::<multiproc::ChildStderr>();
+    handle::<CommandError>();
+    drop(send(Command::new("true").status()));
+    drop(send(Command::new("true").output()));
+    drop(send(Command::new("true").run()));
+    drop(send(Command::new("true").read()));
+    let mut child = Command::new("true").spawn().unwrap();
+    drop(send(child.wait()));
+    drop(send(child.communicate()));
+    drop(send(child.stop(std::time::Duration::ZERO)));
+    drop(send(child.lines()));
+    drop(send(child.tagged_lines()));
+}

@@ -1,0 +1,258 @@
+//! How long workers live: tasks, memory, idleness, and a pool that grows and shrinks under load.
+
+mod pool_support;
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::future::join_all;
+use futures::stream::FuturesUnordered;
+use multiproc::{ProcessPool, WorkerState, call, task};
+use pool_support::{Ledger, Meeting, is_gone, meet, meet_and_give_pid, note, pid, until, within};
+
+multiproc::test_support!();
+
+#[tokio::test]
+async fn workers_are_replaced_after_so_many_tasks() {
+    for (workers, each, tasks) in [(1, 2, 6), (2, 2, 8), (2, 1, 9), (3, 2, 100)] {
+        let pool = ProcessPool::builder().workers(workers).max_tasks_per_worker(each).build().unwrap();
+        let pids = within(join_all((0..tasks).map(|_| pool.submit(task!(pid()))))).await;
+        let mut ran = std::collections::HashMap::new();
+        for pid in pids {
+            *ran.entry(pid.unwrap()).or_insert(0) += 1;
+        }
+        assert!(ran.values().all(|&count| count <= each), "{ran:?}");
+        assert!(ran.len() as u64 >= tasks / each);
+        within(pool.close()).await;
+        assert!(ran.into_keys().all(is_gone));
+    }
+}
+
+#[tokio::test]
+async fn recycled_one_by_one_too() {
+    let pool = ProcessPool::builder().workers(1).max_tasks_per_worker(2).build().unwrap();
+    let mut pids = Vec::new();
+    for _ in 0..6 {
+        pids.push(within(pool.submit(task!(pid()))).await.unwrap());
+    }
+    assert!(pids[0] == pids[1] && pids[2] == pids[3] && pids[4] == pids[5]);
+    assert_eq!(pids.into_iter().collect::<HashSet<_>>().len(), 3);
+    within(pool.close()).await;
+}
+
+fn keep(bytes: usize) -> u32 {
+    thread_local! {
+        static KEPT: std::cell::RefCell<Vec<Vec<u8>>> = const { std::cell::RefCell::new(Vec::new()) };
+    }
+    KEPT.with_borrow_mut(|kept| kept.push(vec![1; bytes]));
+    pid()
+}
+
+#[tokio::test]
+async fn a_worker_that_holds_too_much_memory_is_replaced_between_tasks() {
+    let pool = ProcessPool::builder().workers(1).max_worker_memory(200 << 20).build().unwrap();
+    let modest = within(pool.submit(task!(keep(1 << 20)))).await.unwrap();
+    assert_eq!(within(pool.submit(task!(keep(1 << 20)))).await.unwrap(), modest);
+    let greedy = within(pool.submit(task!(keep(300 << 20)))).await.unwrap();
+    assert_eq!(greedy, modest, "the task itself is not hit");
+    assert_ne!(within(pool.submit(task!(keep(1)))).await.unwrap(), greedy);
+    until(|| is_gone(greedy)).await;
+    within(pool.close()).await;
+}
+
+#[tokio::test]
+async fn idle_workers_end_and_the_least_number_stays() {
+    for least in [0, 1, 2] {
+        let pool = ProcessPool::builder()
+            .workers(4)
+            .min_workers(least)
+            .idle_timeout(Duration::from_millis(20))
+            .build()
+            .unwrap();
+        for _ in 0..3 {
+            within(pool.start()).await.unwrap();
+            // They all become idle at about the same time.
+            until(|| pool.status().details.len() == least).await;
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            assert_eq!(pool.status().details.len(), least, "and so it stays");
+        }
+        within(pool.submit(task!(pid()))).await.unwrap();
+        within(pool.close()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_busy_worker_is_not_idle() {
+    let pool = ProcessPool::builder().workers(1).idle_timeout(Duration::from_millis(10)).build().unwrap();
+    let meeting = Meeting::new();
+    let running = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
+    let guest = meeting.guest().await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let pid = guest.pid;
+    guest.go_on().await;
+    assert_eq!(within(running).await.unwrap(), pid);
+    until(|| is_gone(pid)).await;
+    within(pool.close()).await;
+}
+
+/// The idle timeout's moment sweeps over the next task's: a task is never lost to a worker that is just ending.
+#[tokio::test]
+async fn idleness_racing_a_task_loses_no_task() {
+    let pool = ProcessPool::builder().workers(1).idle_timeout(Duration::from_millis(2)).build().unwrap();
+    for round in 0..200_u64 {
+        within(pool.submit(task!(pid()))).await.unwrap();
+        tokio::time::sleep(Duration::from_micros(1000 + round * 10)).await;
+    }
+    let counts = pool.status().counts;
+    assert_eq!((counts.done, counts.died), (200, 0));
+    within(pool.close()).await;
+}
+
+/// Workers that stay because of the least number must not be asked again and again.
+#[tokio::test]
+async fn workers_that_stay_cost_nothing() {
+    let pool = ProcessPool::builder().workers(1).min_workers(1).idle_timeout(Duration::ZERO).build().unwrap();
+    let worker = within(pool.submit(task!(pid()))).await.unwrap();
+    let metrics = tokio::runtime::Handle::current().metrics();
+    let polls = || metrics.worker_park_count(0);
+    let before = polls();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let spent = polls() - before;
+    assert!(spent < 50, "the runtime woke {spent} times for nothing");
+    assert_eq!(within(pool.submit(task!(pid()))).await.unwrap(), worker);
+    within(pool.close()).await;
+}
+
+#[tokio::test]
+async fn an_exit_task_runs_in_every_worker_that_ends_in_order() {
+    let ledger = Ledger::new();
+    let exit = |place: PathBuf| _ = note(&place, u64::from(pid()));
+    let pool = ProcessPool::builder()
+        .workers(2)
+        .max_tasks_per_worker(3)
+        .on_worker_exit(call(exit, ledger.place()))
+        .build()
+        .unwrap();
+    let pids: HashSet<u64> = within(join_all((0..10).map(|_| pool.submit(task!(pid())))))
+        .await
+        .into_iter()
+        .map(|pid| u64::from(pid.unwrap()))
+        .collect();
+    let killed = within(pool.spawn(task!(pool_support::endless()))).await.unwrap();
+    drop(killed);
+    within(pool.close()).await;
+    let left: Vec<u64> = ledger.entries();
+    assert_eq!(left.iter().collect::<HashSet<_>>().len(), left.len(), "once each");
+    let answered = left.iter().filter(|pid| pids.contains(pid)).count();
+    assert!(answered >= 3, "{left:?} of {pids:?}");
+}
+
+fn meet_and_pid(place: PathBuf, id: u64) -> u32 {
+    meet(&place, id);
+    pid()
+}
+
+#[tokio::test]
+async fn growing_takes_waiting_tasks_at_once() {
+    let pool = ProcessPool::new(1);
+    let meeting = Meeting::new();
+    let tasks: Vec<_> = (0..4).map(|id| tokio::spawn(pool.submit(task!(meet_and_pid(meeting.place(), id))))).collect();
+    let first = meeting.guest().await;
+    until(|| pool.status().queued == 3).await;
+    pool.resize(4);
+    let others = [meeting.guest().await, meeting.guest().await, meeting.guest().await];
+    assert_eq!(pool.status().busy, 4);
+    drop((first, others));
+    let pids: HashSet<_> = within(join_all(tasks)).await.into_iter().map(|pid| pid.unwrap().unwrap()).collect();
+    assert_eq!(pids.len(), 4);
+    within(pool.close()).await;
+}
+
+#[tokio::test]
+async fn shrinking_ends_idle_workers_now_and_busy_ones_after_their_task() {
+    let pool = ProcessPool::new(4);
+    within(pool.start()).await.unwrap();
+    let meeting = Meeting::new();
+    let tasks: Vec<_> = (0..2).map(|id| tokio::spawn(pool.submit(task!(meet_and_pid(meeting.place(), id))))).collect();
+    let guests = [meeting.guest().await, meeting.guest().await];
+    let busy = guests.each_ref().map(|guest| guest.pid);
+    pool.resize(1);
+    until(|| pool.status().details.len() == 2).await;
+    assert_eq!(pool.status().busy, 2, "nobody is interrupted");
+    let waiting = tokio::spawn(pool.submit(task!(pid())));
+    drop(guests);
+    for task in tasks {
+        assert!(busy.contains(&within(task).await.unwrap().unwrap()));
+    }
+    assert!(busy.contains(&within(waiting).await.unwrap().unwrap()), "one of them stays");
+    until(|| pool.status().details.len() == 1).await;
+    within(pool.close()).await;
+}
+
+fn hold_on(place: PathBuf) {
+    meet(&place, 77);
+}
+
+/// Idle workers that are on their way out must not be counted: a busy one that ends its task in that time stays.
+#[tokio::test]
+async fn shrinking_keeps_live_workers_while_others_are_ending() {
+    let exits = Meeting::new();
+    let pool = ProcessPool::builder().workers(4).on_worker_exit(task!(hold_on(exits.place()))).build().unwrap();
+    within(pool.start()).await.unwrap();
+    let meeting = Meeting::new();
+    let tasks: Vec<_> = (0..2).map(|id| tokio::spawn(pool.submit(task!(meet_and_pid(meeting.place(), id))))).collect();
+    let guests = [meeting.guest().await, meeting.guest().await];
+    let busy: HashSet<u32> = guests.iter().map(|guest| guest.pid).collect();
+    pool.resize(2);
+    let ending = [exits.guest().await, exits.guest().await];
+    drop(guests);
+    for task in tasks {
+        assert!(busy.contains(&within(task).await.unwrap().unwrap()));
+    }
+    for _ in 0..10 {
+        let used = within(pool.submit(task!(pid()))).await.unwrap();
+        assert!(busy.contains(&used), "a live worker was replaced");
+    }
+    until(|| pool.status().details.iter().filter(|worker| worker.state == WorkerState::Idle).count() == 2).await;
+    drop(ending);
+    until(|| pool.status().details.len() == 2).await;
+    let closing = tokio::spawn(async move { pool.close().await });
+    drop([exits.guest().await, exits.guest().await]);
+    within(closing).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn resizing_under_load_loses_nothing_and_never_deadlocks() {
+    let pool = ProcessPool::new(2);
+    let ledger = Ledger::new();
+    let mut tasks: FuturesUnordered<_> = (0..2000_u64)
+        .map(|id| tokio::spawn(pool.submit(call(|(place, id): (PathBuf, u64)| note(&place, id), (ledger.place(), id)))))
+        .collect();
+    let mut done = 0;
+    for size in [1, 5, 2, 8, 1, 1, 3, 7, 2, 6, 1, 4].into_iter().cycle() {
+        pool.resize(size);
+        for _ in 0..50 {
+            let Some(task) = within(tasks.next()).await else { break };
+            task.unwrap().unwrap();
+            done += 1;
+        }
+        if tasks.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(done, 2000);
+    let mut entries = ledger.entries();
+    entries.sort_unstable();
+    assert_eq!(entries, (0..2000).collect::<Vec<_>>());
+    pool.resize(3);
+    within(pool.start()).await.unwrap();
+    until(|| pool.status().workers == 3 && pool.status().details.len() == 3).await;
+    // All slots are there again: as many tasks run at once as there are workers.
+    let meeting = Meeting::new();
+    let tasks: Vec<_> = (0..3).map(|id| tokio::spawn(pool.submit(task!(meet_and_pid(meeting.place(), id))))).collect();
+    drop([meeting.guest().await, meeting.guest().await, meeting.guest().await]);
+    within(join_all(tasks)).await;
+    within(pool.close()).await;
+}

@@ -1,0 +1,139 @@
+//! Two tasks side by side, each ending in every way: each gets its own outcome, whatever becomes of the other.
+
+mod pool_support;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use multiproc::{ProcessPool, TaskError, is_worker, task};
+use pool_support::{Meeting, endless, kill, meet, pid, within};
+use serde::ser::Error as _;
+use serde::{Deserialize, Serialize, Serializer};
+
+multiproc::test_support!();
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum End {
+    Ok,
+    Err,
+    Panic,
+    Die,
+    Hang,
+    Undecodable,
+    Unencodable,
+}
+
+impl End {
+    const ALL: [Self; 7] =
+        [Self::Ok, Self::Err, Self::Panic, Self::Die, Self::Hang, Self::Undecodable, Self::Unencodable];
+
+    fn matches(self, id: u64, outcome: &Result<Result<Answer, String>, TaskError>) -> bool {
+        match (self, outcome) {
+            (Self::Ok, Ok(Ok(answer))) => answer.id == id,
+            (Self::Err, Ok(Err(said))) => *said == format!("error of {id}"),
+            (Self::Panic, Err(TaskError::Panicked(panic))) => panic.message == format!("panic of {id}"),
+            (Self::Die, Err(TaskError::Died { status: Some(status), .. })) => {
+                std::os::unix::process::ExitStatusExt::signal(status) == Some(libc::SIGKILL)
+            }
+            (Self::Hang, Err(TaskError::TimedOut))
+            | (Self::Undecodable, Err(TaskError::Decode(_)))
+            | (Self::Unencodable, Err(TaskError::Encode(_))) => true,
+            _ => false,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Answer {
+    id: u64,
+    #[serde(deserialize_with = "decodable")]
+    end: End,
+}
+
+impl Serialize for Answer {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.end == End::Unencodable {
+            return Err(S::Error::custom("can't be encoded"));
+        }
+        (self.id, self.end).serialize(serializer)
+    }
+}
+
+fn decodable<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<End, D::Error> {
+    match End::deserialize(deserializer)? {
+        End::Undecodable if !is_worker() => Err(serde::de::Error::custom("can't be decoded")),
+        end => Ok(end),
+    }
+}
+
+fn run(meeting: PathBuf, id: u64, end: End) -> Result<Answer, String> {
+    meet(&meeting, id);
+    match end {
+        End::Ok | End::Undecodable | End::Unencodable => Ok(Answer { id, end }),
+        End::Err => Err(format!("error of {id}")),
+        End::Panic => panic!("panic of {id}"),
+        End::Die => {
+            kill(pid(), libc::SIGKILL);
+            endless();
+            unreachable!("it is killed")
+        }
+        End::Hang => {
+            endless();
+            unreachable!("it is endless")
+        }
+    }
+}
+
+async fn every_pair(pool: &ProcessPool, first_goes_first: bool) {
+    let meeting = Meeting::new();
+    let mut id = 0;
+    for one in End::ALL {
+        for other in End::ALL {
+            id += 2;
+            let submit = |id, end| {
+                let submit = pool.submit(task!(run(meeting.place(), id, end)));
+                // Only those that hang need one. The clock runs while a task waits at the meeting, too.
+                if end == End::Hang { submit.timeout(Duration::from_millis(100)) } else { submit }
+            };
+            let let_go = async {
+                // Both run at the same time, but for one that hangs and on a busy machine timed out on its way here.
+                let mut guests = Vec::new();
+                while guests.len() < 2 {
+                    match tokio::time::timeout(Duration::from_secs(2), meeting.guest()).await {
+                        Ok(guest) if guest.id < id => {}
+                        Ok(guest) => guests.push(guest),
+                        Err(_) => break,
+                    }
+                }
+                guests.sort_by_key(|guest| guest.id);
+                if !first_goes_first {
+                    guests.reverse();
+                }
+                for guest in guests {
+                    guest.go_on().await;
+                }
+            };
+            let (left, right, ()) =
+                within(async { tokio::join!(submit(id, one), submit(id + 1, other), let_go) }).await;
+            assert!(one.matches(id, &left), "{one:?} beside {other:?}: {left:?}");
+            assert!(other.matches(id + 1, &right), "{other:?} beside {one:?}: {right:?}");
+        }
+    }
+    let counts = pool.status().counts;
+    assert_eq!(counts.died, 14);
+    assert_eq!(counts.timed_out, 14);
+}
+
+#[tokio::test]
+async fn each_pair_of_outcomes_on_one_thread() {
+    let pool = ProcessPool::new(2);
+    every_pair(&pool, true).await;
+    within(pool.close()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_pair_of_outcomes_on_many_threads() {
+    let pool = ProcessPool::new(2);
+    every_pair(&pool, false).await;
+    within(pool.close()).await;
+}

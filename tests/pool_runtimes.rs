@@ -1,0 +1,241 @@
+//! One pool and many runtimes: of both kinds, one after the other, ended in the middle, and from plain threads.
+
+mod pool_support;
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use futures::future::join_all;
+use multiproc::{ProcessPool, TaskError, call, task};
+use pool_support::{endless, is_gone, pid, until, within};
+use tokio::runtime::{Builder, Runtime};
+
+multiproc::test_support!();
+
+fn runtime(threads: usize) -> Runtime {
+    match threads {
+        0 => Builder::new_current_thread().enable_all().build().unwrap(),
+        threads => Builder::new_multi_thread().worker_threads(threads).enable_all().build().unwrap(),
+    }
+}
+
+fn pids(pool: &ProcessPool) -> Vec<u32> {
+    pool.status().details.iter().filter_map(|worker| worker.pid).collect()
+}
+
+fn add(a: u64, b: u64) -> u64 {
+    a + b
+}
+
+#[test]
+fn a_pool_works_in_one_runtime_after_another() {
+    let pool = ProcessPool::new(2);
+    for threads in [0, 2, 0, 1, 2, 0] {
+        let runtime = runtime(threads);
+        runtime.block_on(async {
+            for n in 0..10 {
+                assert_eq!(within(pool.submit(task!(add(n, 1)))).await.unwrap(), n + 1);
+            }
+            within(pool.start()).await.unwrap();
+            assert_eq!(pool.status().workers, 2);
+        });
+        let pids = pids(&pool);
+        drop(runtime);
+        let checker = self::runtime(0);
+        checker.block_on(until(|| pids.iter().copied().all(is_gone)));
+    }
+    runtime(0).block_on(within(pool.close()));
+}
+
+#[test]
+fn the_end_of_a_runtime_resolves_its_tasks_and_ends_its_processes() {
+    for threads in [0, 2] {
+        let pool = ProcessPool::new(2);
+        let first = runtime(threads);
+        let futures = first.block_on(async {
+            within(pool.start()).await.unwrap();
+            let mut futures: Vec<_> = (0..2).map(|_| Box::pin(pool.submit(task!(endless())))).collect();
+            for future in &mut futures {
+                assert!(tokio::time::timeout(Duration::ZERO, future).await.is_err());
+            }
+            until(|| pool.status().busy == 2).await;
+            futures
+        });
+        let mut queued = Box::pin(pool.submit(task!(pid())));
+        first.block_on(async { assert!(tokio::time::timeout(Duration::ZERO, &mut queued).await.is_err()) });
+        let pids = pids(&pool);
+        assert_eq!(pids.len(), 2);
+        drop(first);
+        let second = runtime(0);
+        second.block_on(async {
+            for future in futures {
+                assert!(matches!(within(future).await, Err(TaskError::Cancelled)));
+            }
+            assert!(matches!(within(queued).await, Ok(_) | Err(TaskError::Cancelled)));
+            until(|| pids.iter().copied().all(is_gone)).await;
+            within(pool.submit(task!(pid()))).await.unwrap();
+            within(pool.close()).await;
+        });
+    }
+}
+
+#[test]
+fn close_and_cancel_work_after_the_runtime_has_ended() {
+    for cancel in [false, true] {
+        let pool = ProcessPool::new(2);
+        let first = runtime(1);
+        first.block_on(within(pool.start())).unwrap();
+        drop(first);
+        runtime(0).block_on(async {
+            if cancel {
+                within(pool.cancel()).await;
+            } else {
+                within(pool.close()).await;
+            }
+        });
+        assert!(pool.status().details.is_empty());
+    }
+}
+
+#[test]
+fn a_pool_dropped_outside_any_runtime_ends_its_processes() {
+    let runtime = runtime(1);
+    let pool = ProcessPool::new(2);
+    runtime.block_on(within(pool.start())).unwrap();
+    let pids = pids(&pool);
+    drop(pool);
+    runtime.block_on(until(|| pids.iter().copied().all(is_gone)));
+}
+
+#[test]
+fn plain_threads_with_runtimes_of_their_own_share_a_pool() {
+    static POOL: LazyLock<ProcessPool> = LazyLock::new(|| ProcessPool::new(3));
+    // The pool's supervisors live in this one, which outlives the others.
+    let home = runtime(1);
+    home.block_on(within(POOL.start())).unwrap();
+    let threads: Vec<_> = (0..4_u64)
+        .map(|thread| {
+            std::thread::spawn(move || {
+                runtime(0).block_on(async {
+                    let sums = within(join_all((0..100).map(|n| POOL.submit(task!(add(thread, n)))))).await;
+                    for (n, sum) in sums.into_iter().enumerate() {
+                        assert_eq!(sum.unwrap(), thread + n as u64);
+                    }
+                });
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    home.block_on(within(POOL.close()));
+}
+
+/// As in a test binary: a pool in a static, and runtimes that come and go at the same time. A task may be cancelled
+/// because the runtime ended that looked after its worker; none may hang.
+#[test]
+fn runtimes_that_come_and_go_leave_no_task_hanging() {
+    static POOL: LazyLock<ProcessPool> = LazyLock::new(|| ProcessPool::new(2));
+    let threads: Vec<_> = (0..4_u64)
+        .map(|thread| {
+            std::thread::spawn(move || {
+                for round in 0..25 {
+                    runtime(usize::from(round % 2 == 0)).block_on(async {
+                        for n in 0..5 {
+                            match within(POOL.submit(task!(add(thread, n)))).await {
+                                Ok(sum) => assert_eq!(sum, thread + n),
+                                Err(TaskError::Cancelled) => {}
+                                Err(other) => panic!("{other:?}"),
+                            }
+                        }
+                    });
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let last = runtime(0);
+    assert_eq!(last.block_on(within(POOL.submit(task!(add(1, 2))))).unwrap(), 3);
+    last.block_on(within(POOL.close()));
+}
+
+#[test]
+fn without_a_runtime_there_is_an_error_and_no_panic() {
+    let pool = ProcessPool::new(1);
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    let submit = std::pin::pin!(pool.submit(task!(pid())));
+    assert!(matches!(submit.poll(&mut cx), std::task::Poll::Ready(Err(TaskError::Spawn(_)))));
+    assert!(pool.try_submit(task!(pid())).is_err());
+    drop(pool);
+}
+
+async fn later(n: u64) -> u64 {
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    tokio::task::spawn_blocking(move || n + 1).await.unwrap()
+}
+
+#[tokio::test]
+async fn async_tasks_have_a_runtime_of_their_own() {
+    let pool = ProcessPool::new(1);
+    for n in 0..3 {
+        assert_eq!(within(pool.submit(task!(later(n).await))).await.unwrap(), n + 1);
+    }
+    within(pool.close()).await;
+}
+
+/// A pool inside a worker, in a runtime that the task makes; its workers go with it.
+fn nested(depth: u32) -> Vec<u32> {
+    runtime(0).block_on(async {
+        let pool = ProcessPool::new(2);
+        let mut pids = vec![pid()];
+        if depth > 0 {
+            let deeper = join_all((0..2).map(|_| pool.submit(task!(nested(depth - 1))))).await;
+            pids.extend(deeper.into_iter().flat_map(Result::unwrap));
+        }
+        // Not closed: the drop, or the end of its runtime, or of this process, is enough.
+        pids
+    })
+}
+
+#[tokio::test]
+async fn a_pool_works_inside_a_worker_of_another_pool() {
+    let pool = ProcessPool::new(2);
+    let results = within(join_all((0..2).map(|_| pool.submit(task!(nested(2)))))).await;
+    let pids: Vec<u32> = results.into_iter().flat_map(Result::unwrap).collect();
+    assert_eq!(pids.len(), 2 * (1 + 2 + 4));
+    within(pool.close()).await;
+    until(|| pids.iter().copied().all(is_gone)).await;
+}
+
+async fn nested_and_awaited() -> u64 {
+    let pool = ProcessPool::new(1);
+    let sum = pool.submit(task!(add(20, 22))).await.unwrap();
+    pool.close().await;
+    sum
+}
+
+#[tokio::test]
+async fn a_pool_works_inside_an_async_task() {
+    let pool = ProcessPool::new(1);
+    for _ in 0..3 {
+        assert_eq!(within(pool.submit(task!(nested_and_awaited().await))).await.unwrap(), 42);
+    }
+    // One that is killed takes its own workers with it.
+    let inner = call(
+        |()| {
+            let runtime = runtime(1);
+            let pool = ProcessPool::new(1);
+            let worker = runtime.block_on(pool.submit(task!(pid()))).unwrap();
+            std::mem::forget((runtime, pool));
+            (pid(), worker)
+        },
+        (),
+    );
+    let (outer, inner) = within(pool.submit(inner)).await.unwrap();
+    pool_support::kill(outer, libc::SIGKILL);
+    until(|| is_gone(outer)).await;
+    let runs = |pid: u32| {
+        std::fs::read_to_string(format!("/proc/{pid}/stat"))
+            .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
+    };
+    until(|| !runs(inner)).await;
+    within(pool.close()).await;
+}

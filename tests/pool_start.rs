@@ -1,0 +1,292 @@
+//! Workers that start, start again, and can't start.
+
+mod pool_support;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use multiproc::{ProcessPool, SpawnError, TaskError, call, task};
+use pool_support::{Ledger, Meeting, folder, kill, meet_and_give_pid, note, pid, until, within};
+
+multiproc::test_support!();
+
+static LOADED: AtomicU64 = AtomicU64::new(0);
+
+fn load(place: PathBuf, what: u64) {
+    note(&place, u64::from(pid()));
+    LOADED.store(what, Ordering::Relaxed);
+}
+
+fn loaded() -> (u64, u32) {
+    (LOADED.load(Ordering::Relaxed), pid())
+}
+
+#[tokio::test]
+async fn the_initializer_runs_once_in_every_worker_and_in_replacements() {
+    let ledger = Ledger::new();
+    let pool = ProcessPool::builder().workers(2).on_worker_start(task!(load(ledger.place(), 17))).build().unwrap();
+    within(pool.start()).await.unwrap();
+    assert_eq!(ledger.entries().len(), 2);
+    for _ in 0..5 {
+        let (what, worker) = within(pool.submit(task!(loaded()))).await.unwrap();
+        assert_eq!(what, 17);
+        kill(worker, libc::SIGKILL);
+        until(|| pool.status().details.iter().all(|detail| detail.pid.is_some_and(|pid| pid != worker))).await;
+        until(|| pool.status().workers == 2).await;
+    }
+    let started = ledger.entries();
+    assert_eq!(started.len(), 7);
+    assert_eq!(started.iter().collect::<std::collections::HashSet<_>>().len(), 7, "once each");
+    assert_eq!(LOADED.load(Ordering::Relaxed), 0, "and not here");
+    within(pool.close()).await;
+}
+
+fn fail(place: PathBuf, how: u8) {
+    note(&place, 0);
+    match how {
+        0 => panic!("cannot load"),
+        1 => std::process::exit(3),
+        _ => std::process::abort(),
+    }
+}
+
+#[tokio::test]
+async fn a_failing_initializer_breaks_the_pool_with_its_cause_after_bounded_attempts() {
+    for (how, said) in [(0, "cannot load"), (1, "exit status: 3"), (2, "SIGABRT")] {
+        let ledger = Ledger::new();
+        let pool = ProcessPool::builder()
+            .workers(2)
+            .restart_limit(3, Duration::from_secs(600))
+            .on_worker_start(task!(fail(ledger.place(), how)))
+            .build()
+            .unwrap();
+        let results = within(join_all((0..50).map(|_| pool.submit(task!(pid()))))).await;
+        for result in results {
+            let error = result.unwrap_err();
+            assert!(matches!(error, TaskError::Broken(_)), "{error:?}");
+            let mut chain = error.to_string();
+            let mut source = std::error::Error::source(&error);
+            while let Some(cause) = source {
+                chain = format!("{chain}: {cause}");
+                source = cause.source();
+            }
+            assert!(chain.contains(said), "{chain}");
+        }
+        let attempts = ledger.entries().len();
+        assert!((4..=5).contains(&attempts), "three may fail, one more breaks it, one was under way: {attempts}");
+        // While it is broken, tasks fail at once.
+        assert!(matches!(within(pool.submit(task!(pid()))).await, Err(TaskError::Broken(_))));
+        assert!(matches!(within(pool.spawn(task!(pid()))).await, Err(TaskError::Broken(_))));
+        within(pool.start()).await.unwrap_err();
+        assert_eq!(ledger.entries().len(), attempts);
+        within(pool.close()).await;
+    }
+}
+
+#[tokio::test]
+async fn workers_that_cannot_start_break_the_pool_with_the_cause() {
+    let missing = folder().path().join("missing");
+    let pools = [
+        ProcessPool::builder().current_dir(&missing),
+        ProcessPool::builder().memory_limit(256 << 20).on_worker_start(call(|()| vec![1_u8; 512 << 20].len(), ())),
+    ];
+    for (number, builder) in pools.into_iter().enumerate() {
+        let pool = builder.workers(2).restart_limit(2, Duration::from_secs(600)).build().unwrap();
+        let begun = Instant::now();
+        let error = within(pool.submit(task!(pid()))).await.unwrap_err();
+        assert!(matches!(error, TaskError::Broken(_)), "{number}: {error:?}");
+        if number == 0 {
+            let source = std::error::Error::source(&error).unwrap().to_string();
+            assert!(source.contains("missing"), "{source}");
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        assert!(matches!(within(pool.submit(task!(pid()))).await, Err(TaskError::Broken(_))));
+        until(|| pool.status().details.is_empty()).await;
+        within(pool.close()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_pool_that_was_broken_is_tried_again_after_its_window() {
+    let parent = folder();
+    let directory = parent.path().join("later");
+    let pool = ProcessPool::builder()
+        .workers(1)
+        .current_dir(&directory)
+        .restart_limit(1, Duration::from_millis(500))
+        .build()
+        .unwrap();
+    assert!(matches!(within(pool.submit(task!(pid()))).await, Err(TaskError::Broken(_))));
+    std::fs::create_dir(&directory).unwrap();
+    until(|| pool.try_submit(task!(pid())).is_ok()).await;
+    within(pool.submit(task!(pid()))).await.unwrap();
+    within(pool.close()).await;
+}
+
+#[tokio::test]
+async fn start_says_what_failed_and_may_be_repeated() {
+    let parent = folder();
+    let directory = parent.path().join("later");
+    let window = Duration::from_millis(200);
+    let pool = ProcessPool::builder().workers(2).current_dir(&directory).restart_limit(0, window).build().unwrap();
+    match within(pool.start()).await {
+        Err(SpawnError::Worker(cause)) => assert!(matches!(*cause, SpawnError::Directory { .. })),
+        other => panic!("{other:?}"),
+    }
+    until(|| pool.status().details.is_empty()).await;
+    std::fs::create_dir(&directory).unwrap();
+    tokio::time::sleep(2 * window).await;
+    within(pool.start()).await.expect("an old failure is no failure of this start");
+    assert_eq!(pool.status().workers, 2);
+    within(pool.close()).await;
+}
+
+fn only_first(place: PathBuf) {
+    let before = note(&place, 0);
+    assert!(before == 0, "only one may live");
+}
+
+/// One worker lives and the others can't be started: the work goes on with the one, and starts are not tried for ever.
+#[tokio::test]
+async fn with_one_worker_alive_the_others_are_not_started_without_end() {
+    let ledger = Ledger::new();
+    let pool = ProcessPool::builder()
+        .workers(4)
+        .restart_limit(3, Duration::from_secs(600))
+        .on_worker_start(task!(only_first(ledger.place())))
+        .build()
+        .unwrap();
+    let first = within(pool.submit(task!(pid()))).await.unwrap();
+    let results = within(join_all((0..2000).map(|_| pool.submit(task!(pid()))))).await;
+    assert!(results.into_iter().all(|result| result.unwrap() == first));
+    let attempts = ledger.entries().len();
+    assert!(attempts <= 10, "{attempts} starts");
+    within(pool.close()).await;
+}
+
+fn doom() {
+    std::thread::spawn(|| {
+        std::thread::sleep(Duration::from_millis(2));
+        std::process::abort();
+    });
+}
+
+/// A process that is ready, and dies again and again before it has done anything, is no process that started.
+#[tokio::test]
+async fn workers_that_die_as_soon_as_they_are_ready_break_the_pool() {
+    let ledger = Ledger::new();
+    let start = |place: PathBuf| {
+        note(&place, 0);
+        doom();
+    };
+    let pool = ProcessPool::builder()
+        .workers(2)
+        .restart_limit(3, Duration::from_secs(600))
+        .on_worker_start(call(start, ledger.place()))
+        .build()
+        .unwrap();
+    let _ = within(pool.start()).await;
+    until(|| pool.status().details.is_empty()).await;
+    let attempts = ledger.entries().len();
+    assert!(attempts <= 8, "{attempts} starts");
+    assert!(matches!(within(pool.submit(task!(pid()))).await, Err(TaskError::Broken(_))));
+    within(pool.close()).await;
+}
+
+#[tokio::test]
+async fn start_makes_all_workers_ready_and_a_pool_is_lazy_without_it() {
+    let pool = ProcessPool::new(3);
+    assert!(pool.status().details.is_empty());
+    within(pool.submit(task!(pid()))).await.unwrap();
+    assert_eq!(pool.status().details.len(), 1, "no more than are needed");
+    within(pool.start()).await.unwrap();
+    assert_eq!(pool.status().workers, 3);
+    within(pool.start()).await.unwrap();
+    within(pool.close()).await;
+}
+
+#[tokio::test]
+async fn a_start_that_is_given_up_goes_on() {
+    let pool = ProcessPool::new(2);
+    assert!(tokio::time::timeout(Duration::ZERO, pool.start()).await.is_err());
+    until(|| pool.status().workers == 2).await;
+    within(pool.close()).await;
+}
+
+#[tokio::test]
+async fn settings_reach_the_workers() {
+    let directory = folder();
+    let pool = ProcessPool::builder()
+        .workers(1)
+        .name("thumbs")
+        .env("COLOUR", "green")
+        .current_dir(directory.path())
+        .build()
+        .unwrap();
+    let seen = call(
+        |()| {
+            let comm = std::fs::read_to_string("/proc/self/comm").unwrap();
+            (std::env::var("COLOUR").unwrap(), std::env::current_dir().unwrap(), comm)
+        },
+        (),
+    );
+    let (colour, cwd, comm) = within(pool.submit(seen)).await.unwrap();
+    assert_eq!(colour, "green");
+    assert_eq!(cwd, directory.path().canonicalize().unwrap());
+    assert_eq!(comm.trim(), "thumbs-0");
+    within(pool.close()).await;
+}
+
+#[tokio::test]
+async fn the_builder_refuses_what_cannot_be() {
+    assert!(matches!(ProcessPool::builder().workers(0).build(), Err(SpawnError::Invalid { .. })));
+    let bad = call(|_: Unencodable| (), Unencodable);
+    assert!(matches!(ProcessPool::builder().on_worker_start(bad).build(), Err(SpawnError::Encode(_))));
+    // A number of workers that no machine has is only a bound.
+    let pool = ProcessPool::builder().workers(usize::MAX).build().unwrap();
+    within(pool.submit(task!(pid()))).await.unwrap();
+    pool.resize(usize::MAX);
+    pool.resize(1);
+    within(pool.submit(task!(pid()))).await.unwrap();
+    within(pool.close()).await;
+}
+
+#[derive(serde::Deserialize)]
+struct Unencodable;
+
+impl serde::Serialize for Unencodable {
+    fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+        Err(serde::ser::Error::custom("not this one"))
+    }
+}
+
+/// A worker's death while its pool is starting others leaves no slot behind.
+#[tokio::test]
+async fn slots_come_back_whatever_happens_at_starts() {
+    let ledger = Ledger::new();
+    let flaky = |place: PathBuf| {
+        let before = note(&place, 0);
+        assert!(before % 3 != 1, "every third start fails");
+    };
+    let pool = ProcessPool::builder()
+        .workers(3)
+        .restart_limit(1000, Duration::from_secs(600))
+        .on_worker_start(call(flaky, ledger.place()))
+        .build()
+        .unwrap();
+    for _ in 0..20 {
+        let dead = within(join_all((0..3).map(|_| pool.submit(call(|()| std::process::exit(1), ()))))).await;
+        let dead: Vec<Result<(), _>> = dead;
+        assert!(dead.iter().all(|result| matches!(result, Err(TaskError::Died { .. }))));
+    }
+    let meeting = Meeting::new();
+    let three: Vec<_> =
+        (0..3).map(|id| tokio::spawn(pool.submit(task!(meet_and_give_pid(meeting.place(), id))))).collect();
+    drop([meeting.guest().await, meeting.guest().await, meeting.guest().await]);
+    for task in three {
+        within(task).await.unwrap().unwrap();
+    }
+    within(pool.close()).await;
+}

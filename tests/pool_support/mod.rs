@@ -1,0 +1,184 @@
+//! What the pool's tests share: a place where tasks report that they run, a ledger of executions, and bounded waiting.
+#![allow(dead_code, reason = "no test file uses all of it")]
+
+use std::fs::{File, OpenOptions};
+use std::future::Future;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixListener;
+
+/// Far longer than anything here takes, also on a machine that does ten other things. Only a hang meets it.
+pub(crate) const FOREVER: Duration = Duration::from_secs(60);
+
+/// The future's output; a panic if it hangs.
+#[track_caller]
+pub(crate) fn within<F: Future>(future: F) -> impl Future<Output = F::Output> {
+    let place = std::panic::Location::caller();
+    async move { tokio::time::timeout(FOREVER, future).await.unwrap_or_else(|_| panic!("{place} hangs")) }
+}
+
+/// Waits until the condition holds; a panic if it never does.
+#[track_caller]
+pub(crate) fn until(mut condition: impl FnMut() -> bool) -> impl Future<Output = ()> {
+    let place = std::panic::Location::caller();
+    async move {
+        let begun = Instant::now();
+        while !condition() {
+            assert!(begun.elapsed() < FOREVER, "{place}: it never comes true");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+/// Where tasks report that they run, and wait until they are told to go on.
+pub(crate) struct Meeting {
+    listener: UnixListener,
+    folder: TempDir,
+}
+
+/// A task that has reported, and waits.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    pub(crate) id: u64,
+    pub(crate) pid: u32,
+    stream: tokio::net::UnixStream,
+}
+
+impl Meeting {
+    pub(crate) fn new() -> Self {
+        let folder = folder();
+        let listener = UnixListener::bind(folder.path().join("meet")).unwrap();
+        Self { listener, folder }
+    }
+
+    /// What a task needs to come here.
+    pub(crate) fn place(&self) -> PathBuf {
+        self.folder.path().join("meet")
+    }
+
+    /// The next task that reports.
+    pub(crate) async fn guest(&self) -> Guest {
+        loop {
+            let (mut stream, _) = within(self.listener.accept()).await.unwrap();
+            // One that was killed on its way in is no guest.
+            let Ok(id) = within(stream.read_u64()).await else { continue };
+            let Ok(pid) = within(stream.read_u32()).await else { continue };
+            return Guest { id, pid, stream };
+        }
+    }
+
+    /// Whether a task has reported that nobody has let in.
+    pub(crate) async fn is_waited_at(&self) -> bool {
+        // With no time at all a timeout still polls once.
+        tokio::time::timeout(Duration::ZERO, self.listener.accept()).await.is_ok()
+    }
+}
+
+impl Guest {
+    /// Lets it go on. Dropping the guest does so, too.
+    pub(crate) async fn go_on(mut self) {
+        let _ = self.stream.write_u8(1).await;
+    }
+}
+
+/// In a task: reports, and waits to be told to go on.
+pub(crate) fn meet(place: &Path, id: u64) {
+    let mut stream = UnixStream::connect(place).unwrap();
+    stream.write_all(&id.to_be_bytes()).unwrap();
+    stream.write_all(&std::process::id().to_be_bytes()).unwrap();
+    let _ = stream.read(&mut [0]);
+}
+
+/// In a task: reports, waits, and gives its process id.
+pub(crate) fn meet_and_give_pid(place: PathBuf, id: u64) -> u32 {
+    meet(&place, id);
+    std::process::id()
+}
+
+/// A task that is never done.
+pub(crate) fn endless() {
+    loop {
+        std::thread::park();
+    }
+}
+
+pub(crate) fn pid() -> u32 {
+    std::process::id()
+}
+
+/// A folder that any user can reach, for tests that run as another one.
+pub(crate) fn folder() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+/// A file to which every execution appends its number; one write of a few bytes is atomic with `O_APPEND`.
+pub(crate) struct Ledger {
+    folder: TempDir,
+}
+
+impl Ledger {
+    pub(crate) fn new() -> Self {
+        let ledger = Self { folder: folder() };
+        File::create(ledger.place()).unwrap();
+        ledger
+    }
+
+    pub(crate) fn place(&self) -> PathBuf {
+        self.folder.path().join("ledger")
+    }
+
+    /// The numbers, in the order in which they were noted.
+    pub(crate) fn entries(&self) -> Vec<u64> {
+        let bytes = std::fs::read(self.place()).unwrap();
+        bytes.chunks(8).map(|chunk| u64::from_be_bytes(chunk.try_into().expect("whole entries"))).collect()
+    }
+}
+
+/// In a task: notes that it runs, and says how many had before.
+pub(crate) fn note(place: &Path, id: u64) -> u64 {
+    let mut file = OpenOptions::new().append(true).open(place).unwrap();
+    file.write_all(&id.to_be_bytes()).unwrap();
+    use std::io::Seek as _;
+    file.stream_position().unwrap() / 8 - 1
+}
+
+/// Whether there is no process of that number, not even a zombie.
+pub(crate) fn is_gone(pid: u32) -> bool {
+    !Path::new(&format!("/proc/{pid}")).exists()
+}
+
+/// Kills a process with that signal.
+#[allow(unsafe_code, reason = "kill(2) has no safe form in std")]
+pub(crate) fn kill(pid: u32, signal: i32) {
+    // SAFETY: kill touches no memory; the caller knows that the process is a worker that has not been reaped.
+    unsafe { libc::kill(pid.try_into().unwrap(), signal) };
+}
+
+/// This process's children, zombies included.
+pub(crate) fn children() -> Vec<u32> {
+    let me = std::process::id().to_string();
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid: &u32| {
+            // The second field is in parentheses and may hold anything; the parent is the second behind it.
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|rest| rest.split_whitespace().nth(1) == Some(&me))
+        })
+        .collect()
+}
+
+/// How many fds this process has open.
+pub(crate) fn open_fds() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// How many threads this process has.
+pub(crate) fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}

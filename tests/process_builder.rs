@@ -1,0 +1,210 @@
+//! What a process can be given: a name, an environment, a directory, stdio and limits.
+
+mod support;
+
+use std::fs::File;
+use std::io::{BufRead as _, Read as _, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::Stdio;
+
+use multiproc::{Process, SpawnError, call, task};
+use support::{alone_command, block_on, died, is_alone, running, status};
+
+multiproc::test_support!();
+
+fn idle() {
+    println!("running");
+    loop {
+        std::thread::park();
+    }
+}
+
+#[tokio::test]
+async fn a_name_shows_in_the_command_line_and_in_comm() {
+    let (child, _) = running(Process::builder().name("an indexer-of-everything"), task!(idle())).await;
+    let pid = child.id().unwrap();
+    let line = support::Other::new(pid).command();
+    assert_eq!(line, "multiproc-worker: an indexer-of-everything");
+    assert_eq!(status(pid, "Name").unwrap(), "an indexer-of-e");
+}
+
+#[tokio::test]
+async fn without_a_name_comm_is_the_programs() {
+    let (child, _) = running(Process::builder(), task!(idle())).await;
+    let pid = child.id().unwrap();
+    assert_eq!(support::Other::new(pid).command(), "multiproc-worker");
+    let program = std::env::current_exe().unwrap();
+    let program = program.file_name().unwrap().to_str().unwrap();
+    assert_eq!(status(pid, "Name").unwrap(), program[..15]);
+}
+
+#[tokio::test]
+async fn odd_names_are_only_names() {
+    for name in ["<1", ": ", "\0", "a\0b\nc", "ünï©ödé-and-long-enough-to-be-cut", &"x".repeat(4096)] {
+        let child = Process::builder().name(name).spawn(call(|n: u8| n, 1)).await.unwrap();
+        assert_eq!(child.join().await.unwrap(), 1);
+    }
+}
+
+fn variables() -> Vec<(String, String)> {
+    let mut all: Vec<_> = std::env::vars_os()
+        .map(|(key, value)| (key.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+        .collect();
+    all.sort();
+    all
+}
+
+#[tokio::test]
+async fn the_environment_is_set_removed_and_cleared_exactly() {
+    let here = variables();
+    let there = Process::builder().spawn(task!(variables())).await.unwrap().join().await.unwrap();
+    assert_eq!(there, here);
+    let changed = Process::builder().env("A", "1").env("PATH", "/x").env("A", "2 \n=").env_remove("HOME");
+    let there = changed.spawn(task!(variables())).await.unwrap().join().await.unwrap();
+    let mut expected: Vec<_> =
+        here.into_iter().filter(|(key, _)| !["A", "PATH", "HOME"].contains(&key.as_str())).collect();
+    expected.push(("A".to_owned(), "2 \n=".to_owned()));
+    expected.push(("PATH".to_owned(), "/x".to_owned()));
+    expected.sort();
+    assert_eq!(there, expected);
+    let cleared = Process::builder().env("A", "1").env_clear().env("B", "2");
+    let there = cleared.spawn(task!(variables())).await.unwrap().join().await.unwrap();
+    assert_eq!(there, [("B".to_owned(), "2".to_owned())]);
+}
+
+fn directory() -> String {
+    std::env::current_dir().unwrap().to_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn the_directory_is_entered() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().canonicalize().unwrap();
+    let there = Process::builder().current_dir(&path).spawn(task!(directory())).await.unwrap();
+    assert_eq!(there.join().await.unwrap(), path.to_str().unwrap());
+    let relative = Process::builder().current_dir("src").spawn(task!(directory())).await.unwrap();
+    assert_eq!(relative.join().await.unwrap(), directory() + "/src");
+}
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_entered_is_named() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let (file, locked) = (folder.path().join("file"), folder.path().join("locked"));
+    std::fs::write(&file, "").unwrap();
+    std::fs::create_dir(&locked).unwrap();
+    std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o000)).unwrap();
+    for bad in [folder.path().join("missing"), file, locked] {
+        match Process::builder().current_dir(&bad).spawn(task!(directory())).await {
+            Err(SpawnError::Directory { path, .. }) => assert_eq!(path, bad),
+            // Root enters what is locked.
+            Ok(_) if bad.ends_with("locked") && rustix::process::geteuid().is_root() => {}
+            other => panic!("{}: {other:?}", bad.display()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_odd_environment_or_directory_is_an_error_not_a_panic() {
+    for builder in [
+        Process::builder().env("A\0B", "1"),
+        Process::builder().env("A", "1\0"),
+        Process::builder().current_dir("a\0b"),
+        Process::builder().env("A", "x".repeat(1 << 20)),
+    ] {
+        let error = builder.spawn(task!(directory())).await.unwrap_err();
+        assert!(matches!(error, SpawnError::Io(_) | SpawnError::Directory { .. }), "{error:?}");
+    }
+}
+
+fn copy_stdin_to_both() -> u64 {
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).unwrap();
+    println!("out: {text}");
+    eprintln!("err: {text}");
+    std::io::stderr().flush().unwrap();
+    text.len() as u64
+}
+
+#[tokio::test]
+async fn stdio_goes_to_and_comes_from_files_any_two_of_the_three() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::write(path("in"), "hello").unwrap();
+    let file = |name: &str| File::create(path(name)).unwrap();
+    let text = |name: &str| std::fs::read_to_string(path(name)).unwrap_or_default();
+
+    let child = Process::builder().stdin(File::open(path("in")).unwrap()).stdout(file("out1"));
+    assert_eq!(child.spawn(task!(copy_stdin_to_both())).await.unwrap().join().await.unwrap(), 5);
+    assert_eq!(text("out1"), "out: hello\n");
+
+    let child = Process::builder().stdin(File::open(path("in")).unwrap()).stderr(file("err2"));
+    assert_eq!(child.spawn(task!(copy_stdin_to_both())).await.unwrap().join().await.unwrap(), 5);
+    assert_eq!(text("err2"), "err: hello\n");
+
+    let child = Process::builder().stdout(file("out3")).stderr(file("err3"));
+    assert_eq!(child.spawn(task!(copy_stdin_to_both())).await.unwrap().join().await.unwrap(), 0);
+    assert_eq!((text("out3"), text("err3")), ("out: \n".to_owned(), "err: \n".to_owned()));
+}
+
+#[test]
+fn what_is_not_set_is_the_hosts_own_wherever_the_socket_lay() {
+    const TEST: &str = "what_is_not_set_is_the_hosts_own_wherever_the_socket_lay";
+    if is_alone() {
+        return block_on(async {
+            let null = Stdio::null;
+            let builders = [
+                Process::builder(),
+                Process::builder().stdin(null()).stderr(null()),
+                Process::builder().stdin(null()).stdout(null()),
+            ];
+            for builder in builders {
+                builder.spawn(task!(copy_stdin_to_both())).await.unwrap().join().await.unwrap();
+            }
+        });
+    }
+    let output = alone_command(TEST).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let count = |bytes: &[u8], what: &str| bytes.lines().filter(|line| line.as_ref().unwrap().contains(what)).count();
+    assert_eq!((count(&output.stdout, "out: "), count(&output.stderr, "err: ")), (2, 2), "{output:?}");
+}
+
+#[tokio::test]
+async fn all_three_set_is_invalid() {
+    let builder = Process::builder().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let error = builder.spawn(task!(idle())).await.unwrap_err();
+    assert!(matches!(error, SpawnError::Invalid { .. }), "{error:?}");
+    assert!(error.to_string().contains("at most two"), "{error}");
+}
+
+fn take(mib: usize) -> usize {
+    let memory = std::hint::black_box(vec![1u8; mib << 20]);
+    memory.iter().step_by(1 << 20).map(|byte| usize::from(*byte)).sum()
+}
+
+#[tokio::test]
+async fn a_memory_limit_fails_the_task_that_takes_more_and_no_other() {
+    let limited = || Process::builder().memory_limit(512 << 20).stderr(Stdio::null());
+    assert_eq!(limited().spawn(task!(take(64))).await.unwrap().join().await.unwrap(), 64);
+    let status = died(limited().spawn(task!(take(1024))).await.unwrap().join().await).unwrap();
+    assert_eq!(status.signal(), Some(libc::SIGABRT));
+}
+
+#[tokio::test]
+async fn a_memory_limit_that_leaves_nothing_is_a_clean_error() {
+    let result = Process::builder().memory_limit(1).stderr(Stdio::null()).spawn(task!(take(1))).await;
+    match result {
+        Err(SpawnError::Exited { .. } | SpawnError::Handshake { .. }) => {}
+        Err(other) => panic!("{other:?}"),
+        Ok(child) => {
+            let error = child.join().await.unwrap_err();
+            assert!(matches!(error, multiproc::TaskError::Died { .. }), "{error:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_builder_shows_what_is_set() {
+    let text = format!("{:?}", Process::builder().name("shown"));
+    assert!(text.contains("shown"), "{text}");
+}

@@ -1,0 +1,284 @@
+//! However a process ends, whoever waits learns how, at once and once; and nothing of it is left.
+
+#![allow(unsafe_code, reason = "to crash on purpose")]
+
+mod support;
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use multiproc::{Process, SpawnError, TaskError, spawn_process, task};
+use rustix::process::Signal;
+use support::{Other, alone, block_on, died, processes_with, running};
+
+multiproc::test_support!();
+
+fn exit(code: i32) -> u8 {
+    std::process::exit(code)
+}
+
+fn abort() -> u8 {
+    std::process::abort()
+}
+
+fn raise(signal: i32) -> u8 {
+    // SAFETY: no handler of ours runs.
+    unsafe { libc::raise(signal) };
+    unreachable!()
+}
+
+fn segfault() -> u8 {
+    // SAFETY: there is none: this is a crash. The address is aligned, not null, and never mapped.
+    unsafe { std::ptr::without_provenance_mut::<u64>(8).write_volatile(1) };
+    0
+}
+
+#[expect(unconditional_recursion, reason = "until the stack is full")]
+fn overflow(depth: u64) -> u64 {
+    let frame = std::hint::black_box([depth; 1024]);
+    overflow(depth + 1) + frame[0]
+}
+
+fn spin() -> u8 {
+    println!("{}", std::process::id());
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
+fn idle() -> u8 {
+    println!("{}", std::process::id());
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Ignores SIGTERM, and has a child of its own in the same group, which it names.
+#[expect(clippy::zombie_processes, reason = "left behind on purpose")]
+fn stubborn_with_child() -> u8 {
+    // SAFETY: SIG_IGN is no handler.
+    unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+    let child = Command::new("sleep").arg("1000").stdout(Stdio::null()).spawn().unwrap();
+    println!("{}", child.id());
+    loop {
+        std::thread::park();
+    }
+}
+
+#[tokio::test]
+async fn an_exit_in_a_task_is_a_death_with_its_code() {
+    for code in [8, 0, 255] {
+        let status = died(spawn_process(task!(exit(code))).await.unwrap().join().await).unwrap();
+        assert_eq!(status.code(), Some(code));
+    }
+}
+
+#[tokio::test]
+async fn a_signal_is_named() {
+    assert_eq!(died(spawn_process(task!(abort())).await.unwrap().join().await).unwrap().signal(), Some(6));
+    assert_eq!(died(spawn_process(task!(raise(15))).await.unwrap().join().await).unwrap().signal(), Some(15));
+    assert_eq!(died(spawn_process(task!(raise(10))).await.unwrap().join().await).unwrap().signal(), Some(10));
+    let error = spawn_process(task!(segfault())).await.unwrap().join().await.unwrap_err();
+    let TaskError::Died { pid, .. } = error else { panic!("{error:?}") };
+    let text = error.to_string();
+    assert_eq!(text, format!("worker process {pid} died while it ran segfault: signal: 11 (SIGSEGV)"));
+    assert_eq!(died::<()>(Err(error)).unwrap().signal(), Some(libc::SIGSEGV));
+}
+
+#[tokio::test]
+async fn a_stack_overflow_is_a_death() {
+    let child = Process::builder().stderr(Stdio::null()).spawn(task!(overflow(1))).await.unwrap();
+    let signal = died(child.join().await).unwrap().signal().unwrap();
+    // Where std's runtime has set up its guard, it says so and aborts.
+    assert!([libc::SIGSEGV, libc::SIGABRT].contains(&signal), "{signal}");
+}
+
+#[tokio::test]
+async fn terminate_is_15_and_kill_is_9_on_spinning_and_idle_ones() {
+    for _ in 0..2 {
+        let (child, _) = running(Process::builder(), task!(spin())).await;
+        child.terminate().unwrap();
+        assert_eq!(died(child.join().await).unwrap().signal(), Some(15));
+        let (child, _) = running(Process::builder(), task!(idle())).await;
+        child.kill().unwrap();
+        match child.join().await {
+            Err(TaskError::Died { status, unexplained_kill, .. }) => {
+                assert_eq!(status.unwrap().signal(), Some(9));
+                assert!(!unexplained_kill);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_kill_that_was_not_ours_is_called_possibly_out_of_memory() {
+    let (child, _) = running(Process::builder(), task!(idle())).await;
+    Other::new(child.id().unwrap()).signal(Signal::KILL);
+    let error = child.join().await.unwrap_err();
+    assert!(matches!(error, TaskError::Died { unexplained_kill: true, .. }), "{error:?}");
+    assert!(error.to_string().contains("possibly out of memory"), "{error}");
+}
+
+#[tokio::test]
+async fn any_signal_after_the_end_is_ok() {
+    let mut child = spawn_process(task!(exit(3))).await.unwrap();
+    assert_eq!(child.wait().await.unwrap().code(), Some(3));
+    assert_eq!(child.id(), None);
+    for _ in 0..2 {
+        child.terminate().unwrap();
+        child.kill().unwrap();
+        child.signal(libc::SIGUSR1).unwrap();
+        assert_eq!(child.stop(Duration::ZERO).await.unwrap().code(), Some(3));
+        assert_eq!(child.wait().await.unwrap().code(), Some(3));
+    }
+    assert_eq!(died(child.join().await).unwrap().code(), Some(3));
+}
+
+#[tokio::test]
+async fn a_number_that_is_no_signal_is_invalid_input() {
+    let (child, _) = running(Process::builder(), task!(idle())).await;
+    for signal in [-1, 65, 1000] {
+        assert_eq!(child.signal(signal).unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
+    }
+    child.signal(0).unwrap();
+    child.signal(libc::SIGUSR1).unwrap();
+    assert_eq!(died(child.join().await).unwrap().signal(), Some(libc::SIGUSR1));
+}
+
+#[tokio::test]
+async fn stop_is_sigterm_where_that_is_enough() {
+    let (mut child, _) = running(Process::builder(), task!(idle())).await;
+    assert_eq!(child.stop(Duration::from_secs(100)).await.unwrap().signal(), Some(15));
+}
+
+#[tokio::test]
+async fn stop_kills_what_ignores_sigterm_after_the_grace_with_its_group() {
+    let (mut child, grandchild) = running(Process::builder(), task!(stubborn_with_child())).await;
+    let (leader, grandchild) = (Other::new(child.id().unwrap()), Other::new(grandchild.parse().unwrap()));
+    let begin = std::time::Instant::now();
+    let status = child.stop(Duration::from_millis(50)).await.unwrap();
+    assert_eq!(status.signal(), Some(9));
+    assert!(begin.elapsed() >= Duration::from_millis(50));
+    assert!(leader.is_reaped());
+    grandchild.ends_within(Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn a_stop_that_was_dropped_can_be_called_again() {
+    let (mut child, _) = running(Process::builder(), task!(stubborn_with_child())).await;
+    tokio::select! {
+        biased;
+        _ = child.stop(Duration::from_secs(100)) => unreachable!("it ignores SIGTERM"),
+        () = tokio::task::yield_now() => {}
+    }
+    assert!(child.id().is_some());
+    assert_eq!(child.stop(Duration::ZERO).await.unwrap().signal(), Some(9));
+}
+
+#[tokio::test]
+async fn dropping_kills_and_reaps_it_and_its_group() {
+    let (child, grandchild) = running(Process::builder(), task!(stubborn_with_child())).await;
+    let (leader, grandchild) = (Other::new(child.id().unwrap()), Other::new(grandchild.parse().unwrap()));
+    drop(child);
+    leader.is_reaped_within(Duration::from_secs(1));
+    grandchild.ends_within(Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn dropping_a_stopped_one_kills_and_reaps_it() {
+    let (child, _) = running(Process::builder(), task!(spin())).await;
+    let other = Other::new(child.id().unwrap());
+    child.signal(libc::SIGSTOP).unwrap();
+    drop(child);
+    other.is_reaped_within(Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn a_group_ends_with_its_leader_however_that_ends() {
+    #[expect(clippy::zombie_processes, reason = "left behind on purpose")]
+    fn leave_a_child(ending: u8) -> u8 {
+        let child = Command::new("sleep").arg("1000").stdout(Stdio::null()).spawn().unwrap();
+        println!("{}", child.id());
+        match ending {
+            0 => ending,
+            1 => std::process::exit(0),
+            _ => panic!("as told"),
+        }
+    }
+    for ending in 0..3 {
+        let (mut child, left) = running(Process::builder(), task!(leave_a_child(ending))).await;
+        // It may be gone by now, and its number with it.
+        let left = Other::find(left.parse().unwrap()).filter(|left| left.command() == "sleep 1000");
+        let _ = child.wait().await.unwrap();
+        if let Some(left) = left {
+            left.ends_within(Duration::from_secs(1));
+        }
+    }
+}
+
+#[test]
+fn never_waited_for_is_still_no_zombie_without_any_runtime() {
+    let (child, _) = block_on(running(Process::builder(), task!(idle())));
+    let other = Other::new(child.id().unwrap());
+    other.signal(Signal::TERM);
+    other.is_reaped_within(Duration::from_secs(1));
+    // The handle lives on, and knows.
+    assert_eq!(child.id(), None);
+    assert_eq!(died(block_on(child.join())).unwrap().signal(), Some(15));
+}
+
+#[tokio::test]
+async fn a_hundred_are_terminated_at_once() {
+    let all: Vec<_> = (0..100).map(|_| tokio::spawn(spawn_process(task!(idle())))).collect();
+    let mut children = Vec::new();
+    for child in all {
+        let child = child.await.unwrap().unwrap();
+        child.terminate().unwrap();
+        children.push(child);
+    }
+    for child in children {
+        assert_eq!(died(child.join().await).unwrap().signal(), Some(15));
+    }
+}
+
+#[test]
+fn those_that_are_terminated_before_their_main_are_a_clean_start_error() {
+    alone("those_that_are_terminated_before_their_main_are_a_clean_start_error", || {
+        let name = format!("early-{}", std::process::id());
+        let arg0 = format!("multiproc-worker: {name}");
+        let seen = block_on(async {
+            let spawn = || Process::builder().name(&*name).stdout(Stdio::null()).spawn(task!(idle()));
+            let all: Vec<_> = (0..100).map(|_| tokio::spawn(spawn())).collect();
+            let killer = tokio::task::spawn_blocking(move || {
+                let mut killed = std::collections::HashSet::new();
+                while killed.len() < 100 {
+                    for pid in processes_with(&arg0).into_iter().filter_map(Other::find) {
+                        if killed.insert(pid.pid) {
+                            pid.signal(Signal::TERM);
+                        }
+                    }
+                }
+            });
+            let mut seen = [0; 2];
+            for child in all {
+                let status = match child.await.unwrap() {
+                    Ok(child) => {
+                        seen[0] += 1;
+                        died(child.join().await)
+                    }
+                    Err(SpawnError::Exited { status, .. }) => {
+                        seen[1] += 1;
+                        status
+                    }
+                    Err(other) => panic!("{other:?}"),
+                };
+                assert_eq!(status.unwrap().signal(), Some(15));
+            }
+            killer.await.unwrap();
+            seen
+        });
+        eprintln!("{} ran, {} were terminated before", seen[0], seen[1]);
+    });
+}

@@ -1,0 +1,230 @@
+//! A panic in a task, wherever it happens, comes back as a value with all that it said; the host goes on.
+
+mod support;
+
+use multiproc::{Panic, Process, TaskError, call, spawn_process, task};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+multiproc::test_support!();
+
+#[track_caller]
+fn panicked<T: std::fmt::Debug>(result: Result<T, TaskError>) -> Panic {
+    match result {
+        Err(TaskError::Panicked(panic)) => panic,
+        other => panic!("expected a panic: {other:?}"),
+    }
+}
+
+async fn panic_of<T: multiproc::Task>(task: T) -> Panic
+where
+    T::Output: std::fmt::Debug,
+{
+    panicked(Process::builder().env_remove("RUST_BACKTRACE").spawn(task).await.unwrap().join().await)
+}
+
+const LINE: u32 = line!() + 4;
+/// Not inlined, so that a release build's backtrace names it too.
+#[inline(never)]
+fn boom(what: &str) -> u8 {
+    panic!("boom: {what}")
+}
+
+fn explode(what: String) -> u8 {
+    boom(&what)
+}
+
+#[tokio::test]
+async fn it_has_its_message_and_place() {
+    let panic = panic_of(task!(explode("x".to_owned()))).await;
+    assert_eq!(panic.message, "boom: x");
+    assert_eq!(panic.location, Some(format!("tests/process_panic.rs:{LINE}:5")));
+    assert_eq!(panic.backtrace, None);
+    assert_eq!(panic.to_string(), format!("boom: x at tests/process_panic.rs:{LINE}:5"));
+}
+
+#[tokio::test]
+async fn it_has_a_backtrace_where_rust_backtrace_asks_for_one() {
+    let child = Process::builder().env("RUST_BACKTRACE", "1").spawn(task!(explode("x".to_owned()))).await.unwrap();
+    let backtrace = panicked(child.join().await).backtrace.unwrap();
+    assert!(backtrace.contains("process_panic::boom"), "{backtrace}");
+}
+
+#[tokio::test]
+async fn the_process_exits_as_a_rust_program_that_panicked() {
+    let mut child = spawn_process(task!(explode("x".to_owned()))).await.unwrap();
+    assert_eq!(child.wait().await.unwrap().code(), Some(101));
+    assert_eq!(panicked(child.join().await).message, "boom: x");
+}
+
+async fn later() -> u8 {
+    tokio::task::yield_now().await;
+    panic!("later")
+}
+
+#[tokio::test]
+async fn it_comes_back_from_an_async_function_too() {
+    assert_eq!(panic_of(task!(later().await)).await.message, "later");
+}
+
+/// Panics when it is dropped, with another one of these.
+struct Grenade(u8);
+
+impl Drop for Grenade {
+    fn drop(&mut self) {
+        if self.0 > 0 {
+            std::panic::panic_any(Grenade(self.0 - 1));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_payload_that_is_not_a_string_or_panics_when_dropped() {
+    let panic = panic_of(call(|()| -> u8 { std::panic::panic_any(7u8) }, ())).await;
+    assert!(panic.message.contains("not a string"), "{panic}");
+    assert!(panic.location.is_some());
+    let panic = panic_of(call(|()| -> u8 { std::panic::panic_any(Grenade(3)) }, ())).await;
+    assert!(panic.message.contains("not a string"), "{panic}");
+}
+
+/// Panics where it is told to: when it is decoded (1), encoded (2) or dropped (3) in a worker.
+#[derive(Debug)]
+struct Mine(u8);
+
+impl Serialize for Mine {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        assert!(!(self.0 == 2 && multiproc::is_worker()), "while encoding");
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Mine {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let how = u8::deserialize(deserializer)?;
+        assert!(!(how == 1 && multiproc::is_worker()), "while decoding");
+        Ok(Self(how))
+    }
+}
+
+impl Drop for Mine {
+    fn drop(&mut self) {
+        assert!(!(self.0 == 3 && multiproc::is_worker()), "while dropping");
+    }
+}
+
+#[tokio::test]
+async fn in_decoding_encoding_and_dropping() {
+    assert_eq!(panic_of(call(|_: Mine| (), Mine(1))).await.message, "while decoding");
+    assert_eq!(panic_of(call(|()| Mine(2), ())).await.message, "while encoding");
+    assert_eq!(panic_of(call(|_: Mine| (), Mine(3))).await.message, "while dropping");
+    assert_eq!(panic_of(call(|()| Mine(3), ())).await.message, "while dropping");
+}
+
+/// Panics when the host decodes it.
+#[derive(Debug, Serialize)]
+struct Trap;
+
+impl<'de> Deserialize<'de> for Trap {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        panic!("the host decodes")
+    }
+}
+
+#[tokio::test]
+async fn in_decoding_the_result_here() {
+    assert_eq!(panic_of(call(|()| Trap, ())).await.message, "the host decodes");
+}
+
+#[tokio::test]
+async fn one_that_the_task_caught_itself_is_not_the_one_that_is_reported() {
+    let panic = panic_of(call(
+        |()| -> u8 {
+            let _ = std::panic::catch_unwind(|| panic!("caught"));
+            panic!("fatal")
+        },
+        (),
+    ))
+    .await;
+    assert_eq!(panic.message, "fatal");
+    let line = panic.location.unwrap();
+    assert!(line.starts_with("tests/process_panic.rs:"), "{line}");
+}
+
+struct CatchesWhenDropped;
+
+impl Drop for CatchesWhenDropped {
+    fn drop(&mut self) {
+        let _ = std::panic::catch_unwind(|| panic!("caught while unwinding"));
+    }
+}
+
+#[tokio::test]
+async fn one_that_was_caught_while_unwinding_is_not_the_one_that_is_reported() {
+    let panic = panic_of(call(
+        |()| -> u8 {
+            let _catches = CatchesWhenDropped;
+            panic!("fatal")
+        },
+        (),
+    ))
+    .await;
+    assert_eq!(panic.message, "fatal");
+}
+
+#[tokio::test]
+async fn one_of_a_thread_of_the_task_is_reported_when_the_task_passes_it_on() {
+    let panic = panic_of(call(
+        |()| -> u8 { std::panic::resume_unwind(std::thread::spawn(|| panic!("elsewhere")).join().unwrap_err()) },
+        (),
+    ))
+    .await;
+    assert_eq!(panic.message, "elsewhere");
+}
+
+#[tokio::test]
+async fn a_task_may_have_a_panic_hook_of_its_own() {
+    let panic = panic_of(call(
+        |()| -> u8 {
+            std::panic::set_hook(Box::new(|_| ()));
+            panic!("with a hook")
+        },
+        (),
+    ))
+    .await;
+    assert_eq!(panic.message, "with a hook");
+}
+
+extern "C" fn callback() {
+    panic!("in a callback of C code")
+}
+
+struct PanicsWhenDropped;
+
+impl Drop for PanicsWhenDropped {
+    fn drop(&mut self) {
+        panic!("again")
+    }
+}
+
+#[tokio::test]
+async fn one_that_cannot_unwind_is_a_death_that_still_says_its_message() {
+    let panic = panic_of(call(|()| callback(), ())).await;
+    assert_eq!(panic.message, "in a callback of C code");
+    assert!(panic.location.unwrap().starts_with("tests/process_panic.rs:"));
+    let twice = call(
+        |()| -> u8 {
+            let _drop = PanicsWhenDropped;
+            panic!("once")
+        },
+        (),
+    );
+    let panic = panic_of(twice).await;
+    assert!(["once", "again"].contains(&&*panic.message), "{panic}");
+}
+
+#[tokio::test]
+async fn the_host_goes_on() {
+    for _ in 0..3 {
+        assert_eq!(panic_of(task!(explode("x".to_owned()))).await.message, "boom: x");
+    }
+    assert_eq!(spawn_process(call(|n: u8| n + 1, 1)).await.unwrap().join().await.unwrap(), 2);
+}

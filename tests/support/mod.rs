@@ -1,0 +1,175 @@
+//! What the process tests share: a process of one's own, a child that says when it runs, and looks at other processes
+//! through pidfds and /proc.
+
+#![allow(dead_code, reason = "each test crate uses its own part of this")]
+
+use std::io::{BufRead as _, BufReader, PipeReader};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use multiproc::{ExitStatus, Process, ProcessBuilder, Task, TaskError};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+const ALONE: &str = "MULTIPROC_TEST_ALONE";
+
+/// Runs a test's body in a process that runs nothing else: it changes or counts what belongs to the whole process.
+pub(crate) fn alone(test: &str, body: impl FnOnce()) {
+    if std::env::var(ALONE).is_ok_and(|name| name == test) {
+        return body();
+    }
+    let output = alone_command(test).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "alone, {test}: {}\n{out}{err}", output.status);
+}
+
+/// This test crate again, for one test alone.
+pub(crate) fn alone_command(test: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([test, "--exact", "--nocapture"]).env(ALONE, test).stdin(Stdio::null());
+    command
+}
+
+/// Whether this is the process that [`alone_command`] started.
+pub(crate) fn is_alone() -> bool {
+    std::env::var_os(ALONE).is_some()
+}
+
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+pub(crate) fn block_on<R>(future: impl Future<Output = R>) -> R {
+    runtime().block_on(future)
+}
+
+/// Starts a task, and waits until it has printed a line: until it runs.
+pub(crate) async fn running<T: Task>(builder: ProcessBuilder, task: T) -> (Process<T::Output>, String) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let process = builder.stdout(writer).spawn(task).await.unwrap();
+    let said = line(reader);
+    (process, said)
+}
+
+fn line(reader: PipeReader) -> String {
+    let mut line = String::new();
+    BufReader::new(reader).read_line(&mut line).unwrap();
+    assert!(line.ends_with('\n'), "it ended before it said that it runs: {line:?}");
+    line.truncate(line.len() - 1);
+    line
+}
+
+/// How a task's process ended, of an error that says so.
+#[track_caller]
+pub(crate) fn died<T: std::fmt::Debug>(result: Result<T, TaskError>) -> Option<ExitStatus> {
+    match result {
+        Err(TaskError::Died { status, .. }) => status,
+        other => panic!("expected a death: {other:?}"),
+    }
+}
+
+/// Another process, which its number may outlive.
+#[derive(Debug)]
+pub(crate) struct Other {
+    pub(crate) pid: u32,
+    pidfd: OwnedFd,
+}
+
+impl Other {
+    pub(crate) fn new(pid: u32) -> Self {
+        Self::find(pid).unwrap_or_else(|| panic!("no process {pid}"))
+    }
+
+    pub(crate) fn find(pid: u32) -> Option<Self> {
+        let pidfd = pidfd_open(Pid::from_raw(pid.try_into().ok()?)?, PidfdFlags::empty()).ok()?;
+        Some(Self { pid, pidfd })
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        pidfd_send_signal(&self.pidfd, signal).unwrap();
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub(crate) fn ends_within(&self, limit: Duration) {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let limit = Timespec::try_from(limit).unwrap();
+        let ready = rustix::io::retry_on_intr(|| poll(&mut fds, Some(&limit))).unwrap();
+        assert_eq!(ready, 1, "process {} goes on: {:?} {}", self.pid, self.command(), self.state());
+    }
+
+    /// Waits for its end and until nothing is left of it, not even a zombie.
+    #[track_caller]
+    pub(crate) fn is_reaped_within(&self, limit: Duration) {
+        let until = Instant::now() + limit;
+        self.ends_within(limit);
+        assert!(eventually(until, || self.is_reaped()), "process {} is a zombie", self.pid);
+    }
+
+    pub(crate) fn is_reaped(&self) -> bool {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.pidfd.as_raw_fd())).unwrap();
+        info.lines().any(|line| line.strip_prefix("Pid:").is_some_and(|pid| pid.trim() == "-1"))
+    }
+
+    /// The letter of proc_pid_stat(5): `R`, `S`, `T` for stopped, `Z` for a zombie.
+    pub(crate) fn state(&self) -> char {
+        status(self.pid, "State").and_then(|state| state.chars().next()).unwrap_or('-')
+    }
+
+    pub(crate) fn command(&self) -> String {
+        let bytes = std::fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).replace('\0', " ").trim_end().to_owned()
+    }
+}
+
+/// A line of proc_pid_status(5).
+pub(crate) fn status(pid: u32, field: &str) -> Option<String> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    Some(line.trim().to_owned())
+}
+
+/// The children of this process, zombies too.
+pub(crate) fn children() -> Vec<u32> {
+    let me = std::process::id().to_string();
+    processes().filter(|&pid| status(pid, "PPid").is_some_and(|parent| parent == me)).collect()
+}
+
+/// The processes whose command line begins with this.
+pub(crate) fn processes_with(arg0: &str) -> Vec<u32> {
+    let begins =
+        |pid: &u32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(arg0.as_bytes()));
+    processes().filter(begins).collect()
+}
+
+fn processes() -> impl Iterator<Item = u32> {
+    std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
+/// How many fds this process has open.
+pub(crate) fn open_fds() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Looks again and again until something holds that nobody announces, at most until then.
+pub(crate) fn eventually(until: Instant, mut holds: impl FnMut() -> bool) -> bool {
+    loop {
+        if holds() {
+            return true;
+        }
+        if Instant::now() > until {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+pub(crate) fn within(limit: Duration) -> Instant {
+    Instant::now() + limit
+}
+
+pub(crate) fn exists(path: impl AsRef<Path>) -> bool {
+    std::fs::symlink_metadata(path).is_ok()
+}
