@@ -11,7 +11,9 @@ mod task;
 pub mod wire;
 mod worker;
 
-pub use channel::{Duplex, QueueReceiver, QueueSender, Receiver, Sender, channel, duplex, queue};
+pub use channel::{
+    Duplex, QueueReceiver, QueueSender, Receiver, Sender, SharedBytes, SharedBytesMut, channel, duplex, queue,
+};
 pub use error::{
     BoxError, CommandError, Panic, RecvError, SendError, SpawnError, TaskError, TryRecvError, TrySendError,
     TrySubmitError,
