@@ -17,8 +17,9 @@ use bytes::{Bytes, BytesMut};
 use futures::{Sink, Stream};
 use multiproc::{
     Call, Child, Command, CommandError, Duplex, ExitStatus, Map, Output, Panic, PoolBuilder, PoolStatus, Process,
-    ProcessBuilder, ProcessPool, QueueReceiver, QueueSender, Receiver, RecvError, SendError, Sender, SpawnError, Stdio,
-    Submit, Task, TaskError, TaskHandle, TrySubmitError, call, channel, duplex, queue, spawn_process, task,
+    ProcessBuilder, ProcessPool, QueueReceiver, QueueSender, Receiver, RecvError, SendError, Sender, SharedBytes,
+    SharedBytesMut, SpawnError, Stdio, Submit, Task, TaskError, TaskHandle, TrySubmitError, call, channel, duplex,
+    queue, spawn_process, task,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{Decoder, Encoder};
@@ -79,6 +80,8 @@ fn handles_may_be_shared_and_shown_and_errors_go_anywhere() {
     handle::<Duplex<u32, u8>>();
     handle::<QueueSender<u32>>();
     handle::<QueueReceiver<u32>>();
+    handle::<SharedBytes>();
+    handle::<SharedBytesMut>();
     error::<TaskError>();
     error::<SpawnError>();
     error::<TrySubmitError<u32>>();
@@ -212,6 +215,15 @@ async fn commands() -> Result<(), CommandError> {
     fn pipes(_: Option<impl AsyncWrite>, _: Option<impl AsyncRead>, _: Option<impl AsyncRead>) {}
     pipes(child.stdin, child.stdout, child.stderr);
     Ok(())
+}
+
+#[test]
+fn shared_bytes_are_slices() {
+    let mut bytes: SharedBytesMut = SharedBytesMut::new(3).unwrap();
+    bytes[1] = 7;
+    let frozen: SharedBytes = bytes.freeze().unwrap();
+    let slice: &[u8] = &frozen.clone();
+    assert_eq!(slice, [0, 7, 0]);
 }
 
 #[test]
