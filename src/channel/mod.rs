@@ -3,12 +3,14 @@
 //! ```text
 //!  Sender  Receiver  Duplex        typed ends; travel.rs makes them values
 //!  sending.rs  receiving.rs        one direction each: who waits, who moves, what is an end
+//!  departure.rs  flusher.rs        one frame's way out; and who goes on when the socket is full
 //!  queue/                          many to many: items as packets, on a socket that all holders share
 //!  shared.rs                       bytes that are not copied at all
 //!  outbox.rs   inbox.rs            frames that leave and arrive, gathered
 //!  socket.rs                       a socket that tasks and threads can wait for
 //! ```
 
+mod departure;
 mod duplex;
 mod flusher;
 pub(crate) mod inbox;

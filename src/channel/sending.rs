@@ -10,21 +10,17 @@
 //! can leave the peer in the middle of a frame. This file knows nothing of values.
 
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::io;
 use std::mem;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Wake, Waker, ready};
-use std::thread::{self, Thread};
+use std::task::{Context, Poll, Waker};
 
-use tokio::task::coop;
-
+use super::departure::Departure;
 use super::flusher::{self, is_fd_congestion};
 use super::outbox::Outbox;
 use super::socket::Socket;
 use crate::error::SendError;
-use crate::sys::socket::{self, Ready};
+use crate::sys::socket;
 use crate::wire::frame::Frame;
 
 /// A frame is let in while less than this many bytes are under way.
@@ -38,17 +34,17 @@ pub(crate) struct Sending {
 }
 
 #[derive(Debug)]
-struct Line {
-    outbox: Outbox,
+pub(super) struct Line {
+    pub(super) outbox: Outbox,
     state: State,
-    mover: Mover,
+    pub(super) mover: Mover,
     /// Who waits, by ticket: in the order in which they came.
     waiting: BTreeMap<u64, Waiting>,
     tickets: u64,
     /// Something happened since those who wait were last looked at.
     news: bool,
     /// What stopped the last flush was not a full socket but [`is_fd_congestion`].
-    congested: bool,
+    pub(super) congested: bool,
 }
 
 /// How the sending side stands.
@@ -65,7 +61,7 @@ enum State {
 
 /// Who waits for the socket and moves what is under way, once the socket was full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mover {
+pub(super) enum Mover {
     None,
     Flusher,
     /// A thread in a blocking send. Nobody else writes meanwhile: it waits in poll(2), where nobody could tell it that
@@ -80,14 +76,14 @@ struct Waiting {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Until {
+pub(super) enum Until {
     Room,
     /// This position in the stream has left.
     Left(u64),
 }
 
 /// What an attempt gives: what is still to be waited for, or the end of it.
-type Attempt = Result<Until, Result<(), SendError>>;
+pub(super) type Attempt = Result<Until, Result<(), SendError>>;
 
 /// The ticket of the one `Sink` that an end is; futures have tickets from 1.
 const SINK: u64 = 0;
@@ -115,12 +111,17 @@ impl Sending {
     /// # Cancel safety
     /// Dropped before the frame was let in, it is not sent; after that it is sent whole.
     pub(crate) fn send(self: &Arc<Self>, frame: Frame) -> Departure<'_> {
-        Departure { sending: self, ticket: None, step: Step::Enter(frame) }
+        Departure::new(self, frame)
     }
 
     /// As [`send`](Self::send), on this thread.
     pub(crate) fn blocking_send(self: &Arc<Self>, frame: Frame) -> Result<(), SendError> {
         self.send(frame).block()
+    }
+
+    /// Takes a ticket out of the line.
+    pub(super) fn leave(&self, ticket: u64) {
+        self.line().waiting.remove(&ticket);
     }
 
     /// Waits until a frame may be pushed; for a `Sink`.
@@ -200,7 +201,7 @@ impl Sending {
     }
 
     /// Attempts something, and where it has to wait, sees to it that the wait ends.
-    fn settle(
+    pub(super) fn settle(
         self: &Arc<Self>,
         cx: &mut Context<'_>,
         ticket: &mut Option<u64>,
@@ -223,7 +224,7 @@ impl Sending {
         }
     }
 
-    fn line(&self) -> MutexGuard<'_, Line> {
+    pub(super) fn line(&self) -> MutexGuard<'_, Line> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -239,7 +240,7 @@ impl Line {
     }
 
     /// Waits for `until`, after moving what can be moved.
-    fn attempt(&mut self, socket: &Socket, until: Until) -> Attempt {
+    pub(super) fn attempt(&mut self, socket: &Socket, until: Until) -> Attempt {
         if !self.is_met(until) && self.mover != Mover::Thread && self.state == State::Open {
             // Whatever it says, the state and the outbox say it too.
             let _ = self.flush(socket);
@@ -290,7 +291,7 @@ impl Line {
         let _ = socket::end_sending(socket);
     }
 
-    fn appoint_flusher(&mut self) -> bool {
+    pub(super) fn appoint_flusher(&mut self) -> bool {
         let free = self.mover == Mover::None;
         if free {
             self.mover = Mover::Flusher;
@@ -298,7 +299,7 @@ impl Line {
         free
     }
 
-    fn wait(&mut self, ticket: &mut Option<u64>, until: Until, waker: &Waker) {
+    pub(super) fn wait(&mut self, ticket: &mut Option<u64>, until: Until, waker: &Waker) {
         let ticket = *ticket.get_or_insert_with(|| {
             self.tickets += 1;
             self.tickets
@@ -309,7 +310,7 @@ impl Line {
 
 /// Ends an access, and wakes everyone whose wait is over by it. Of those who wait for room that is all: one may never be
 /// polled again, and must not keep the room from the others.
-fn release(mut line: MutexGuard<'_, Line>) {
+pub(super) fn release(mut line: MutexGuard<'_, Line>) {
     if !mem::take(&mut line.news) || line.waiting.is_empty() {
         return;
     }
@@ -319,108 +320,5 @@ fn release(mut line: MutexGuard<'_, Line>) {
     drop(line);
     for (_, told) in told {
         told.waker.wake();
-    }
-}
-
-/// A frame on its way out; see [`Sending::send`].
-#[derive(Debug)]
-#[must_use = "futures do nothing unless polled"]
-pub(crate) struct Departure<'a> {
-    sending: &'a Arc<Sending>,
-    ticket: Option<u64>,
-    step: Step,
-}
-
-#[derive(Debug)]
-enum Step {
-    Enter(Frame),
-    Leave(u64),
-}
-
-impl Step {
-    /// Lets the frame in if there is room, and sends it.
-    fn attempt(&mut self, line: &mut Line, socket: &Socket) -> Attempt {
-        if let Self::Enter(frame) = self {
-            match line.attempt(socket, Until::Room) {
-                Err(Ok(())) => *self = Self::Leave(line.outbox.push(mem::take(frame))),
-                other => return other,
-            }
-        }
-        match *self {
-            Self::Leave(end) => line.attempt(socket, Until::Left(end)),
-            Self::Enter(_) => Ok(Until::Room),
-        }
-    }
-}
-
-impl Departure<'_> {
-    /// Sends it on this thread, which moves what is under way if nobody does.
-    fn block(mut self) -> Result<(), SendError> {
-        let waker = Waker::from(Arc::new(Unpark(thread::current())));
-        let mut moving = false;
-        loop {
-            let mut line = self.sending.line();
-            if moving {
-                line.mover = Mover::None;
-            }
-            let attempted = self.step.attempt(&mut line, &self.sending.socket);
-            let mut start = false;
-            moving = attempted.is_ok() && line.mover == Mover::None && !line.congested;
-            if moving {
-                line.mover = Mover::Thread;
-            } else if let Ok(until) = attempted {
-                line.wait(&mut self.ticket, until, &waker);
-                start = line.appoint_flusher();
-            }
-            release(line);
-            if start {
-                flusher::start(Arc::clone(self.sending));
-            }
-            match attempted {
-                Err(result) => {
-                    // What others have let in meanwhile needs somebody else now.
-                    self.sending.let_go();
-                    return result;
-                }
-                Ok(_) if moving => {
-                    if let Err(error) = socket::wait(&*self.sending.socket, Ready::Write) {
-                        self.sending.fail(&error);
-                    }
-                }
-                Ok(_) => thread::park(),
-            }
-        }
-    }
-}
-
-impl Future for Departure<'_> {
-    type Output = Result<(), SendError>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        // A socket that always has room must not keep the other tasks of this thread from running.
-        let budget = ready!(coop::poll_proceed(cx));
-        let Self { sending, ticket, step } = &mut *self;
-        let polled = sending.settle(cx, ticket, |line, socket| step.attempt(line, socket));
-        if polled.is_ready() {
-            budget.made_progress();
-        }
-        polled
-    }
-}
-
-impl Drop for Departure<'_> {
-    fn drop(&mut self) {
-        if let Some(ticket) = self.ticket {
-            self.sending.line().waiting.remove(&ticket);
-        }
-    }
-}
-
-/// Wakes a thread that is parked.
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
     }
 }
