@@ -402,6 +402,37 @@ fn note_it(place: PathBuf, id: u64) -> u64 {
     id
 }
 
+/// A worker that has tasks ahead dies again and again. What lay behind the deadly task has nothing to do with it, however
+/// often that happens: it was once taken for the reason after three deaths.
+#[tokio::test]
+async fn tasks_behind_many_deaths_are_not_blamed_for_them() {
+    let pool = ProcessPool::new(1);
+    let ledger = Ledger::new();
+    let submit = |deadly: bool, id| {
+        pool.submit(call(
+            |(place, deadly, id): (PathBuf, bool, u64)| {
+                if deadly {
+                    std::process::exit(1);
+                }
+                note(&place, id)
+            },
+            (ledger.place(), deadly, id),
+        ))
+    };
+    let deaths = (0..20).map(|n| submit(n % 2 == 1, n));
+    let results = within(join_all(deaths.chain((20..120).map(|id| submit(false, id))))).await;
+    for (n, result) in results.into_iter().enumerate() {
+        match result {
+            Ok(_) => assert!(n >= 20 || n % 2 == 0),
+            Err(TaskError::Died { .. }) => assert!(n < 20 && n % 2 == 1, "{n} was not deadly"),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    let expected: Vec<u64> = (0..20).step_by(2).chain(20..120).collect();
+    assert_eq!(ledger.entries(), expected, "each once, and in order");
+    within(pool.close()).await;
+}
+
 /// A task that was sent to a worker which was dead or dying by then was never begun, so it runs elsewhere.
 #[tokio::test]
 async fn a_task_sent_to_a_worker_that_is_dead_already_runs_elsewhere() {

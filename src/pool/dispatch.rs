@@ -541,10 +541,14 @@ impl Shared {
         }
         desk.clear();
         drop(desk);
-        for job in rest.into_iter().rev() {
-            if job.bounce() {
+        // Where nothing was begun, the first task may have been the reason; those behind it never are.
+        let suspect = begun.is_empty();
+        for (place, job) in rest.into_iter().enumerate().rev() {
+            let again = if suspect && place == 0 { job.bounce() } else { job.take_back() };
+            if again {
                 state.waiting.push_front(job);
             } else {
+                state.counts.add(if job.is_wanted() { ending } else { Ending::Cancelled });
                 let error = error(&job);
                 state.after.resolve.push((job, error));
             }
