@@ -6,7 +6,8 @@ use multiproc::{Command, CommandError};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    let tree = "sleep 1000 & echo $!; (sleep 1000 & echo $!; exec sleep 1000) & echo $!; exec sleep 1000";
+    // Not for longer: a program that is not this one does not notice when its host is killed.
+    let tree = "sleep 1.5 & echo $!; (sleep 1.5 & echo $!; exec sleep 1.5) & echo $!; exec sleep 1.5";
     match Command::shell(tree).timeout(Duration::from_millis(500)).output().await {
         Err(error @ CommandError::TimedOut { .. }) => {
             println!("{error}");

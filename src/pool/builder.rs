@@ -128,12 +128,11 @@ impl PoolBuilder {
         self
     }
 
-    /// How many failed starts within `window`, without a new worker that did its first task in between, are tried again.
-    /// One more, and tasks fail with [`TaskError::Broken`](crate::TaskError::Broken) until the window has passed, unless
-    /// a worker lives that can do them. Default: 5 in 10 s.
+    /// How many failed starts within `window`, without a success in between, are tried again. One more, and tasks fail
+    /// with [`TaskError::Broken`](crate::TaskError::Broken) until the window has passed, unless a worker lives that can
+    /// do them. Default: 5 in 10 s.
     ///
-    /// A worker that dies before it was given a task counts as a failed start. Later deaths don't: they cost the task
-    /// that it was running.
+    /// The death of a worker that had started is no failed start: it costs the task that it was running.
     pub fn restart_limit(mut self, failures: u32, window: Duration) -> Self {
         self.settings.restart_limit = (failures, window);
         self

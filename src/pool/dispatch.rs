@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
-use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Instant;
@@ -176,8 +175,8 @@ pub(super) enum Ending {
 pub(super) enum End {
     /// It had nothing to do for the pool's idle timeout.
     TooLongIdle,
-    /// It died before it had anything to do: such a start is as good as failed.
-    Fruitless { status: Option<ExitStatus>, pid: u32 },
+    /// It died before it had begun a task. The next start waits, or a process that dies at once would be started on and on.
+    Fruitless,
     /// Anything else: it was recycled, killed, or died.
     Other,
 }
@@ -350,11 +349,6 @@ impl Shared {
         }
         let surplus = state.seats.len() > state.target && state.staying() > state.target;
         let mut desk = seat.desk();
-        // Its first answers: a process that can live was started.
-        if !state.failures.is_empty() && desk.done == endings.len() as u64 {
-            state.failures.clear();
-            state.last_cause = None;
-        }
         let over = worn || surplus || desk.state == WorkerState::Draining || state.phase == Phase::Cancelled;
         if over {
             let back = desk.take_back();
@@ -520,18 +514,20 @@ impl Shared {
     pub(super) fn started(self: &Arc<Self>) {
         let mut state = self.state();
         state.starting -= 1;
+        state.failures.clear();
+        state.last_cause = None;
         self.changed.notify_waiters();
     }
 
     /// A worker's process has ended: counts what it had still answered, resolves the tasks that it had begun, and puts
-    /// those that it had not back at the head of the queue.
+    /// those that it had not back at the head of the queue. Says whether it had ever begun one.
     pub(super) fn lost(
         self: &Arc<Self>,
         seat: &Arc<Seat>,
         answered: &[Ending],
         ending: Ending,
         error: impl Fn(&Job) -> TaskError,
-    ) {
+    ) -> bool {
         let mut state = self.state();
         for &ending in answered {
             state.counts.add(ending);
@@ -539,15 +535,20 @@ impl Shared {
         let mut desk = seat.desk();
         desk.apply(Event::Ended);
         let (begun, rest) = desk.take_all();
+        let worked = desk.done > 0 || !begun.is_empty();
         if std::mem::take(&mut desk.holds_permit) {
             self.release(&mut state);
         }
         desk.clear();
         drop(desk);
-        for job in rest.into_iter().rev() {
-            if job.bounce() {
+        // Where nothing was begun, the first task may have been the reason; those behind it never are.
+        let suspect = begun.is_empty();
+        for (place, job) in rest.into_iter().enumerate().rev() {
+            let again = if suspect && place == 0 { job.bounce() } else { job.take_back() };
+            if again {
                 state.waiting.push_front(job);
             } else {
+                state.counts.add(if job.is_wanted() { ending } else { Ending::Cancelled });
                 let error = error(&job);
                 state.after.resolve.push((job, error));
             }
@@ -562,6 +563,7 @@ impl Shared {
             }
         }
         self.dispatch(&mut state);
+        worked
     }
 
     /// Takes a worker that is idle for too long out of the pool. `false`: it was given a task in this moment, or is one
@@ -583,10 +585,6 @@ impl Shared {
     /// A ready process has ended. Says whether another one takes its place.
     pub(super) fn ended(self: &Arc<Self>, seat: &Arc<Seat>, end: End) -> Next {
         let mut state = self.state();
-        if let End::Fruitless { status, pid } = end {
-            state.starting += 1;
-            return self.fail_start(&mut state, seat, Arc::new(SpawnError::Exited { status, pid }));
-        }
         let wanted = match state.phase {
             Phase::Open if end == End::TooLongIdle => !state.assigned.is_empty(),
             Phase::Open => state.seats.len() <= state.target,
@@ -605,10 +603,7 @@ impl Shared {
 
     /// A start failed. Past the restart limit the pool is broken, and what waits learns why.
     pub(super) fn start_failed(self: &Arc<Self>, seat: &Arc<Seat>, cause: Arc<SpawnError>) -> Next {
-        self.fail_start(&mut self.state(), seat, cause)
-    }
-
-    fn fail_start(&self, state: &mut State, seat: &Arc<Seat>, cause: Arc<SpawnError>) -> Next {
+        let mut state = self.state();
         let now = Instant::now();
         let (limit, window) = self.settings.restart_limit;
         state.failures.push_back(now);
@@ -629,7 +624,7 @@ impl Shared {
             state.failures.pop_front();
         }
         state.starting -= 1;
-        self.leave(state, seat);
+        self.leave(&mut state, seat);
         Next::Leave
     }
 

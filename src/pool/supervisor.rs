@@ -107,7 +107,7 @@ impl Supervisor {
             let next = match started {
                 Ok(process) => {
                     let end = self.serve(process).await;
-                    failed = matches!(end, End::Fruitless { .. });
+                    failed = end == End::Fruitless;
                     self.shared.ended(&self.seat, end)
                 }
                 Err(cause) => {
@@ -341,7 +341,7 @@ impl Supervisor {
         if process.answers.is_empty() {
             return Ok(None);
         }
-        let (answered, endings) = self.match_answers(process)?;
+        let (answered, endings, honest) = self.match_answers(process);
         let settings = &self.shared.settings;
         let done = self.seat.desk().done;
         let pid = process.child.kept().pid();
@@ -352,21 +352,26 @@ impl Supervisor {
         for (job, outcome) in answered {
             job.resolve(outcome);
         }
-        Ok(Some(turn))
+        honest.map(|()| Some(turn))
     }
 
-    /// Takes the answered tasks off the desk.
-    fn match_answers(&self, process: &mut Process) -> Result<(Answered, Vec<Ending>), Misbehaved> {
+    /// Takes the answered tasks off the desk. From an answer to no task on nothing counts; what came before does, or
+    /// those tasks, which are off the desk, would never end.
+    fn match_answers(&self, process: &mut Process) -> (Answered, Vec<Ending>, Result<(), Misbehaved>) {
+        let mut honest = Ok(());
         let mut desk = self.seat.desk();
         let mut answered = Vec::with_capacity(process.answers.len());
         let mut endings = Vec::with_capacity(process.answers.len());
         for (id, outcome) in process.answers.drain(..) {
-            let job = desk.answer(id).ok_or(Misbehaved)?;
+            let Some(job) = desk.answer(id) else {
+                honest = Err(Misbehaved);
+                break;
+            };
             endings.push(if outcome.is_ok() { Ending::Done } else { Ending::Failed });
             answered.push((job, outcome));
         }
         desk.answered(answered.len());
-        Ok((answered, endings))
+        (answered, endings, honest)
     }
 
     /// Ends the process, if it has not ended, and resolves the task that it had.
@@ -394,18 +399,9 @@ impl Supervisor {
             let Ok(answer) = answer(frame) else { break };
             process.answers.extend(answer);
         }
-        let fruitless = {
-            let desk = self.seat.desk();
-            desk.done == 0 && desk.load() == 0 && cause == Cause::Died
-        };
-        let (answered, endings) = self.match_answers(&mut process).unwrap_or_default();
-        let end = match cause {
-            Cause::Retired(end) => end,
-            _ if fruitless => End::Fruitless { status: exit.and_then(|exit| exit.status), pid: kept.pid() },
-            _ => End::Other,
-        };
+        let (answered, endings, _) = self.match_answers(&mut process);
         let exit = exit.unwrap_or(Exit::UNKNOWN);
-        self.shared.lost(&self.seat, &endings, ending, |job| match cause {
+        let worked = self.shared.lost(&self.seat, &endings, ending, |job| match cause {
             Cause::TimedOut => TaskError::TimedOut,
             Cause::Cancelled => TaskError::Cancelled,
             Cause::Died | Cause::Retired(_) => died(&kept, &exit, job.name),
@@ -413,7 +409,11 @@ impl Supervisor {
         for (job, outcome) in answered {
             job.resolve(outcome);
         }
-        end
+        match cause {
+            Cause::Retired(end) => end,
+            Cause::Died if !worked => End::Fruitless,
+            _ => End::Other,
+        }
     }
 
     /// SIGTERM first, where the pool grants a grace; then SIGKILL.
