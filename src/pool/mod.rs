@@ -14,8 +14,11 @@ mod builder;
 mod dispatch;
 mod job;
 mod life;
+mod lifecycle;
 mod map;
 mod seat;
+mod serving;
+mod state;
 mod status;
 mod submit;
 mod supervisor;
@@ -29,10 +32,11 @@ use serde::de::DeserializeOwned;
 
 pub use builder::PoolBuilder;
 use builder::Settings;
-pub use dispatch::Counts;
-use dispatch::{Phase, Shared};
+
 pub use life::WorkerState;
 pub use map::Map;
+pub use state::Counts;
+use state::{Phase, Shared, State};
 pub use status::{PoolStatus, WorkerStatus};
 use submit::Claim;
 pub use submit::{Submit, TaskHandle};
@@ -281,7 +285,7 @@ impl ProcessPool {
         .await
     }
 
-    async fn when<R>(&self, mut known: impl FnMut(&dispatch::State) -> Option<R>) -> R {
+    async fn when<R>(&self, mut known: impl FnMut(&State) -> Option<R>) -> R {
         loop {
             let changed = self.shared().changed.notified();
             let mut changed = std::pin::pin!(changed);

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::dispatch::{Counts, Shared};
 use super::life::WorkerState;
+use super::state::{Counts, Shared};
 
 /// What a pool was doing when [`status`](crate::ProcessPool::status) looked.
 #[derive(Clone, Debug)]

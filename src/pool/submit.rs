@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use super::dispatch::Shared;
 use super::job::{Job, Outcome};
+use super::state::Shared;
 use crate::error::TaskError;
 use crate::process::start;
 use crate::task::{self, Task};

@@ -4,21 +4,19 @@
 //! the one that runs. Which task the worker gets is decided in `dispatch.rs`.
 
 use std::io;
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use super::answers::{Misbehaved, Ring, answer};
-use super::dispatch::{End, Ending, Next, Phase, Review, Shared, Turn};
-use super::job::{Job, Outcome};
-use super::life::{Event, WorkerState};
+use super::answers::{Ring, answer};
+use super::job::Outcome;
+use super::life::Event;
 use super::seat::Seat;
+use super::state::{End, Ending, Next, Phase, Shared};
 use crate::channel::inbox::Inbox;
-use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
-use crate::error::{RecvError, SpawnError, TaskError};
+use crate::error::{SpawnError, TaskError};
 use crate::process::kept::{Exit, Kept, KillOnDrop};
 use crate::process::spawn::died;
 use crate::process::start::{self, Worker};
@@ -38,9 +36,6 @@ const EXIT_WITHIN: Duration = Duration::from_millis(100);
 /// How long a process that ends in order may take for its exit task and its exit.
 const RETIRE_WITHIN: Duration = Duration::from_secs(10);
 
-/// How long a worker that has tasks ahead may be silent before its ledger is looked at.
-const LOOK_AFTER: Duration = Duration::from_millis(1);
-
 /// How often a worker that is starting while the pool closes looks whether it is still needed.
 const CLOSING_LOOK: Duration = Duration::from_millis(20);
 
@@ -57,9 +52,9 @@ pub(super) fn spawn(runtime: Option<&Handle>, shared: Arc<Shared>, seat: Arc<Sea
     }
 }
 
-struct Supervisor {
-    shared: Arc<Shared>,
-    seat: Arc<Seat>,
+pub(super) struct Supervisor {
+    pub(super) shared: Arc<Shared>,
+    pub(super) seat: Arc<Seat>,
     /// Whether the seat has been given up in order.
     left: bool,
 }
@@ -73,21 +68,18 @@ impl Drop for Supervisor {
 }
 
 /// A process that is ready, seen from its supervisor.
-struct Process {
-    child: KillOnDrop,
-    socket: Arc<Socket>,
-    inbox: Inbox,
-    ring: Ring,
+pub(super) struct Process {
+    pub(super) child: KillOnDrop,
+    pub(super) socket: Arc<Socket>,
+    pub(super) inbox: Inbox,
+    pub(super) ring: Ring,
     /// Answers that are being taken in; empty between two turns.
-    answers: Vec<(u64, Outcome)>,
+    pub(super) answers: Vec<(u64, Outcome)>,
 }
-
-/// Tasks that are off the desk, with what they are to be resolved with.
-type Answered = Vec<(Arc<Job>, Outcome)>;
 
 /// Why a process is ended, or has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cause {
+pub(super) enum Cause {
     /// By itself, in the middle of a task or of nothing.
     Died,
     /// Its task is not wanted any more.
@@ -235,145 +227,6 @@ impl Supervisor {
         self.end(process, cause).await
     }
 
-    /// Reads one answer after the other, until there is a reason to end the process.
-    async fn work(&self, process: &mut Process, mut turn: Turn) -> Cause {
-        let kept = process.child.kept().clone();
-        let socket = Arc::clone(&process.socket);
-        let mut exited = pin!(kept.exited());
-        // `None`: it stays, however long it is idle.
-        let mut idle_since = None;
-        loop {
-            match turn {
-                Turn::Busy => {}
-                Turn::Idle => idle_since = Some(Instant::now()),
-                Turn::Retire => return Cause::Retired(End::Other),
-                Turn::End => return Cause::Cancelled,
-            }
-            turn = loop {
-                let (drained, unwritten, ahead, deadline) = {
-                    let desk = self.seat.desk();
-                    let deadline = match desk.first() {
-                        Some(job) => job.timeout.and_then(|timeout| desk.since.checked_add(timeout)),
-                        None => idle_since
-                            .zip(self.shared.settings.idle_timeout)
-                            .and_then(|(since, most)| since.checked_add(most)),
-                    };
-                    let drained = desk.state == WorkerState::Draining && desk.load() == 0;
-                    (drained, !desk.outbox.is_empty(), desk.load() > 1, deadline)
-                };
-                if drained {
-                    return Cause::Retired(End::Other);
-                }
-                tokio::select! {
-                    biased;
-                    frame = process.inbox.frame(&socket) => match self.heard(process, frame) {
-                        Ok(Some(turn)) => break turn,
-                        Ok(None) => {}
-                        Err(Misbehaved) => return Cause::Died,
-                    },
-                    _ = &mut exited => return Cause::Died,
-                    () = self.seat.bell.notified() => {
-                        // What it has answered by now is not unwanted.
-                        match self.take_answers(process) {
-                            Ok(Some(turn)) => break turn,
-                            Ok(None) => {}
-                            Err(Misbehaved) => return Cause::Died,
-                        }
-                        match self.shared.review(&self.seat) {
-                            Review::Fine => {}
-                            Review::Unwanted => return Cause::Cancelled,
-                            Review::Unloaded => break self.shared.answered(&self.seat, &[], false),
-                        }
-                    }
-                    written = socket.when(Ready::Write, || self.seat.desk().outbox.flush(&*socket)), if unwritten => {
-                        if written.is_err() {
-                            // It is ending. What is left of the tasks can't be sent, and the end will be seen.
-                            self.seat.desk().outbox = Outbox::default();
-                        }
-                    }
-                    // Answers that lie in the ledger while it works on a longer task.
-                    () = tokio::time::sleep(LOOK_AFTER), if ahead => match self.take_answers(process) {
-                        Ok(Some(turn)) => break turn,
-                        Ok(None) => {
-                            if let Some(cause) = self.deadline_passed() {
-                                return cause;
-                            }
-                        }
-                        Err(Misbehaved) => return Cause::Died,
-                    },
-                    () = sleep_until(deadline) => match self.deadline_passed() {
-                        Some(cause) => return cause,
-                        None => idle_since = None,
-                    },
-                }
-            };
-        }
-    }
-
-    /// The running task's time is up, or the worker's idle time; unless the one became the other in this moment.
-    fn deadline_passed(&self) -> Option<Cause> {
-        {
-            let desk = self.seat.desk();
-            if let Some(job) = desk.first() {
-                let over = job.timeout.is_some_and(|timeout| desk.since.elapsed() >= timeout);
-                return over.then_some(Cause::TimedOut);
-            }
-        }
-        self.shared.withdraw_idle(&self.seat).then_some(Cause::Retired(End::TooLongIdle))
-    }
-
-    /// A frame has come, or the end of the stream.
-    fn heard(
-        &self,
-        process: &mut Process,
-        frame: Result<Option<Frame>, RecvError>,
-    ) -> Result<Option<Turn>, Misbehaved> {
-        let frame = frame.ok().flatten().ok_or(Misbehaved)?;
-        // What lies in the ledger is older than what came through the socket.
-        process.ring.take(&mut process.answers)?;
-        process.answers.extend(answer(frame)?);
-        self.take_answers(process)
-    }
-
-    /// Resolves the tasks that the worker has answered, and gives it its next ones. `None`: it has answered nothing.
-    fn take_answers(&self, process: &mut Process) -> Result<Option<Turn>, Misbehaved> {
-        process.ring.take(&mut process.answers)?;
-        if process.answers.is_empty() {
-            return Ok(None);
-        }
-        let (answered, endings, honest) = self.match_answers(process);
-        let settings = &self.shared.settings;
-        let done = self.seat.desk().done;
-        let pid = process.child.kept().pid();
-        let worn = settings.max_tasks.is_some_and(|most| done >= most)
-            || settings.max_memory.is_some_and(|most| resident_memory(pid).is_some_and(|now| now > most));
-        // The worker gets its next tasks before these ones' callers get the results.
-        let turn = self.shared.answered(&self.seat, &endings, worn);
-        for (job, outcome) in answered {
-            job.resolve(outcome);
-        }
-        honest.map(|()| Some(turn))
-    }
-
-    /// Takes the answered tasks off the desk. From an answer to no task on nothing counts; what came before does, or
-    /// those tasks, which are off the desk, would never end.
-    fn match_answers(&self, process: &mut Process) -> (Answered, Vec<Ending>, Result<(), Misbehaved>) {
-        let mut honest = Ok(());
-        let mut desk = self.seat.desk();
-        let mut answered = Vec::with_capacity(process.answers.len());
-        let mut endings = Vec::with_capacity(process.answers.len());
-        for (id, outcome) in process.answers.drain(..) {
-            let Some(job) = desk.answer(id) else {
-                honest = Err(Misbehaved);
-                break;
-            };
-            endings.push(if outcome.is_ok() { Ending::Done } else { Ending::Failed });
-            answered.push((job, outcome));
-        }
-        desk.answered(answered.len());
-        (answered, endings, honest)
-    }
-
     /// Ends the process, if it has not ended, and resolves the task that it had.
     async fn end(&self, mut process: Process, cause: Cause) -> End {
         // First of all: what is given to a worker after its desk was looked at below would be lost.
@@ -459,23 +312,9 @@ impl Supervisor {
     }
 }
 
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
 /// Between half of a pause and all of it, so that workers that failed together don't start again together.
 fn jittered(pause: Duration) -> Duration {
     use std::hash::{BuildHasher as _, RandomState};
     let random = RandomState::new().hash_one(0).to_le_bytes()[0];
     pause / 2 + pause / 2 * u32::from(random) / 256
-}
-
-/// How many bytes of a process are in memory; `statm` in proc(5).
-fn resident_memory(pid: u32) -> Option<u64> {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-    Some(pages * rustix::param::page_size() as u64)
 }

@@ -1,0 +1,248 @@
+//! When workers come and go: starts that fail, processes that end, closing, cancelling, resizing.
+//!
+//! What happens to a worker is decided here, under the pool's lock; the supervisor does it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::Semaphore;
+
+use super::job::Job;
+use super::life::{Event, WorkerState};
+use super::seat::Seat;
+use super::state::{End, Ending, Next, Phase, Shared, State};
+use crate::error::{SpawnError, TaskError};
+
+impl Shared {
+    /// A process is ready.
+    pub(super) fn started(self: &Arc<Self>) {
+        let mut state = self.state();
+        state.starting -= 1;
+        state.failures.clear();
+        state.last_cause = None;
+        self.changed.notify_waiters();
+    }
+
+    /// A worker's process has ended: counts what it had still answered, resolves the tasks that it had begun, and puts
+    /// those that it had not back at the head of the queue. Says whether it had ever begun one.
+    pub(super) fn lost(
+        self: &Arc<Self>,
+        seat: &Arc<Seat>,
+        answered: &[Ending],
+        ending: Ending,
+        error: impl Fn(&Job) -> TaskError,
+    ) -> bool {
+        let mut state = self.state();
+        for &ending in answered {
+            state.counts.add(ending);
+        }
+        let mut desk = seat.desk();
+        desk.apply(Event::Ended);
+        let (begun, rest) = desk.take_all();
+        let worked = desk.done > 0 || !begun.is_empty();
+        if std::mem::take(&mut desk.holds_permit) {
+            self.release(&mut state);
+        }
+        desk.clear();
+        drop(desk);
+        // Where nothing was begun, the first task may have been the reason; those behind it never are.
+        let suspect = begun.is_empty();
+        for (place, job) in rest.into_iter().enumerate().rev() {
+            let again = if suspect && place == 0 { job.bounce() } else { job.take_back() };
+            if again {
+                state.waiting.push_front(job);
+            } else {
+                state.counts.add(if job.is_wanted() { ending } else { Ending::Cancelled });
+                let error = error(&job);
+                state.after.resolve.push((job, error));
+            }
+        }
+        for job in begun.into_iter().rev() {
+            if ending == Ending::Died && job.take_retry() {
+                state.waiting.push_front(job);
+            } else {
+                state.counts.add(ending);
+                let error = error(&job);
+                state.after.resolve.push((job, error));
+            }
+        }
+        self.dispatch(&mut state);
+        worked
+    }
+
+    /// Takes a worker that is idle for too long out of the pool. `false`: it was given a task in this moment, or is one
+    /// of those that stay.
+    pub(super) fn withdraw_idle(self: &Arc<Self>, seat: &Arc<Seat>) -> bool {
+        let mut state = self.state();
+        if state.staying() <= self.settings.min_workers || !state.take_idle(seat) {
+            return false;
+        }
+        seat.desk().apply(Event::Retire);
+        true
+    }
+
+    /// A ready process is about to be ended, or has ended: from now on it is given no task.
+    pub(super) fn withdraw(self: &Arc<Self>, seat: &Arc<Seat>) {
+        self.state().take_idle(seat);
+    }
+
+    /// A ready process has ended. Says whether another one takes its place.
+    pub(super) fn ended(self: &Arc<Self>, seat: &Arc<Seat>, end: End) -> Next {
+        let mut state = self.state();
+        let wanted = match state.phase {
+            Phase::Open if end == End::TooLongIdle => !state.assigned.is_empty(),
+            Phase::Open => state.seats.len() <= state.target,
+            Phase::Closing => state.has_work(),
+            Phase::Cancelled => false,
+        };
+        if wanted {
+            state.starting += 1;
+            state.counts.restarts += 1;
+            Next::Restart
+        } else {
+            self.leave(&mut state, seat);
+            Next::Leave
+        }
+    }
+
+    /// A start failed. Past the restart limit the pool is broken, and what waits learns why.
+    pub(super) fn start_failed(self: &Arc<Self>, seat: &Arc<Seat>, cause: Arc<SpawnError>) -> Next {
+        let mut state = self.state();
+        let now = Instant::now();
+        let (limit, window) = self.settings.restart_limit;
+        state.failures.push_back(now);
+        while state.failures.front().is_some_and(|&at| now.duration_since(at) > window) {
+            state.failures.pop_front();
+        }
+        state.last_cause = Some(cause);
+        let over = state.failures.len() > limit as usize;
+        let wanted = match state.phase {
+            Phase::Open => true,
+            Phase::Closing => state.has_work(),
+            Phase::Cancelled => false,
+        };
+        if wanted && !over {
+            return Next::Restart;
+        }
+        while state.failures.len() > limit as usize + 1 {
+            state.failures.pop_front();
+        }
+        state.starting -= 1;
+        self.leave(&mut state, seat);
+        Next::Leave
+    }
+
+    /// Why no worker can live at the moment: the restart limit is reached within its window.
+    pub(super) fn broken(&self, state: &State) -> Option<Arc<SpawnError>> {
+        let (limit, window) = self.settings.restart_limit;
+        let recent = state.failures.iter().filter(|at| at.elapsed() <= window).count();
+        if recent > limit as usize { state.last_cause.clone() } else { None }
+    }
+
+    /// A seat is given up; if it was the last one, nobody is left to do what waits.
+    pub(super) fn leave(&self, state: &mut State, seat: &Arc<Seat>) {
+        state.seats.retain(|other| !Arc::ptr_eq(other, seat));
+        state.idle.retain(|other| !Arc::ptr_eq(other, seat));
+        if state.seats.is_empty() {
+            let cause = state.last_cause.clone();
+            for _ in 0..state.assigned.len() {
+                self.release(state);
+            }
+            let jobs: Vec<_> = state.assigned.drain(..).chain(state.waiting.drain(..)).collect();
+            let failed = jobs.into_iter().map(|job| (job, no_worker(cause.as_ref())));
+            state.after.resolve.extend(failed);
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// A supervisor was dropped in the middle: its runtime has ended.
+    pub(super) fn abandoned(self: &Arc<Self>, seat: &Arc<Seat>) {
+        let mut state = self.state();
+        let mut desk = seat.desk();
+        if desk.state == WorkerState::Starting {
+            state.starting = state.starting.saturating_sub(1);
+        }
+        let (begun, rest) = desk.take_all();
+        if desk.holds_permit {
+            self.release(&mut state);
+        }
+        desk.clear();
+        drop(desk);
+        state.after.resolve.extend(begun.into_iter().chain(rest).map(|job| (job, TaskError::Cancelled)));
+        state.last_cause = Some(Arc::new(SpawnError::Cancelled));
+        self.leave(&mut state, seat);
+    }
+
+    /// Takes nothing new any more.
+    pub(super) fn begin_close(self: &Arc<Self>) {
+        let mut state = self.state();
+        if state.phase == Phase::Open {
+            state.phase = Phase::Closing;
+        }
+        if state.waiting.is_empty() && state.assigned.is_empty() {
+            Self::retire_idle(&mut state, usize::MAX);
+        }
+        for seat in &state.seats {
+            seat.bell.notify_one();
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Resolves all that waits, and has every worker killed.
+    pub(super) fn begin_cancel(self: &Arc<Self>) {
+        let mut state = self.state();
+        state.phase = Phase::Cancelled;
+        let mut jobs: Vec<_> = state.waiting.drain(..).collect();
+        while let Some(job) = state.assigned.pop_front() {
+            self.release(&mut state);
+            jobs.push(job);
+        }
+        state.counts.cancelled += jobs.len() as u64;
+        for seat in &state.seats {
+            let desk = seat.desk();
+            jobs.extend(desk.jobs().cloned());
+            drop(desk);
+            seat.bell.notify_one();
+        }
+        drop(state);
+        for job in jobs {
+            job.cancel();
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Sets how many workers there may be. Idle ones retire at once, busy ones after their task.
+    pub(super) fn resize(self: &Arc<Self>, workers: usize) {
+        let workers = workers.min(Semaphore::MAX_PERMITS);
+        let mut state = self.state();
+        let before = std::mem::replace(&mut state.target, workers);
+        if workers > before {
+            let more = workers - before;
+            let owed = state.surplus.min(more);
+            state.surplus -= owed;
+            self.permits.add_permits(more - owed);
+            self.dispatch(&mut state);
+        } else {
+            let fewer = before - workers;
+            state.surplus += fewer - self.permits.forget_permits(fewer);
+            let excess = state.staying().saturating_sub(workers);
+            Self::retire_idle(&mut state, excess);
+        }
+    }
+
+    /// Has up to `count` idle workers retire, the one that has been idle longest first.
+    pub(super) fn retire_idle(state: &mut State, count: usize) {
+        let count = count.min(state.idle.len());
+        for seat in state.idle.drain(..count) {
+            seat.desk().apply(Event::Retire);
+            seat.bell.notify_one();
+        }
+    }
+}
+
+fn no_worker(cause: Option<&Arc<SpawnError>>) -> TaskError {
+    match cause {
+        Some(cause) if !matches!(**cause, SpawnError::Cancelled) => TaskError::Broken(Box::new(Arc::clone(cause))),
+        _ => TaskError::Cancelled,
+    }
+}

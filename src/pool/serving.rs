@@ -1,0 +1,179 @@
+//! The middle of a worker's life: it is sent tasks, answers them, and sooner or later there is a reason to end it.
+//!
+//! What the supervisor does before and after that is in `supervisor.rs`.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::answers::{Misbehaved, answer};
+use super::dispatch::{Review, Turn};
+use super::job::{Job, Outcome};
+use super::life::WorkerState;
+use super::state::{End, Ending};
+use super::supervisor::{Cause, Process, Supervisor};
+use crate::channel::outbox::Outbox;
+use crate::error::RecvError;
+use crate::sys::socket::Ready;
+use crate::wire::frame::Frame;
+
+/// How long a worker that has tasks ahead may be silent before its ledger is looked at.
+const LOOK_AFTER: Duration = Duration::from_millis(1);
+
+/// Tasks that are off the desk, with what they are to be resolved with.
+type Answered = Vec<(Arc<Job>, Outcome)>;
+
+impl Supervisor {
+    /// Reads one answer after the other, until there is a reason to end the process.
+    pub(super) async fn work(&self, process: &mut Process, mut turn: Turn) -> Cause {
+        let kept = process.child.kept().clone();
+        let socket = Arc::clone(&process.socket);
+        let mut exited = pin!(kept.exited());
+        // `None`: it stays, however long it is idle.
+        let mut idle_since = None;
+        loop {
+            match turn {
+                Turn::Busy => {}
+                Turn::Idle => idle_since = Some(Instant::now()),
+                Turn::Retire => return Cause::Retired(End::Other),
+                Turn::End => return Cause::Cancelled,
+            }
+            turn = loop {
+                let (drained, unwritten, ahead, deadline) = {
+                    let desk = self.seat.desk();
+                    let deadline = match desk.first() {
+                        Some(job) => job.timeout.and_then(|timeout| desk.since.checked_add(timeout)),
+                        None => idle_since
+                            .zip(self.shared.settings.idle_timeout)
+                            .and_then(|(since, most)| since.checked_add(most)),
+                    };
+                    let drained = desk.state == WorkerState::Draining && desk.load() == 0;
+                    (drained, !desk.outbox.is_empty(), desk.load() > 1, deadline)
+                };
+                if drained {
+                    return Cause::Retired(End::Other);
+                }
+                tokio::select! {
+                    biased;
+                    frame = process.inbox.frame(&socket) => match self.heard(process, frame) {
+                        Ok(Some(turn)) => break turn,
+                        Ok(None) => {}
+                        Err(Misbehaved) => return Cause::Died,
+                    },
+                    _ = &mut exited => return Cause::Died,
+                    () = self.seat.bell.notified() => {
+                        // What it has answered by now is not unwanted.
+                        match self.take_answers(process) {
+                            Ok(Some(turn)) => break turn,
+                            Ok(None) => {}
+                            Err(Misbehaved) => return Cause::Died,
+                        }
+                        match self.shared.review(&self.seat) {
+                            Review::Fine => {}
+                            Review::Unwanted => return Cause::Cancelled,
+                            Review::Unloaded => break self.shared.answered(&self.seat, &[], false),
+                        }
+                    }
+                    written = socket.when(Ready::Write, || self.seat.desk().outbox.flush(&*socket)), if unwritten => {
+                        if written.is_err() {
+                            // It is ending. What is left of the tasks can't be sent, and the end will be seen.
+                            self.seat.desk().outbox = Outbox::default();
+                        }
+                    }
+                    // Answers that lie in the ledger while it works on a longer task.
+                    () = tokio::time::sleep(LOOK_AFTER), if ahead => match self.take_answers(process) {
+                        Ok(Some(turn)) => break turn,
+                        Ok(None) => {
+                            if let Some(cause) = self.deadline_passed() {
+                                return cause;
+                            }
+                        }
+                        Err(Misbehaved) => return Cause::Died,
+                    },
+                    () = sleep_until(deadline) => match self.deadline_passed() {
+                        Some(cause) => return cause,
+                        None => idle_since = None,
+                    },
+                }
+            };
+        }
+    }
+
+    /// The running task's time is up, or the worker's idle time; unless the one became the other in this moment.
+    fn deadline_passed(&self) -> Option<Cause> {
+        {
+            let desk = self.seat.desk();
+            if let Some(job) = desk.first() {
+                let over = job.timeout.is_some_and(|timeout| desk.since.elapsed() >= timeout);
+                return over.then_some(Cause::TimedOut);
+            }
+        }
+        self.shared.withdraw_idle(&self.seat).then_some(Cause::Retired(End::TooLongIdle))
+    }
+
+    /// A frame has come, or the end of the stream.
+    fn heard(
+        &self,
+        process: &mut Process,
+        frame: Result<Option<Frame>, RecvError>,
+    ) -> Result<Option<Turn>, Misbehaved> {
+        let frame = frame.ok().flatten().ok_or(Misbehaved)?;
+        // What lies in the ledger is older than what came through the socket.
+        process.ring.take(&mut process.answers)?;
+        process.answers.extend(answer(frame)?);
+        self.take_answers(process)
+    }
+
+    /// Resolves the tasks that the worker has answered, and gives it its next ones. `None`: it has answered nothing.
+    fn take_answers(&self, process: &mut Process) -> Result<Option<Turn>, Misbehaved> {
+        process.ring.take(&mut process.answers)?;
+        if process.answers.is_empty() {
+            return Ok(None);
+        }
+        let (answered, endings, honest) = self.match_answers(process);
+        let settings = &self.shared.settings;
+        let done = self.seat.desk().done;
+        let pid = process.child.kept().pid();
+        let worn = settings.max_tasks.is_some_and(|most| done >= most)
+            || settings.max_memory.is_some_and(|most| resident_memory(pid).is_some_and(|now| now > most));
+        // The worker gets its next tasks before these ones' callers get the results.
+        let turn = self.shared.answered(&self.seat, &endings, worn);
+        for (job, outcome) in answered {
+            job.resolve(outcome);
+        }
+        honest.map(|()| Some(turn))
+    }
+
+    /// Takes the answered tasks off the desk. From an answer to no task on nothing counts; what came before does, or
+    /// those tasks, which are off the desk, would never end.
+    pub(super) fn match_answers(&self, process: &mut Process) -> (Answered, Vec<Ending>, Result<(), Misbehaved>) {
+        let mut honest = Ok(());
+        let mut desk = self.seat.desk();
+        let mut answered = Vec::with_capacity(process.answers.len());
+        let mut endings = Vec::with_capacity(process.answers.len());
+        for (id, outcome) in process.answers.drain(..) {
+            let Some(job) = desk.answer(id) else {
+                honest = Err(Misbehaved);
+                break;
+            };
+            endings.push(if outcome.is_ok() { Ending::Done } else { Ending::Failed });
+            answered.push((job, outcome));
+        }
+        desk.answered(answered.len());
+        (answered, endings, honest)
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How many bytes of a process are in memory; `statm` in proc(5).
+fn resident_memory(pid: u32) -> Option<u64> {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}

@@ -1,0 +1,275 @@
+//! What a pool's handles, futures and supervisors share: its settings, its permits, and its one lock.
+//!
+//! Nothing here decides anything: see `dispatch.rs` for which task goes where, and `lifecycle.rs` for when workers come and
+//! go. The order of locks is: this state, then a seat's desk, then a job's cell.
+
+use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::Instant;
+
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+
+use super::builder::Settings;
+use super::job::Job;
+use super::life::WorkerState;
+use super::seat::Seat;
+use super::supervisor;
+use crate::error::{SpawnError, TaskError};
+
+/// The shortest queue that is swept.
+const SWEEP_AT: usize = 64;
+
+/// What all handles, futures and supervisors of a pool share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) settings: Settings,
+    /// A permit a task under way. Permits are forgotten when taken and added when the task ends.
+    pub(super) permits: Semaphore,
+    state: Mutex<State>,
+    /// Rings when something changed that `start`, `close` or `cancel` may wait for.
+    pub(super) changed: Notify,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) phase: Phase,
+    /// Tasks without a slot, oldest first. Bounded by about twice the futures that callers hold, each of which owns its
+    /// task: see `sweep_at`.
+    pub(super) waiting: VecDeque<Arc<Job>>,
+    /// How long `waiting` may get before the tasks that nobody wants any more are taken out of it.
+    pub(super) sweep_at: usize,
+    /// Tasks with a slot, for which no worker is ready yet.
+    pub(super) assigned: VecDeque<Arc<Job>>,
+    /// Every worker that has a supervisor.
+    pub(super) seats: Vec<Arc<Seat>>,
+    /// Those that wait for a task; the last one worked last.
+    pub(super) idle: Vec<Arc<Seat>>,
+    /// How many of `seats` have no ready process.
+    pub(super) starting: usize,
+    /// How many workers there may be.
+    pub(super) target: usize,
+    /// Permits to swallow, because the pool shrank while they were out.
+    pub(super) surplus: usize,
+    pub(super) next_index: usize,
+    /// When starts failed lately, oldest first; at most one more than the restart limit.
+    pub(super) failures: VecDeque<Instant>,
+    pub(super) last_cause: Option<Arc<SpawnError>>,
+    pub(super) counts: Counts,
+    /// Whether some worker may have tasks that it has not begun.
+    pub(super) sent_ahead: bool,
+    /// The runtime that the last task came from; supervisors of new seats run there.
+    pub(super) runtime: Option<Handle>,
+    /// What is to be done once the lock is gone.
+    pub(super) after: After,
+}
+
+/// What would run other people's code, which must not happen under the lock.
+#[derive(Debug, Default)]
+pub(super) struct After {
+    pub(super) supervise: Vec<Arc<Seat>>,
+    pub(super) resolve: Vec<(Arc<Job>, TaskError)>,
+    pub(super) wake: Vec<Waker>,
+}
+
+impl After {
+    fn is_empty(&self) -> bool {
+        self.supervise.is_empty() && self.resolve.is_empty() && self.wake.is_empty()
+    }
+}
+
+/// The state, locked. When it is dropped, the lock goes first and then what it left to do is done.
+pub(super) struct Locked<'a> {
+    shared: &'a Arc<Shared>,
+    state: Option<MutexGuard<'a, State>>,
+}
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        self.state.as_ref().expect("only drop takes it")
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        self.state.as_mut().expect("only drop takes it")
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        let Some(mut state) = self.state.take() else { return };
+        if state.after.is_empty() {
+            return;
+        }
+        let After { supervise, resolve, wake } = std::mem::take(&mut state.after);
+        let runtime = state.runtime.clone();
+        drop(state);
+        wake.into_iter().for_each(Waker::wake);
+        for (job, error) in resolve {
+            job.resolve(Err(error));
+        }
+        for seat in supervise {
+            supervisor::spawn(runtime.as_ref(), Arc::clone(self.shared), seat);
+        }
+    }
+}
+
+/// How the pool stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Open,
+    /// It takes nothing new, and finishes what it has.
+    Closing,
+    /// It ends everything at once.
+    Cancelled,
+}
+
+/// How many tasks ended in which way, since the pool was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Gave a result.
+    pub done: u64,
+    /// Panicked, or had arguments or a result that could not be sent.
+    pub failed: u64,
+    /// Lost their worker.
+    pub died: u64,
+    /// Ran too long.
+    pub timed_out: u64,
+    /// Were cancelled after they were submitted.
+    pub cancelled: u64,
+    /// Processes that were started in the place of one that ended.
+    pub restarts: u64,
+}
+
+impl Counts {
+    pub(super) fn add(&mut self, ending: Ending) {
+        *match ending {
+            Ending::Done => &mut self.done,
+            Ending::Failed => &mut self.failed,
+            Ending::Died => &mut self.died,
+            Ending::TimedOut => &mut self.timed_out,
+            Ending::Cancelled => &mut self.cancelled,
+        } += 1;
+    }
+}
+
+/// How a task ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    Done,
+    Failed,
+    Died,
+    TimedOut,
+    Cancelled,
+}
+
+/// Why a ready process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// It had nothing to do for the pool's idle timeout.
+    TooLongIdle,
+    /// It died before it had begun a task. The next start waits, or a process that dies at once would be started on and on.
+    Fruitless,
+    /// Anything else: it was recycled, killed, or died.
+    Other,
+}
+
+/// What a supervisor does after its process has ended or could not be started.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    Restart,
+    Leave,
+}
+
+impl Shared {
+    pub(super) fn new(settings: Settings) -> Arc<Self> {
+        let target = settings.workers.min(Semaphore::MAX_PERMITS);
+        Arc::new(Self {
+            permits: Semaphore::new(target),
+            state: Mutex::new(State {
+                phase: Phase::Open,
+                waiting: VecDeque::new(),
+                sweep_at: SWEEP_AT,
+                assigned: VecDeque::new(),
+                seats: Vec::new(),
+                idle: Vec::new(),
+                starting: 0,
+                target,
+                surplus: 0,
+                next_index: 0,
+                failures: VecDeque::new(),
+                last_cause: None,
+                counts: Counts::default(),
+                sent_ahead: false,
+                runtime: None,
+                after: After::default(),
+            }),
+            changed: Notify::new(),
+            settings,
+        })
+    }
+
+    pub(super) fn state(self: &Arc<Self>) -> Locked<'_> {
+        Locked { shared: self, state: Some(self.state.lock().unwrap_or_else(PoisonError::into_inner)) }
+    }
+
+    pub(super) fn take_permit(&self) -> bool {
+        self.permits.try_acquire().map(SemaphorePermit::forget).is_ok()
+    }
+
+    pub(super) fn release(&self, state: &mut State) {
+        if state.surplus > 0 {
+            state.surplus -= 1;
+        } else {
+            self.permits.add_permits(1);
+        }
+    }
+}
+
+impl State {
+    /// How many workers have a ready process.
+    pub(super) fn ready(&self) -> usize {
+        self.seats.len() - self.starting
+    }
+
+    /// How many workers are not about to end in order.
+    pub(super) fn staying(&self) -> usize {
+        self.seats.iter().filter(|seat| seat.desk().state != WorkerState::Draining).count()
+    }
+
+    /// Whether a task waits that somebody wants done.
+    pub(super) fn has_work(&self) -> bool {
+        self.assigned.iter().chain(&self.waiting).any(|job| job.is_wanted())
+    }
+
+    /// Whether a process that is not ready yet is of no use any more.
+    pub(super) fn needs_no_start(&self) -> bool {
+        match self.phase {
+            Phase::Open => false,
+            Phase::Closing => !self.has_work(),
+            Phase::Cancelled => true,
+        }
+    }
+
+    /// Takes a worker out of those that wait for a task. `false`: it is not one of them.
+    pub(super) fn take_idle(&mut self, seat: &Arc<Seat>) -> bool {
+        let before = self.idle.len();
+        self.idle.retain(|idle| !Arc::ptr_eq(idle, seat));
+        before != self.idle.len()
+    }
+
+    /// Takes the tasks that were given up out of the queue. Each time the queue may then grow to twice what is left, so a
+    /// task costs a constant number of looks.
+    pub(super) fn sweep(&mut self) {
+        let before = self.waiting.len();
+        self.waiting.retain(|job| job.is_wanted());
+        self.counts.cancelled += (before - self.waiting.len()) as u64;
+        self.sweep_at = SWEEP_AT.max(2 * self.waiting.len());
+    }
+}
