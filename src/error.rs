@@ -3,13 +3,16 @@
 //! Who is at fault can be read off the variant: the caller (`Encode`, `TooLarge`), the task (`Panicked`), the other
 //! process (`Died`, `Truncated`), or the system (`Io`). Nothing here decides what happens after an error.
 
+mod command;
+
 use std::error::Error;
 use std::fmt;
 use std::io;
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::{ExitStatus, Output};
+use std::process::ExitStatus;
 use std::time::Duration;
 
+pub use command::CommandError;
 use serde::{Deserialize, Serialize};
 
 /// A boxed source error, as the `Encode`, `Decode` and `Broken` variants carry it.
@@ -331,78 +334,6 @@ pub enum TryRecvError {
     Failed(#[source] RecvError),
 }
 
-/// Why an external program did not do what was asked.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CommandError {
-    /// The command can't be run as it is described.
-    #[error("invalid command: {reason}")]
-    #[non_exhaustive]
-    Invalid {
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The program could not be started.
-    #[error("cannot start {program}")]
-    Spawn {
-        /// The program, or the working directory if that is what is missing.
-        program: String,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The program ended with a status other than 0.
-    #[error("{program} failed: {}{}", Ending { status: Some(.output.status), unexplained_kill: false }, Tail(&.output.stderr))]
-    #[non_exhaustive]
-    Failed {
-        /// The program.
-        program: String,
-        /// Its status, and what was read of its output.
-        output: Output,
-        /// How long it ran.
-        elapsed: Duration,
-        /// The status of every program in the pipeline, first to last.
-        statuses: Vec<Option<ExitStatus>>,
-    },
-    /// The program ran longer than its timeout; its process group was killed. A status that is not known shows as SIGKILL.
-    #[error("{program} timed out after {} s{}", .after.as_secs_f32(), Tail(&.output.stderr))]
-    #[non_exhaustive]
-    TimedOut {
-        /// The program.
-        program: String,
-        /// Its status, and what was read of its output.
-        output: Output,
-        /// The timeout.
-        after: Duration,
-    },
-    /// The program wrote more than was allowed; its process group was killed.
-    #[error("{program} wrote more than {max} bytes")]
-    #[non_exhaustive]
-    TooLarge {
-        /// The program.
-        program: String,
-        /// Its status, and what was read of its output.
-        output: Output,
-        /// The limit in bytes.
-        max: u64,
-    },
-    /// The program ended, but somebody else in this process took its status.
-    #[error("status is unknown: something else in this process waited for the child, or SIGCHLD is ignored")]
-    StatusUnknown,
-    /// The system refused.
-    #[error("cannot talk to the child process")]
-    Io(#[from] io::Error),
-}
-
-impl CommandError {
-    /// What was read of the program's output before the error, where there is any.
-    pub fn output(&self) -> Option<&Output> {
-        match self {
-            Self::Failed { output, .. } | Self::TimedOut { output, .. } | Self::TooLarge { output, .. } => Some(output),
-            _ => None,
-        }
-    }
-}
-
 /// Says how a process ended, with the signal's name.
 pub(crate) struct Ending {
     pub(crate) status: Option<ExitStatus>,
@@ -422,18 +353,5 @@ impl fmt::Display for Ending {
                 Ok(())
             }
         }
-    }
-}
-
-/// The last lines of stderr, for an error's text.
-struct Tail<'a>(&'a [u8]);
-
-impl fmt::Display for Tail<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const LONGEST: usize = 1024;
-        let start = self.0.len().saturating_sub(LONGEST);
-        let text = String::from_utf8_lossy(&self.0[start..]);
-        let text = text.trim();
-        if text.is_empty() { Ok(()) } else { write!(f, "; stderr: {}{text}", if start > 0 { "…" } else { "" }) }
     }
 }
