@@ -75,7 +75,7 @@ async fn many_at_once(count: u32) -> Duration {
     let begun = Instant::now();
     let results = join_all((0..count).map(|n| pool.submit(call(|n: u32| n + 1, n)))).await;
     let took = begun.elapsed();
-    assert!(results.into_iter().enumerate().all(|(n, result)| result.unwrap() == n as u32 + 1));
+    assert!(results.into_iter().zip(1..).all(|(result, n)| result.unwrap() == n));
     pool.close().await;
     took
 }
@@ -83,7 +83,7 @@ async fn many_at_once(count: u32) -> Duration {
 async fn many_blocking(count: u32) -> Duration {
     let begun = Instant::now();
     let results = join_all((0..count).map(|n| tokio::task::spawn_blocking(move || n + 1))).await;
-    assert!(results.into_iter().enumerate().all(|(n, result)| result.unwrap() == n as u32 + 1));
+    assert!(results.into_iter().zip(1..).all(|(result, n)| result.unwrap() == n));
     begun.elapsed()
 }
 

@@ -1,4 +1,6 @@
-//! Your own functions in other processes, and other programs as subprocesses, for async Rust on tokio.
+// The front page is the README. Of two definitions of a link the first one counts, so that here the pages below are meant.
+#![doc = "[choosing]: guide::choosing\n[failure]: guide::failure\n"]
+#![doc = include_str!("../README.md")]
 
 mod channel;
 mod error;
@@ -9,7 +11,9 @@ mod task;
 pub mod wire;
 mod worker;
 
-pub use channel::{Duplex, QueueReceiver, QueueSender, Receiver, Sender, channel, duplex, queue};
+pub use channel::{
+    Duplex, QueueReceiver, QueueSender, Receiver, Sender, SharedBytes, SharedBytesMut, channel, duplex, queue,
+};
 pub use error::{
     BoxError, CommandError, Panic, RecvError, SendError, SpawnError, TaskError, TryRecvError, TrySendError,
     TrySubmitError,
@@ -26,4 +30,13 @@ pub use worker::{init, is_worker};
 #[doc(hidden)]
 pub mod __private {
     pub use crate::task::{CallAsync, call_async, call_named};
+}
+
+/// Pages to read, beside the reference.
+pub mod guide {
+    #[doc = include_str!("../docs/choosing.md")]
+    pub mod choosing {}
+
+    #[doc = include_str!("../docs/failure.md")]
+    pub mod failure {}
 }

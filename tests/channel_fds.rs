@@ -97,6 +97,11 @@ async fn with_too_many_fds_under_way_a_send_waits() {
     let (mut go, theirs) = duplex().unwrap();
     let child = spawn_process(task!(many_under_way(tx, queue_tx, theirs))).await.unwrap();
     go.recv().await.unwrap().unwrap();
+    // Until it waits: for the limit, or as root for us.
+    let stat = format!("/proc/{}/stat", child.id().unwrap());
+    while !std::fs::read_to_string(&stat).unwrap().rsplit(") ").next().unwrap().starts_with('S') {
+        tokio::task::yield_now().await;
+    }
     for _ in 0..20 {
         assert_eq!(rx.recv().await.unwrap().unwrap().len(), 20);
         assert_eq!(queue_rx.recv().await.unwrap().unwrap().len(), 20);

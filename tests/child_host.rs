@@ -333,6 +333,32 @@ fn a_host_that_waits_for_everybody_costs_a_status_at_most() {
 }
 
 #[test]
+fn a_host_that_minds_sigpipe_gets_none_from_us() {
+    alone("a_host_that_minds_sigpipe_gets_none_from_us", async || {
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+        for _ in 0..20 {
+            assert!(Command::new("true").input(vec![0; 1 << 20]).output().await.unwrap().status.success());
+        }
+        let mut child = Command::new("true").stdin(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        child.wait().await.unwrap();
+        let error = tokio::io::AsyncWriteExt::write_all(&mut stdin, b"x").await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+        // It still gets its own.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            let (read, write) = std::io::pipe().unwrap();
+            drop(read);
+            let _ = (&write).write(b"x");
+            unsafe { libc::_exit(0) };
+        }
+        let mut status = 0;
+        assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+        assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGPIPE);
+    });
+}
+
+#[test]
 fn a_mask_of_blocked_signals_is_the_callers_as_with_std() {
     alone("a_mask_of_blocked_signals_is_the_callers_as_with_std", async || {
         let blocked = || async {

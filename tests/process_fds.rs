@@ -96,10 +96,10 @@ fn a_host_without_stdio_has_workers_that_cannot_mistake_a_file_for_it() {
             }
             let result =
                 block_on(async { spawn_process(task!(open_and_print(path.clone()))).await.unwrap().join().await });
-            for (fd, kept) in kept.into_iter().enumerate() {
+            for (fd, kept) in (0..).zip(kept) {
                 // SAFETY: both numbers are this test's.
                 unsafe {
-                    libc::dup2(kept, fd as i32);
+                    libc::dup2(kept, fd);
                     libc::close(kept);
                 }
             }

@@ -150,7 +150,7 @@ fn next_bytes(bytes: Bytes) -> Bytes {
 
 #[tokio::test]
 async fn a_hundred_mib_go_there_and_back_also_with_wait_before_join() {
-    let bytes = Bytes::from((0..LARGE).map(|at| (at / 7) as u8).collect::<Vec<u8>>());
+    let bytes = Bytes::from((0..=u8::MAX).cycle().take(LARGE).collect::<Vec<u8>>());
     let mut child = spawn_process(call(next_bytes, bytes.clone())).await.unwrap();
     assert!(child.wait().await.unwrap().success());
     assert_eq!(child.id(), None);

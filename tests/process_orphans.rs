@@ -46,6 +46,7 @@ fn block_all_signals(what: String) {
     block(what);
 }
 
+#[expect(clippy::zombie_processes, reason = "left behind on purpose")]
 fn with_grandchildren(what: String) {
     let sleep = Command::new("sleep").arg("1000").spawn().unwrap();
     report("grandchild", sleep.id());

@@ -4,6 +4,7 @@
 //!  Sender  Receiver  Duplex        typed ends; travel.rs makes them values
 //!  sending.rs  receiving.rs        one direction each: who waits, who moves, what is an end
 //!  queue/                          many to many: items as packets, on a socket that all holders share
+//!  shared.rs                       bytes that are not copied at all
 //!  outbox.rs   inbox.rs            frames that leave and arrive, gathered
 //!  socket.rs                       a socket that tasks and threads can wait for
 //! ```
@@ -17,6 +18,7 @@ mod receiver;
 mod receiving;
 mod sender;
 mod sending;
+mod shared;
 pub(crate) mod socket;
 #[cfg(test)]
 mod tests;
@@ -30,6 +32,7 @@ pub use duplex::{Duplex, duplex};
 pub use queue::{QueueReceiver, QueueSender, queue};
 pub use receiver::Receiver;
 pub use sender::Sender;
+pub use shared::{SharedBytes, SharedBytesMut};
 
 use crate::sys::socket as sys;
 

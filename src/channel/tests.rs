@@ -6,10 +6,9 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::pin::pin;
 use std::task::Poll;
 
-use super::Receiver;
-use super::value;
+use super::{Receiver, SharedBytes, SharedBytesMut, value};
 use crate::error::RecvError;
-use crate::sys::socket;
+use crate::sys::{memory, socket};
 use crate::wire::frame::{Frame, VALUE};
 
 /// A frame's bytes.
@@ -156,4 +155,21 @@ fn something_else_than_a_socket_is_no_end() {
         socket::send(&theirs, &[IoSlice::new(&wire(&frame))], &[other]).unwrap();
         assert!(matches!(rx.blocking_recv(), Err(RecvError::Decode(_))));
     }
+}
+
+#[test]
+fn shared_bytes_that_somebody_could_still_write_or_that_are_too_few_are_refused() {
+    let (theirs, ours) = socket::stream_pair().unwrap();
+    let mut rx = Receiver::<SharedBytes>::new(ours);
+    let bytes = |len| SharedBytesMut::new(len).unwrap().freeze().unwrap();
+    let frame = value::encode(&bytes(100), 1000).unwrap();
+    let unsealed = memory::write(&[7; 100]).unwrap();
+    let shorter = value::encode(&bytes(99), 1000).unwrap();
+    let null = std::fs::File::open("/dev/null").unwrap();
+    for other in [unsealed.as_fd(), shorter.fds[0].as_fd(), null.as_fd()] {
+        socket::send(&theirs, &[IoSlice::new(&wire(&frame))], &[other]).unwrap();
+        assert!(matches!(rx.blocking_recv(), Err(RecvError::Decode(_))));
+    }
+    socket::send(&theirs, &[IoSlice::new(&wire(&frame))], &[frame.fds[0].as_fd()]).unwrap();
+    assert_eq!(rx.blocking_recv().unwrap().unwrap()[..], [0; 100]);
 }

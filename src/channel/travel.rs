@@ -34,7 +34,7 @@ struct ReceivingOut<'a>(Given<'a>, u64, Bytes, Vec<(Vec<Given<'a>>, bool)>);
 struct ReceivingIn(Taken, u64, Bytes, Vec<(Vec<Taken>, bool)>);
 
 pub(super) fn serialize_sending<S: Serializer>(side: &Sending, max: usize, serializer: S) -> Result<S::Ok, S::Error> {
-    side.hand_over(|| BareOut(Given(side.socket().as_fd()), max as u64).serialize(serializer))
+    side.hand_over(|| BareOut(Given::new(&**side.socket()), max as u64).serialize(serializer))
 }
 
 pub(super) fn deserialize_sending<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(Sending, usize), D::Error> {
@@ -44,9 +44,8 @@ pub(super) fn deserialize_sending<'de, D: Deserializer<'de>>(deserializer: D) ->
 
 pub(super) fn serialize_receiving<S: Serializer>(side: &Receiving, serializer: S) -> Result<S::Ok, S::Error> {
     side.hand_over(|unread, batches| {
-        let batches =
-            batches.iter().map(|batch| (batch.fds.iter().map(|fd| Given(fd.as_fd())).collect(), batch.lost)).collect();
-        ReceivingOut(Given(side.socket().as_fd()), side.max_body() as u64, unread.freeze(), batches)
+        let batches = batches.iter().map(|batch| (batch.fds.iter().map(Given::new).collect(), batch.lost)).collect();
+        ReceivingOut(Given::new(&**side.socket()), side.max_body() as u64, unread.freeze(), batches)
             .serialize(serializer)
     })
 }
@@ -76,7 +75,7 @@ pub(super) fn deserialize_both<'de, D: Deserializer<'de>>(deserializer: D) -> Re
 
 /// An end of a queue, which stays as it is: any number of processes may hold it.
 pub(super) fn serialize_shared<S: Serializer>(socket: &Socket, max: usize, serializer: S) -> Result<S::Ok, S::Error> {
-    BareOut(Given(socket.as_fd()), max as u64).serialize(serializer)
+    BareOut(Given::new(socket), max as u64).serialize(serializer)
 }
 
 pub(super) fn deserialize_shared<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(Socket, usize), D::Error> {
@@ -101,7 +100,13 @@ fn limit(max: u64) -> usize {
 }
 
 /// An fd on its way out; a duplicate travels.
-struct Given<'a>(BorrowedFd<'a>);
+pub(super) struct Given<'a>(BorrowedFd<'a>);
+
+impl<'a> Given<'a> {
+    pub(super) fn new(fd: &'a impl AsFd) -> Self {
+        Self(fd.as_fd())
+    }
+}
 
 impl Serialize for Given<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -110,7 +115,13 @@ impl Serialize for Given<'_> {
 }
 
 /// An fd that came.
-struct Taken(OwnedFd);
+pub(super) struct Taken(OwnedFd);
+
+impl Taken {
+    pub(super) fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+}
 
 impl<'de> Deserialize<'de> for Taken {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -47,6 +47,6 @@ pub(super) fn answer(frame: Frame) -> Result<Option<(u64, Outcome)>, Misbehaved>
         FromWorker::Done(frame) => Ok(Some((frame.id, Ok(frame)))),
         FromWorker::Failed(id, failure) => Ok(Some((id, Err(failure.into())))),
         FromWorker::Bell => Ok(None),
-        FromWorker::Ready(_) | FromWorker::Refused(_) => Err(Misbehaved),
+        FromWorker::Ready | FromWorker::Refused(_) => Err(Misbehaved),
     }
 }

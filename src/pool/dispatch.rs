@@ -308,7 +308,7 @@ impl Shared {
             return;
         }
         while state.starting < state.assigned.len() && state.seats.len() < state.target {
-            self.open_seat(state);
+            Self::open_seat(state);
         }
     }
 
@@ -323,12 +323,12 @@ impl Shared {
         // What failed before is no failure of this start.
         state.last_cause = None;
         while state.seats.len() < state.target {
-            self.open_seat(&mut state);
+            Self::open_seat(&mut state);
         }
         Ok(())
     }
 
-    fn open_seat(&self, state: &mut State) {
+    fn open_seat(state: &mut State) {
         let seat = Seat::new(state.next_index);
         state.next_index += 1;
         state.seats.push(Arc::clone(&seat));
@@ -352,7 +352,7 @@ impl Shared {
         let over = worn || surplus || desk.state == WorkerState::Draining || state.phase == Phase::Cancelled;
         if over {
             let back = desk.take_back();
-            self.put_back(&mut state, back);
+            Self::put_back(&mut state, back);
         }
         if desk.load() > 0 {
             if worn || surplus {
@@ -403,7 +403,7 @@ impl Shared {
             self.release(state);
         }
         if state.waiting.is_empty() && state.sent_ahead {
-            self.unload_busiest(state);
+            Self::unload_busiest(state);
         }
         state.idle.push(Arc::clone(seat));
         self.dispatch(state);
@@ -432,18 +432,18 @@ impl Shared {
             room = room
                 .min(usize::try_from(most.saturating_sub(desk.done)).unwrap_or(usize::MAX).saturating_sub(desk.load()));
         }
-        let mut sent = false;
+        let mut any = false;
         while room > 0
             && let Some(job) = state.waiting.pop_front_if(|job| job.may_go_ahead() || !job.is_wanted())
         {
             if desk.send(&job, seat) {
                 room -= 1;
-                sent = true;
+                any = true;
             } else {
                 state.counts.add(Ending::Cancelled);
             }
         }
-        if sent {
+        if any {
             state.sent_ahead = true;
             if !desk.write() {
                 seat.bell.notify_one();
@@ -452,7 +452,7 @@ impl Shared {
     }
 
     /// Takes the tasks that were sent ahead back from the worker that has most of them: somebody else is idle.
-    fn unload_busiest(&self, state: &mut State) {
+    fn unload_busiest(state: &mut State) {
         let Some(seat) = state.seats.iter().max_by_key(|seat| seat.desk().load()).cloned() else { return };
         let mut desk = seat.desk();
         let back = if desk.load() > 1 { desk.take_back() } else { Vec::new() };
@@ -462,7 +462,7 @@ impl Shared {
         }
         let begun = desk.load() > 0;
         drop(desk);
-        self.put_back(state, back);
+        Self::put_back(state, back);
         if begun {
             return;
         }
@@ -478,7 +478,7 @@ impl Shared {
     }
 
     /// Puts tasks that were sent and not begun back at the head of the queue.
-    fn put_back(&self, state: &mut State, jobs: Vec<Arc<Job>>) {
+    fn put_back(state: &mut State, jobs: Vec<Arc<Job>>) {
         for job in jobs.into_iter().rev() {
             if job.take_back() {
                 state.waiting.push_front(job);
@@ -499,7 +499,7 @@ impl Shared {
         if desk.jobs().any(|job| !job.is_wanted()) {
             let back = desk.take_back();
             drop(desk);
-            self.put_back(&mut state, back);
+            Self::put_back(&mut state, back);
             self.dispatch(&mut state);
             desk = seat.desk();
         }
@@ -676,7 +676,7 @@ impl Shared {
             state.phase = Phase::Closing;
         }
         if state.waiting.is_empty() && state.assigned.is_empty() {
-            self.retire_idle(&mut state, usize::MAX);
+            Self::retire_idle(&mut state, usize::MAX);
         }
         for seat in &state.seats {
             seat.bell.notify_one();
@@ -722,12 +722,12 @@ impl Shared {
             let fewer = before - workers;
             state.surplus += fewer - self.permits.forget_permits(fewer);
             let excess = state.staying().saturating_sub(workers);
-            self.retire_idle(&mut state, excess);
+            Self::retire_idle(&mut state, excess);
         }
     }
 
     /// Has up to `count` idle workers retire, the one that has been idle longest first.
-    fn retire_idle(&self, state: &mut State, count: usize) {
+    fn retire_idle(state: &mut State, count: usize) {
         let count = count.min(state.idle.len());
         for seat in state.idle.drain(..count) {
             seat.desk().apply(Event::Retire);

@@ -42,8 +42,6 @@ struct Cell {
     fds: Vec<OwnedFd>,
     /// How often it may be run again after its worker's death.
     retries: u32,
-    /// How often it has been begun, as far as is known.
-    attempts: u32,
     /// How often a worker died before it had begun it.
     bounces: u32,
     waker: Option<Waker>,
@@ -75,7 +73,6 @@ impl Job {
                 body: parcel.body,
                 fds: parcel.fds,
                 retries,
-                attempts: 0,
                 bounces: 0,
                 waker: None,
                 slot_waker: None,
@@ -121,7 +118,6 @@ impl Job {
         match fds {
             Ok(fds) => {
                 cell.stage = Stage::Sent(Arc::clone(seat));
-                cell.attempts += 1;
                 Some((cell.body.clone(), fds))
             }
             Err(error) => {
@@ -143,7 +139,6 @@ impl Job {
         let wanted = matches!(cell.stage, Stage::Sent(_));
         if wanted {
             cell.stage = Stage::Queued;
-            cell.attempts -= 1;
         }
         wanted
     }
@@ -156,7 +151,6 @@ impl Job {
         if again {
             cell.bounces += 1;
             cell.stage = Stage::Queued;
-            cell.attempts -= 1;
         }
         again
     }
@@ -243,10 +237,6 @@ impl Job {
             Stage::Queued | Stage::Assigned | Stage::Resolved(_) | Stage::Gone => return None,
         };
         seat.pid()
-    }
-
-    pub(super) fn attempts(&self) -> u32 {
-        self.cell().attempts
     }
 
     fn cell(&self) -> MutexGuard<'_, Cell> {

@@ -56,13 +56,11 @@ impl WorkerState {
         Some(match (self, event) {
             (Starting, Ready) | (Busy, Replied) => Idle,
             (Idle, Sent) => Busy,
-            // A worker that is not ready has nothing to finish.
-            (Starting, Retire | Kill) | (Idle | Busy | Draining | Dying, Kill) => Dying,
+            // A worker that is not ready has nothing to finish. What is decided while it is dying changes nothing, and a
+            // reply may still come.
+            (Starting, Retire | Kill) | (Idle | Busy | Draining, Kill) | (Dying, Kill | Retire | Replied) => Dying,
             (Idle | Busy | Draining, Retire) | (Draining, Replied) => Draining,
-            // What was decided while it was dying changes nothing, and a reply may still come.
-            (Dying, Retire | Replied) => Dying,
-            (Starting | Idle | Busy | Draining | Dying, Ended) => Dead,
-            (Dead, Retire | Kill) => Dead,
+            (Starting | Idle | Busy | Draining | Dying, Ended) | (Dead, Retire | Kill) => Dead,
             (Starting, Sent | Replied)
             | (Idle, Ready | Replied)
             | (Busy | Draining | Dying, Ready | Sent)

@@ -3,7 +3,6 @@
 //! Only the supervisor decides that a process is killed, because only it knows whether the task that is to end is still
 //! the one that runs. Which task the worker gets is decided in `dispatch.rs`.
 
-use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
@@ -82,6 +81,9 @@ struct Process {
     /// Answers that are being taken in; empty between two turns.
     answers: Vec<(u64, Outcome)>,
 }
+
+/// Tasks that are off the desk, with what they are to be resolved with.
+type Answered = Vec<(Arc<Job>, Outcome)>;
 
 /// Why a process is ended, or has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -355,7 +357,7 @@ impl Supervisor {
 
     /// Takes the answered tasks off the desk. From an answer to no task on nothing counts; what came before does, or
     /// those tasks, which are off the desk, would never end.
-    fn match_answers(&self, process: &mut Process) -> (Vec<(Arc<Job>, Outcome)>, Vec<Ending>, Result<(), Misbehaved>) {
+    fn match_answers(&self, process: &mut Process) -> (Answered, Vec<Ending>, Result<(), Misbehaved>) {
         let mut honest = Ok(());
         let mut desk = self.seat.desk();
         let mut answered = Vec::with_capacity(process.answers.len());
@@ -457,20 +459,18 @@ impl Supervisor {
     }
 }
 
-fn sleep_until(deadline: Option<Instant>) -> impl Future<Output = ()> {
-    async move {
-        match deadline {
-            Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-            None => std::future::pending().await,
-        }
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
     }
 }
 
 /// Between half of a pause and all of it, so that workers that failed together don't start again together.
 fn jittered(pause: Duration) -> Duration {
     use std::hash::{BuildHasher as _, RandomState};
-    let random = RandomState::new().hash_one(0);
-    pause / 2 + (pause / 2).mul_f64((random % 1024) as f64 / 1024.0)
+    let random = RandomState::new().hash_one(0).to_le_bytes()[0];
+    pause / 2 + pause / 2 * u32::from(random) / 256
 }
 
 /// How many bytes of a process are in memory; `statm` in proc(5).

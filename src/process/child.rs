@@ -101,7 +101,9 @@ impl Child {
         })
     }
 
-    /// Its process id, `None` once it has ended; of the last program in a pipeline.
+    /// Its process id; `None` once it has ended. Of the last program in a pipeline.
+    ///
+    /// The first call gives it even if the program has just ended, unless another call has told so already.
     pub fn id(&self) -> Option<u32> {
         self.members.last().and_then(|member| member.kept.id())
     }

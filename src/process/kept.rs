@@ -42,6 +42,8 @@ struct Record {
     life: Mutex<Life>,
     hurried: AtomicBool,
     kill_sent: AtomicBool,
+    /// Whether somebody has had its number, or has learnt that it has ended.
+    known: AtomicBool,
     changed: Notify,
 }
 
@@ -93,6 +95,7 @@ impl Kept {
             life: Mutex::new(life),
             hurried: AtomicBool::new(false),
             kill_sent: AtomicBool::new(false),
+            known: AtomicBool::new(false),
             changed: Notify::new(),
         }))
     }
@@ -102,14 +105,23 @@ impl Kept {
         self.0.pid
     }
 
-    /// Its number, `None` once it is known to have ended.
+    /// Its number; `None` once it has ended, and somebody has learnt that or had the number.
+    ///
+    /// A caller that has just started it learns its number in any case: that it ends in this very moment is nothing that
+    /// he could foresee.
     pub(crate) fn id(&self) -> Option<u32> {
-        if self.try_exit().is_some() { None } else { Some(self.0.pid) }
+        let ended = self.life().known_exit().is_some();
+        let known = self.0.known.swap(true, Ordering::Relaxed);
+        if ended && known { None } else { Some(self.0.pid) }
     }
 
     /// How it ended, once that is known.
     pub(crate) fn try_exit(&self) -> Option<Exit> {
-        self.life().known_exit()
+        let exit = self.life().known_exit();
+        if exit.is_some() {
+            self.0.known.store(true, Ordering::Relaxed);
+        }
+        exit
     }
 
     /// Waits until it has ended. Any number of waiters may wait, with any runtime.
@@ -145,6 +157,7 @@ impl Kept {
             // Listen before looking, or a change in between would be missed.
             changed.as_mut().enable();
             if let Some(known) = known(&self.life()) {
+                self.0.known.store(true, Ordering::Relaxed);
                 return known;
             }
             changed.await;

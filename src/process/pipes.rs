@@ -11,7 +11,7 @@ use rustix::fs::OFlags;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
-use crate::sys::process::register;
+use crate::sys::process::{register, write_pipe};
 use crate::sys::socket::duplicate;
 
 /// The writing end of a child's stdin.
@@ -57,6 +57,8 @@ pub(super) enum Pipe {
     },
     Closed,
 }
+
+type InUse<'a> = (&'a AsyncFd<Arc<OwnedFd>>, &'a mut usize);
 
 /// After so many bytes a pipe gets wider: what carries little is not worth it.
 const BUSY: usize = 1 << 20;
@@ -106,14 +108,14 @@ impl Pipe {
         };
         loop {
             let mut guard = ready!(fd.poll_write_ready(cx))?;
-            if let Ok(result) = guard.try_io(|fd| retry(|| Ok(rustix::io::write(fd.get_ref(), buf)?))) {
+            if let Ok(result) = guard.try_io(|fd| retry(|| write_pipe(fd.get_ref(), buf))) {
                 widen(fd.get_ref(), carried, *result.as_ref().unwrap_or(&0));
                 return Poll::Ready(result);
             }
         }
     }
 
-    fn registered(&mut self, interest: Interest) -> io::Result<Option<(&AsyncFd<Arc<OwnedFd>>, &mut usize)>> {
+    fn registered(&mut self, interest: Interest) -> io::Result<Option<InUse<'_>>> {
         if let Self::Unregistered(fd) = self {
             *self = Self::Registered { fd: register(Arc::clone(fd), interest)?, carried: 0 };
         }

@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use super::kept::{Exit, Kept};
+use super::pipes::{ChildStderr, ChildStdin, ChildStdout};
 use super::start::{self, Plan, Worker};
 use crate::channel::outbox::Outbox;
 use crate::error::{SpawnError, TaskError};
@@ -70,6 +71,12 @@ pub async fn spawn_process<T: Task>(task: T) -> Result<Process<T::Output>, Spawn
 /// It exits with 0 when its task has returned, and with 101 when it panicked, as a Rust program does.
 #[must_use = "dropping it kills the process"]
 pub struct Process<T> {
+    /// The writing end of its stdin, if that is [`piped`](Stdio::piped).
+    pub stdin: Option<ChildStdin>,
+    /// The reading end of its stdout, if that is piped. A process whose output nobody reads waits when the pipe is full.
+    pub stdout: Option<ChildStdout>,
+    /// The reading end of its stderr, if that is piped.
+    pub stderr: Option<ChildStderr>,
     running: Running,
     output: PhantomData<fn() -> T>,
 }
@@ -117,7 +124,9 @@ impl Process<()> {
 }
 
 impl<T> Process<T> {
-    /// The process id; `None` once it is known to have ended.
+    /// The process id; `None` once it has ended and is reaped.
+    ///
+    /// The first call gives it even if the process has just ended, unless another call has told so already.
     pub fn id(&self) -> Option<u32> {
         self.kept().id()
     }
@@ -379,8 +388,14 @@ impl ProcessBuilder {
         async move {
             let Parcel { name, body, fds } = packed?;
             let run = Frame { kind: Kind::Run as u8, id: 1, body, fds };
-            let worker = start::start(&self.plan, &self.name, Some(run)).await?;
-            Ok(Process { running: Running { worker, name, reply: Reply::Awaited }, output: PhantomData })
+            let mut worker = start::start(&self.plan, &self.name, Some(run)).await?;
+            Ok(Process {
+                stdin: worker.stdin.take().map(ChildStdin::new).transpose()?,
+                stdout: worker.stdout.take().map(ChildStdout::new).transpose()?,
+                stderr: worker.stderr.take().map(ChildStderr::new).transpose()?,
+                running: Running { worker, name, reply: Reply::Awaited },
+                output: PhantomData,
+            })
         }
     }
 }

@@ -278,7 +278,8 @@ impl Worker {
         let frame = tokio::select! {
             biased;
             frame = ready => frame,
-            exit = exited => return Err(SpawnError::Exited { status: exit.status, pid }),
+            // It may have said Ready, done its task and ended, all since the line above looked.
+            _ = exited => self.inbox.try_frame(&self.socket),
             () = tokio::time::sleep(READY_WITHIN) => return Err(SpawnError::NotReady { pid, after: READY_WITHIN }),
         };
         let refused = |reason: String| SpawnError::Handshake { pid, reason };
@@ -295,7 +296,7 @@ impl Worker {
             Err(error) => return Err(refused(error.to_string())),
         };
         match FromWorker::parse(frame) {
-            Ok(FromWorker::Ready(_)) => Ok(()),
+            Ok(FromWorker::Ready) => Ok(()),
             Ok(FromWorker::Refused(reason)) => Err(refused(reason)),
             Ok(_) => Err(refused("it did not answer Hello".into())),
             Err(error) => Err(refused(error.to_string())),
@@ -306,7 +307,7 @@ impl Worker {
 /// Says which of several causes a failed start has.
 fn explain(error: io::Error, directory: Option<&Path>) -> SpawnError {
     if let Some(path) = directory
-        && !path.is_dir()
+        && (!path.is_dir() || rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_err())
     {
         return SpawnError::Directory { path: path.to_owned(), source: error };
     }

@@ -65,6 +65,7 @@ fn image() -> &'static Image {
 }
 
 /// Notes the segments of the first object that dl_iterate_phdr reports, which is the executable, and stops.
+#[expect(clippy::cast_possible_truncation, reason = "an address in this process is a usize, whatever ELF calls it")]
 unsafe extern "C" fn first_object(info: *mut libc::dl_phdr_info, _size: usize, data: *mut c_void) -> c_int {
     // SAFETY: the loader gives a valid info for the call, and `data` is the `Image` of `image()`.
     let (info, image) = unsafe { (&*info, &mut *data.cast::<Image>()) };

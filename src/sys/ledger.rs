@@ -66,7 +66,7 @@ impl Ledger {
     /// Opens the one that came from the parent.
     pub(crate) fn open(fd: impl AsFd) -> io::Result<Self> {
         let seals = rustix::fs::fcntl_get_seals(&fd)?;
-        if !seals.contains(SealFlags::SHRINK) || rustix::fs::fstat(&fd)?.st_size != LEN as i64 {
+        if !seals.contains(SealFlags::SHRINK) || u64::try_from(rustix::fs::fstat(&fd)?.st_size) != Ok(LEN as u64) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not a ledger"));
         }
         Self::map(&fd)
@@ -88,19 +88,15 @@ impl Ledger {
         unsafe { AtomicU64::from_ptr(self.start.as_ptr().add(offset).cast()) }
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "the mask leaves less than RING")]
     fn ring(&self, position: u64) -> &AtomicU64 {
-        self.word(RING_START + (position as usize & (RING - 1) & !7))
+        self.word(RING_START + (position & (RING as u64 - 1) & !7) as usize)
     }
 
     /// Begins task `number`, in the worker. `false`: it was taken back.
     pub(crate) fn claim(&self, number: u64) -> bool {
         let before = number.wrapping_sub(1);
         self.word(CLAIMED).compare_exchange(before, number, Ordering::AcqRel, Ordering::Acquire).is_ok()
-    }
-
-    /// The number of the last task that was begun or taken back.
-    pub(crate) fn claimed(&self) -> u64 {
-        self.word(CLAIMED).load(Ordering::Acquire)
     }
 
     /// Takes back every task up to `last` that was not begun, in the parent. Gives the last one that was.
@@ -141,7 +137,7 @@ impl Writer {
     /// Appends an answer, whole or not at all. `false`: there is no room for it.
     pub(crate) fn append(&mut self, answer: &[u8]) -> bool {
         let taken = self.ledger.word(READ).load(Ordering::Acquire);
-        let held = self.written.wrapping_sub(taken) as usize;
+        let held = usize::try_from(self.written.wrapping_sub(taken)).unwrap_or(usize::MAX);
         if held > CAPACITY || answer.len() > CAPACITY - held {
             return false;
         }
@@ -186,11 +182,10 @@ impl Reader {
     /// Moves what the worker has written to the end of `out`. Gives how many bytes that were.
     pub(crate) fn take(&mut self, out: &mut BytesMut) -> Result<usize, Corrupt> {
         let written = self.ledger.word(WRITTEN).load(Ordering::Acquire);
-        let count = written.wrapping_sub(self.read);
-        if count > CAPACITY as u64 {
+        let count = usize::try_from(written.wrapping_sub(self.read)).map_err(|_| Corrupt)?;
+        if count > CAPACITY {
             return Err(Corrupt);
         }
-        let count = count as usize;
         out.reserve(count);
         let mut left = count;
         while left > 0 {
@@ -228,14 +223,13 @@ mod tests {
         assert!(!worker.claim(2) && !worker.claim(3) && !worker.claim(4));
         assert!(worker.claim(5));
         assert_eq!(ledger.take_back(5), 5, "begun: there is nothing to take back");
-        assert_eq!(ledger.claimed(), 5);
     }
 
     #[test]
     fn under_a_race_each_task_has_exactly_one_owner() {
+        const LAST: u64 = 20_000;
         let (ledger, fd) = Ledger::create().unwrap();
         let worker = Ledger::open(fd).unwrap();
-        const LAST: u64 = 20_000;
         let begun = std::thread::scope(|scope| {
             let begun = scope.spawn(|| (1..=LAST).filter(|&number| worker.claim(number)).collect::<Vec<_>>());
             let mut kept = Vec::new();
@@ -256,7 +250,7 @@ mod tests {
         let (mut writer, mut reader, _) = pair();
         let (mut sent, mut got) = (Vec::new(), BytesMut::new());
         for round in 0..5_000_usize {
-            let answer: Vec<u8> = (0..round % 97).map(|byte| (byte * round) as u8).collect();
+            let answer: Vec<u8> = (0..round % 97).map(|byte| (byte * round).to_le_bytes()[0]).collect();
             assert!(writer.append(&answer));
             sent.extend(answer);
             if round % 7 == 0 {
@@ -272,7 +266,7 @@ mod tests {
         let (mut writer, mut reader, _) = pair();
         for round in 0..64_usize {
             let (mut sent, mut got) = (Vec::new(), BytesMut::new());
-            let answer: Vec<u8> = (0..round * 13 + 1).map(|byte| (byte + round) as u8).collect();
+            let answer: Vec<u8> = (0..=round * 13).map(|byte| (byte + round).to_le_bytes()[0]).collect();
             while writer.append(&answer) {
                 sent.extend_from_slice(&answer);
             }

@@ -1,12 +1,16 @@
-//! Memory that processes share by an fd: memfds and their seals.
+//! Memory that processes share by an fd: memfds, their seals, and their mappings.
 //!
-//! What a seal promises, and to whom, is said where it is set. See `memfd_create(2)` and `F_ADD_SEALS` in fcntl(2).
+//! A slice of bytes may only lie over pages that nobody can write or take away. What makes that true is a set of seals that
+//! the kernel keeps, whoever made the memfd; see `memfd_create(2)` and `F_ADD_SEALS` in `fcntl(2)`.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::{self, NonNull};
+use std::slice;
 
 use bytes::BytesMut;
-use rustix::fs::{MemfdFlags, fcntl_get_seals, fstat, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::socket::above_stdio;
 
@@ -44,4 +48,162 @@ pub(crate) fn read(fd: impl AsFd, len: usize, out: &mut BytesMut) -> io::Result<
         }
     }
     Ok(())
+}
+
+/// Memory of a memfd that is still being written, zeroed at first.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    fd: OwnedFd,
+    mapping: Mapping,
+}
+
+impl Draft {
+    /// Makes a memfd of `len` bytes and maps it.
+    pub(crate) fn new(len: usize) -> io::Result<Self> {
+        let fd = above_stdio(memfd_create(c"multiproc", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?)?;
+        ftruncate(&fd, len as u64)?;
+        // All pages at once: one fault a page later would cost more than writing them.
+        let flags = MapFlags::SHARED | MapFlags::POPULATE;
+        let mapping = Mapping::new(&fd, len, ProtFlags::READ | ProtFlags::WRITE, flags)?;
+        Ok(Self { fd, mapping })
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: nobody else has the fd, which leaves this process only when `seal` has taken the whole draft; so the
+        // pages are written through `bytes_mut` alone, which excludes this borrow.
+        unsafe { slice::from_raw_parts(self.mapping.start.as_ptr(), self.mapping.len) }
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and the mapping is writable (made so in `new`).
+        unsafe { slice::from_raw_parts_mut(self.mapping.start.as_ptr(), self.mapping.len) }
+    }
+
+    /// Makes it unchangeable for everyone and for good.
+    pub(crate) fn seal(self) -> io::Result<Sealed> {
+        let Self { fd, mapping } = self;
+        let len = mapping.len;
+        // The kernel refuses the seal while anything can write.
+        drop(mapping);
+        fcntl_add_seals(&fd, SEALS | SealFlags::SEAL)?;
+        Sealed::new(fd, len)
+    }
+}
+
+/// What must be sealed before memory is read in place: its bytes can't change, and it can't be cut, which would raise
+/// SIGBUS here.
+const SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW);
+
+/// Memory that nobody can write any more, mapped.
+#[derive(Debug)]
+pub(crate) struct Sealed {
+    fd: OwnedFd,
+    mapping: Mapping,
+}
+
+impl Sealed {
+    /// Maps a memfd of just `len` bytes. Its seals and its size are looked at first: it may come from anybody.
+    pub(crate) fn new(fd: OwnedFd, len: usize) -> io::Result<Self> {
+        let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);
+        match fcntl_get_seals(&fd) {
+            Ok(seals) if seals.contains(SEALS) => {}
+            _ => return Err(invalid("memory that is not sealed: somebody could still write it")),
+        }
+        // It stays so, by `SHRINK` and `GROW`.
+        if u64::try_from(fstat(&fd)?.st_size) != Ok(len as u64) {
+            return Err(invalid("not as much memory as was announced"));
+        }
+        // Before Linux 6.7 memory with this seal can't be mapped as shared. Nothing is ever written to it, so a private
+        // mapping shows the same pages.
+        let mapping = Mapping::new(&fd, len, ProtFlags::READ, MapFlags::PRIVATE)?;
+        Ok(Self { fd, mapping })
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: the mapping is readable and has `len` bytes that exist (the size was checked, and `SHRINK` keeps it);
+        // nobody can write them, by `WRITE`, which `new` checked and which can't be undone.
+        unsafe { slice::from_raw_parts(self.mapping.start.as_ptr(), self.mapping.len) }
+    }
+
+    pub(crate) fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+}
+
+/// A range of addresses that a file lies under; mmap(2). Of no length, it is no range at all.
+#[derive(Debug)]
+struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: it is a plain range of memory, which is bound to no thread; who may access it is up to its owner.
+unsafe impl Send for Mapping {}
+// SAFETY: as for Send; a shared reference to it allows nothing but to look at its address and length.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(fd: impl AsFd, len: usize, protection: ProtFlags, flags: MapFlags) -> io::Result<Self> {
+        if len == 0 {
+            // mmap refuses this; a slice of no length may lie anywhere but at null.
+            return Ok(Self { start: NonNull::dangling(), len });
+        }
+        // SAFETY: without MAP_FIXED the kernel chooses a range that is free, so no memory in use is changed.
+        let start = unsafe { mmap(ptr::null_mut(), len, protection, flags, fd, 0) }?;
+        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at null"))?;
+        Ok(Self { start, len })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if self.len > 0 {
+            // SAFETY: the range is ours (`new` got it from mmap), and no slice of it outlives its owner, by their borrows.
+            let _ = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sealed_can_neither_be_written_nor_cut() {
+        let mut draft = Draft::new(10_000).unwrap();
+        assert_eq!(draft.bytes(), [0; 10_000]);
+        draft.bytes_mut().fill(7);
+        let writer = draft.fd.try_clone().unwrap();
+        let sealed = draft.seal().unwrap();
+        assert_eq!(sealed.bytes(), [7; 10_000]);
+        assert!(rustix::io::pwrite(&writer, b"x", 0).is_err());
+        assert!(ftruncate(&writer, 1).is_err());
+        assert!(ftruncate(&writer, 20_000).is_err());
+        assert!(Mapping::new(&writer, 10_000, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED).is_err());
+        assert!(fcntl_add_seals(&writer, SealFlags::FUTURE_WRITE).is_err());
+        assert_eq!(sealed.bytes(), [7; 10_000]);
+    }
+
+    #[test]
+    fn only_sealed_memory_of_the_right_size_is_mapped() {
+        let whole = SEALS;
+        let made = |seals: SealFlags, len: u64| {
+            let fd = memfd_create(c"test", MemfdFlags::ALLOW_SEALING).unwrap();
+            ftruncate(&fd, len).unwrap();
+            fcntl_add_seals(&fd, seals).unwrap();
+            fd
+        };
+        assert!(Sealed::new(made(whole, 100), 100).is_ok());
+        assert!(Sealed::new(made(whole, 0), 0).is_ok());
+        for missing in [SealFlags::WRITE, SealFlags::SHRINK, SealFlags::GROW] {
+            assert!(Sealed::new(made(whole.difference(missing), 100), 100).is_err(), "{missing:?}");
+        }
+        let future = whole.difference(SealFlags::WRITE).union(SealFlags::FUTURE_WRITE);
+        assert!(Sealed::new(made(future, 100), 100).is_err(), "who mapped it before can still write");
+        assert!(Sealed::new(made(whole, 100), 101).is_err());
+        assert!(Sealed::new(made(whole, 100), 99).is_err());
+        assert!(Sealed::new(made(whole, 100), usize::MAX).is_err());
+        let null = std::fs::File::open("/dev/zero").unwrap();
+        assert!(Sealed::new(null.into(), 0).is_err(), "no memfd");
+    }
 }

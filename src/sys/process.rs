@@ -145,6 +145,20 @@ pub(crate) fn has_writer(pipe: impl AsFd) -> bool {
     matches!(poll(&mut fds, Some(&now)), Ok(0))
 }
 
+/// Writes into a pipe; write(2). A pipe that nobody reads is `EPIPE` and never a SIGPIPE.
+///
+/// Rust ignores that signal at its start, but a host may have put its default back, to end well in a pipeline of its own. A
+/// pipe has no `MSG_NOSIGNAL`, so the signal, which comes to the writing thread, is held back and taken.
+pub(crate) fn write_pipe(pipe: impl AsFd, buf: &[u8]) -> io::Result<usize> {
+    let before = SignalMask::block(libc::SIGPIPE);
+    let result = rustix::io::write(pipe, buf);
+    if result == Err(rustix::io::Errno::PIPE) && !before.contains(libc::SIGPIPE) {
+        SignalMask::take_pending(libc::SIGPIPE);
+    }
+    before.install();
+    Ok(result?)
+}
+
 /// Registers a pipe's end with the current tokio runtime.
 ///
 /// # Panics
@@ -205,6 +219,39 @@ impl SignalMask {
             libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), &raw mut set);
             Self(set)
         }
+    }
+
+    /// Blocks one more signal in the calling thread and returns the mask before.
+    fn block(signal: libc::c_int) -> Self {
+        let set = Self::only(signal);
+        // SAFETY: `set` is an initialised set and `before` a live one.
+        unsafe {
+            let mut before = mem::zeroed();
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set.0, &raw mut before);
+            Self(before)
+        }
+    }
+
+    fn only(signal: libc::c_int) -> Self {
+        // SAFETY: all-zero is a valid, empty sigset_t, and sigaddset only writes into it.
+        unsafe {
+            let mut set = mem::zeroed();
+            libc::sigaddset(&raw mut set, signal);
+            Self(set)
+        }
+    }
+
+    fn contains(&self, signal: libc::c_int) -> bool {
+        // SAFETY: `self.0` is an initialised set.
+        unsafe { libc::sigismember(&raw const self.0, signal) == 1 }
+    }
+
+    /// Takes a pending signal that is blocked, if there is one, so that it never arrives; sigtimedwait(2).
+    fn take_pending(signal: libc::c_int) {
+        let set = Self::only(signal);
+        let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `set` and `now` are initialised, and a null siginfo is allowed.
+        unsafe { libc::sigtimedwait(&raw const set.0, ptr::null_mut(), &raw const now) };
     }
 
     /// Makes this the calling thread's mask and returns the one before.

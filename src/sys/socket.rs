@@ -91,10 +91,6 @@ pub(crate) struct Received {
 ///
 /// Fds are owned from the moment they exist here, on errors too. A packet that is longer than `buf` is an error
 /// (`EMSGSIZE`, from `MSG_TRUNC`), never a part of one.
-pub(crate) fn recv(socket: impl AsFd, buf: &mut [MaybeUninit<u8>]) -> io::Result<Received> {
-    receive(socket, buf, libc::MSG_DONTWAIT)
-}
-
 fn receive(socket: impl AsFd, buf: &mut [MaybeUninit<u8>], flags: libc::c_int) -> io::Result<Received> {
     let flags = libc::MSG_CMSG_CLOEXEC | flags;
     let mut control = ControlBuffer::new();
@@ -123,7 +119,7 @@ fn receive(socket: impl AsFd, buf: &mut [MaybeUninit<u8>], flags: libc::c_int) -
     Ok(Received { len: received, fds, fds_lost: message.msg_flags & libc::MSG_CTRUNC != 0 })
 }
 
-/// Receives into the room that `buf` reserved, or into `limit` bytes of it if that is less; see [`recv`].
+/// Receives into the room that `buf` reserved, or into `limit` bytes of it if that is less; see [`receive`].
 pub(crate) fn recv_into(socket: impl AsFd, buf: &mut BytesMut, limit: usize) -> io::Result<Received> {
     receive_into(socket, buf, limit, libc::MSG_DONTWAIT)
 }

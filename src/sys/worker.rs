@@ -47,7 +47,7 @@ impl Slot {
     /// The process that made the socket; `SO_PEERCRED` in unix(7).
     fn maker(self) -> Option<Pid> {
         let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
-        let mut len = mem::size_of::<libc::ucred>() as libc::socklen_t;
+        let mut len = libc::socklen_t::try_from(mem::size_of::<libc::ucred>()).unwrap_or(0);
         // SAFETY: `credentials` and `len` are valid for the call and say their true size.
         let result = unsafe {
             libc::getsockopt(
@@ -192,8 +192,10 @@ impl ParentWatch {
 /// A pidfd of the process that made the other end; `SO_PEERPIDFD`, since Linux 6.5.
 fn peer_pidfd(socket: impl AsFd) -> Option<OwnedFd> {
     const SO_PEERPIDFD: libc::c_int = 77;
+    const LEN: libc::socklen_t = 4;
+    const { assert!(mem::size_of::<RawFd>() == LEN as usize) };
     let mut fd: RawFd = -1;
-    let mut len = mem::size_of::<RawFd>() as libc::socklen_t;
+    let mut len = LEN;
     // SAFETY: `fd` and `len` are valid for the call and say their true size.
     let result = unsafe {
         libc::getsockopt(socket.as_fd().as_raw_fd(), libc::SOL_SOCKET, SO_PEERPIDFD, (&raw mut fd).cast(), &raw mut len)

@@ -120,7 +120,7 @@ impl From<Failure> for TaskError {
 /// What a worker says, checked.
 #[derive(Debug)]
 pub(crate) enum FromWorker {
-    Ready(ImageId),
+    Ready,
     Refused(String),
     /// The frame's body is the encoded result, its fds are the result's.
     Done(Frame),
@@ -140,7 +140,8 @@ impl FromWorker {
         } else if kind == Kind::Failed as u8 {
             Ok(Self::Failed(frame.id, body::decode(&frame.body).map_err(decoded)?))
         } else if kind == Kind::Ready as u8 {
-            Ok(Self::Ready(body::decode(&frame.body).map_err(decoded)?))
+            body::decode::<ImageId>(&frame.body).map_err(decoded)?;
+            Ok(Self::Ready)
         } else if kind == Kind::Refused as u8 {
             Ok(Self::Refused(body::decode(&frame.body).map_err(decoded)?))
         } else if kind == Kind::Bell as u8 {

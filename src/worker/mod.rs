@@ -49,7 +49,8 @@ static WORKER: AtomicBool = AtomicBool::new(false);
 /// # Examples
 ///
 /// ```
-/// fn main() {
+/// #[tokio::main]
+/// async fn main() {
 ///     multiproc::init();
 ///     // The program proper.
 /// }
@@ -189,10 +190,7 @@ fn greet(frame: Frame, slot: Slot) -> Result<(Hello, Option<Ledger>), String> {
         return Err("the worker runs another executable than its parent".into());
     }
     let mut fds = frame.fds.into_iter();
-    let ledger = match hello.ledger {
-        true => Some(fds.next().ok_or("no ledger came")?),
-        false => None,
-    };
+    let ledger = if hello.ledger { Some(fds.next().ok_or("no ledger came")?) } else { None };
     let ledger = ledger.map(Ledger::open).transpose().map_err(|error| format!("cannot open the ledger: {error}"))?;
     if let Some(fd) = fds.next() {
         slot.put(fd).map_err(|error| format!("cannot take stdio: {error}"))?;

@@ -76,10 +76,7 @@ impl<'a> Server<'a> {
                     if self.answers.as_ref().is_some_and(|answers| !answers.ledger.claim(frame.id)) {
                         continue;
                     }
-                    let done = match self.perform(frame) {
-                        Ok(done) => done,
-                        Err(_) => return start::EXIT_NO_PARENT,
-                    };
+                    let Ok(done) = self.perform(frame) else { return start::EXIT_NO_PARENT };
                     if self.life == Life::OneTask {
                         return if done { 0 } else { start::EXIT_PANICKED };
                     }

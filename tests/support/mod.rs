@@ -83,7 +83,7 @@ impl Other {
     }
 
     pub(crate) fn find(pid: u32) -> Option<Self> {
-        let pidfd = pidfd_open(Pid::from_raw(pid as i32)?, PidfdFlags::empty()).ok()?;
+        let pidfd = pidfd_open(Pid::from_raw(pid.try_into().ok()?)?, PidfdFlags::empty()).ok()?;
         Some(Self { pid, pidfd })
     }
 
