@@ -1,5 +1,7 @@
 //! The pool's everyday promises.
 
+#![allow(clippy::cast_possible_truncation, reason = "the numbers are small")]
+
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -58,7 +60,7 @@ async fn a_dropped_task_is_killed_and_the_next_one_is_not() {
     let endless = pool
         .spawn(call(
             |()| loop {
-                std::hint::spin_loop()
+                std::hint::spin_loop();
             },
             (),
         ))

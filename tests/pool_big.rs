@@ -1,5 +1,7 @@
 //! Large values, there and back.
 
+#![allow(clippy::cast_possible_truncation, reason = "the numbers are small")]
+
 mod pool_support;
 
 use bytes::Bytes;

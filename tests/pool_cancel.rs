@@ -126,9 +126,9 @@ async fn cancel_races_completion(rounds: u64) {
         }
         delay(round * 7 % 150);
         if round % 2 == 0 {
-            drop(doomed)
+            drop(doomed);
         } else {
-            doomed.abort()
+            doomed.abort();
         }
         assert_eq!(within(next).await.unwrap().unwrap(), round, "the next task was hit");
     }

@@ -1,5 +1,7 @@
 //! The end of a pool: every future resolves, every process is reaped; by close, cancel and drop.
 
+#![allow(clippy::cast_possible_truncation, reason = "the numbers are small")]
+
 mod pool_support;
 
 use std::path::PathBuf;

@@ -1,5 +1,7 @@
 //! A worker's death, by any means and at any moment, costs the one task that it was running.
 
+#![allow(clippy::cast_possible_truncation, reason = "the numbers are small")]
+#![allow(clippy::unsafe_derive_deserialize, reason = "decoding it makes nothing unsafe")]
 #![allow(unsafe_code, reason = "tasks that crash, fork and write where they must not")]
 
 mod pool_support;

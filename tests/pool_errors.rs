@@ -1,5 +1,7 @@
 //! A task's error, of any kind, leaves its worker and the pool as they were.
 
+#![allow(clippy::cast_possible_truncation, reason = "the numbers are small")]
+
 mod pool_support;
 
 use multiproc::{ProcessPool, TaskError, TrySubmitError, call, is_worker, task};

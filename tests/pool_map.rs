@@ -1,5 +1,7 @@
 //! `map`: order, failures as items, bounded read-ahead, and the end of it all.
 
+#![allow(clippy::cast_possible_truncation, reason = "the numbers are small")]
+
 mod pool_support;
 
 use std::path::PathBuf;

@@ -1,5 +1,7 @@
 //! Slots and the queue: backpressure, order, and callers of every kind.
 
+#![allow(clippy::cast_possible_truncation, reason = "the numbers are small")]
+
 mod pool_support;
 
 use std::future::Future;

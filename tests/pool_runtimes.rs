@@ -125,7 +125,9 @@ fn plain_threads_with_runtimes_of_their_own_share_a_pool() {
             })
         })
         .collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
     home.block_on(within(POOL.close()));
 }
 
@@ -151,7 +153,9 @@ fn runtimes_that_come_and_go_leave_no_task_hanging() {
             })
         })
         .collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
     let last = runtime(0);
     assert_eq!(last.block_on(within(POOL.submit(task!(add(1, 2))))).unwrap(), 3);
     last.block_on(within(POOL.close()));

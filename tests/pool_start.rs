@@ -1,5 +1,7 @@
 //! Workers that start, start again, and can't start.
 
+#![allow(clippy::cast_possible_truncation, reason = "the numbers are small")]
+
 mod pool_support;
 
 use std::path::PathBuf;
@@ -58,7 +60,7 @@ async fn a_failing_initializer_breaks_the_pool_with_its_cause_after_bounded_atte
         let ledger = Ledger::new();
         let pool = ProcessPool::builder()
             .workers(2)
-            .restart_limit(3, Duration::from_secs(600))
+            .restart_limit(3, Duration::from_mins(10))
             .on_worker_start(task!(fail(ledger.place(), how)))
             .build()
             .unwrap();
@@ -93,7 +95,7 @@ async fn workers_that_cannot_start_break_the_pool_with_the_cause() {
         ProcessPool::builder().memory_limit(256 << 20).on_worker_start(call(|()| vec![1_u8; 512 << 20].len(), ())),
     ];
     for (number, builder) in pools.into_iter().enumerate() {
-        let pool = builder.workers(2).restart_limit(2, Duration::from_secs(600)).build().unwrap();
+        let pool = builder.workers(2).restart_limit(2, Duration::from_mins(10)).build().unwrap();
         let begun = Instant::now();
         let error = within(pool.submit(task!(pid()))).await.unwrap_err();
         assert!(matches!(error, TaskError::Broken(_)), "{number}: {error:?}");
@@ -154,7 +156,7 @@ async fn with_one_worker_alive_the_others_are_not_started_without_end() {
     let ledger = Ledger::new();
     let pool = ProcessPool::builder()
         .workers(4)
-        .restart_limit(3, Duration::from_secs(600))
+        .restart_limit(3, Duration::from_mins(10))
         .on_worker_start(task!(only_first(ledger.place())))
         .build()
         .unwrap();
@@ -270,7 +272,7 @@ async fn slots_come_back_whatever_happens_at_starts() {
     };
     let pool = ProcessPool::builder()
         .workers(3)
-        .restart_limit(1000, Duration::from_secs(600))
+        .restart_limit(1000, Duration::from_mins(10))
         .on_worker_start(call(flaky, ledger.place()))
         .build()
         .unwrap();

@@ -35,7 +35,7 @@ async fn tasks_print_and_read_freely() {
     let last = within(pool.submit(call(|id| (print!("last of {id}"), pid()).1, 3_u32))).await.unwrap();
     kill(last, libc::SIGKILL);
     let printed = std::fs::read_to_string(&out).unwrap();
-    let expected: String = (0..3).map(|id| format!("a line of {id}\nno newline of {id};")).collect();
+    let expected = [0, 1, 2].map(|id| format!("a line of {id}\nno newline of {id};")).concat();
     assert_eq!(printed, format!("{expected}last of 3"));
     within(pool.close()).await;
     assert_eq!(std::fs::read_to_string(&err).unwrap(), "an error of 0\nan error of 1\nan error of 2\n");

@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::future::Future;
-use std::io::{Read as _, Write as _};
+use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 
 /// Far longer than anything here takes, also on a machine that does ten other things. Only a hang meets it.
-pub(crate) const FOREVER: Duration = Duration::from_secs(60);
+pub(crate) const FOREVER: Duration = Duration::from_mins(1);
 
 /// The future's output; a panic if it hangs.
 #[track_caller]
@@ -143,7 +143,6 @@ impl Ledger {
 pub(crate) fn note(place: &Path, id: u64) -> u64 {
     let mut file = OpenOptions::new().append(true).open(place).unwrap();
     file.write_all(&id.to_be_bytes()).unwrap();
-    use std::io::Seek as _;
     file.stream_position().unwrap() / 8 - 1
 }
 
