@@ -177,14 +177,15 @@ where
     /// If no runtime can be made, or if it is called from inside one: a worker calls it outside.
     fn run(self) -> Fut::Output {
         thread_local! {
-            static RUNTIME: std::cell::OnceCell<tokio::runtime::Runtime> = const { std::cell::OnceCell::new() };
+            // Never dropped: a task that ends the process would drop its own runtime under itself, which aborts.
+            static RUNTIME: std::cell::OnceCell<std::mem::ManuallyDrop<tokio::runtime::Runtime>> =
+                const { std::cell::OnceCell::new() };
         }
         RUNTIME.with(|runtime| {
             let runtime = runtime.get_or_init(|| {
-                tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()
-                    .expect("a runtime for an async task needs an epoll instance and an eventfd")
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                let runtime = runtime.expect("a runtime for an async task needs an epoll instance and an eventfd");
+                std::mem::ManuallyDrop::new(runtime)
             });
             runtime.block_on(async { image::conjure::<F>()(self.args).await })
         })

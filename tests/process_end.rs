@@ -282,3 +282,18 @@ fn those_that_are_terminated_before_their_main_are_a_clean_start_error() {
         eprintln!("{} ran, {} were terminated before", seen[0], seen[1]);
     });
 }
+
+async fn leave_asynchronously(code: i32) {
+    tokio::task::yield_now().await;
+    std::process::exit(code)
+}
+
+/// It once aborted: its runtime was dropped while it drove the task.
+#[tokio::test]
+async fn an_exit_in_an_async_task_is_that_exit() {
+    let child = spawn_process(task!(leave_asynchronously(8).await)).await.unwrap();
+    match child.join().await {
+        Err(TaskError::Died { status: Some(status), .. }) => assert_eq!(status.code(), Some(8)),
+        other => panic!("{other:?}"),
+    }
+}
