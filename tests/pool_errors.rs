@@ -201,7 +201,6 @@ impl<'de> Deserialize<'de> for Huge {
 }
 
 #[tokio::test]
-#[ignore = "takes some GiB of memory"]
 async fn what_is_too_large_fails_alone() {
     let pool = ProcessPool::new(1);
     let worker = within(pool.submit(task!(pid()))).await.unwrap();

@@ -92,7 +92,9 @@ async fn workers_that_cannot_start_break_the_pool_with_the_cause() {
     let missing = folder().path().join("missing");
     let pools = [
         ProcessPool::builder().current_dir(&missing),
-        ProcessPool::builder().memory_limit(256 << 20).on_worker_start(call(|()| vec![1_u8; 512 << 20].len(), ())),
+        ProcessPool::builder()
+            .memory_limit(256 << 20)
+            .on_worker_start(call(|()| std::hint::black_box(vec![1_u8; 512 << 20]).len(), ())),
     ];
     for (number, builder) in pools.into_iter().enumerate() {
         let pool = builder.workers(2).restart_limit(2, Duration::from_mins(10)).build().unwrap();
@@ -184,14 +186,17 @@ async fn workers_that_die_as_soon_as_they_are_ready_are_not_started_without_a_pa
         doom();
     };
     let pool = ProcessPool::builder().workers(2).on_worker_start(call(start, ledger.place())).build().unwrap();
+    // Most often one has died before the other is ready, and then it says so instead of waiting for ever.
     let _ = within(pool.start()).await;
+    let before = ledger.entries().len();
     let begun = Instant::now();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let (starts, most) = (ledger.entries().len(), 2 * (6 + begun.elapsed().as_secs() as usize));
-    assert!((2..=most + 4).contains(&starts), "{starts} starts");
+    let starts = ledger.entries().len() - before;
+    // Without a pause it would be hundreds.
+    assert!(starts as u64 <= 30 * (1 + begun.elapsed().as_secs()), "{starts} starts");
     // Tasks have an outcome all the same.
     let outcome = within(pool.submit(task!(pool_support::endless()))).await;
-    assert!(matches!(outcome, Err(TaskError::Died { .. })), "{outcome:?}");
+    assert!(matches!(outcome, Err(TaskError::Died { .. } | TaskError::Broken(_))), "{outcome:?}");
     within(pool.close()).await;
 }
 

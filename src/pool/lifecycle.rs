@@ -89,6 +89,11 @@ impl Shared {
     /// A ready process has ended. Says whether another one takes its place.
     pub(super) fn ended(self: &Arc<Self>, seat: &Arc<Seat>, end: End) -> Next {
         let mut state = self.state();
+        if let End::Fruitless { status, pid } = end {
+            // For `start`, which would otherwise wait for workers that are never ready at the same time.
+            state.last_cause = Some(Arc::new(SpawnError::Exited { status, pid }));
+            self.changed.notify_waiters();
+        }
         let wanted = match state.phase {
             Phase::Open if end == End::TooLongIdle => !state.assigned.is_empty(),
             Phase::Open => state.seats.len() <= state.target,

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
+use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Instant;
@@ -175,7 +176,7 @@ pub(super) enum End {
     /// It had nothing to do for the pool's idle timeout.
     TooLongIdle,
     /// It died before it had begun a task. The next start waits, or a process that dies at once would be started on and on.
-    Fruitless,
+    Fruitless { status: Option<ExitStatus>, pid: u32 },
     /// Anything else: it was recycled, killed, or died.
     Other,
 }

@@ -99,7 +99,7 @@ impl Supervisor {
             let next = match started {
                 Ok(process) => {
                     let end = self.serve(process).await;
-                    failed = end == End::Fruitless;
+                    failed = matches!(end, End::Fruitless { .. });
                     self.shared.ended(&self.seat, end)
                 }
                 Err(cause) => {
@@ -264,7 +264,7 @@ impl Supervisor {
         }
         match cause {
             Cause::Retired(end) => end,
-            Cause::Died if !worked => End::Fruitless,
+            Cause::Died if !worked => End::Fruitless { status: exit.status, pid: kept.pid() },
             _ => End::Other,
         }
     }
