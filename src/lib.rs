@@ -12,7 +12,7 @@ pub mod wire;
 mod worker;
 
 pub use channel::{
-    Duplex, QueueReceiver, QueueSender, Receiver, Sender, SharedBytes, SharedBytesMut, channel, duplex, queue,
+    Duplex, Fd, QueueReceiver, QueueSender, Receiver, Sender, SharedBytes, SharedBytesMut, channel, duplex, queue,
 };
 pub use error::{
     BoxError, CommandError, Panic, RecvError, SendError, SpawnError, TaskError, TryRecvError, TrySendError,

@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::{Sink, Stream};
 use multiproc::{
-    Call, Child, Command, CommandError, Duplex, ExitStatus, Map, Output, Panic, PoolBuilder, PoolStatus, Process,
+    Call, Child, Command, CommandError, Duplex, ExitStatus, Fd, Map, Output, Panic, PoolBuilder, PoolStatus, Process,
     ProcessBuilder, ProcessPool, QueueReceiver, QueueSender, Receiver, RecvError, SendError, Sender, SharedBytes,
     SharedBytesMut, SpawnError, Stdio, Submit, Task, TaskError, TaskHandle, TrySubmitError, call, channel, duplex,
     queue, spawn_process, task,
@@ -82,6 +82,7 @@ fn handles_may_be_shared_and_shown_and_errors_go_anywhere() {
     handle::<QueueReceiver<u32>>();
     handle::<SharedBytes>();
     handle::<SharedBytesMut>();
+    handle::<Fd<std::fs::File>>();
     error::<TaskError>();
     error::<SpawnError>();
     error::<TrySubmitError<u32>>();

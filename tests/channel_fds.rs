@@ -1,11 +1,96 @@
-//! Channels: fds in messages where fds are scarce.
+//! Channels: fds in messages, also where fds are scarce.
 
 #![expect(clippy::needless_pass_by_value, reason = "a task owns its arguments")]
 
-use multiproc::{Duplex, Receiver, RecvError, SendError, Sender, channel, duplex, queue, spawn_process, task};
+use std::fs::File;
+use std::io::{PipeReader, PipeWriter, Read as _, Seek as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use multiproc::{Duplex, Fd, Receiver, RecvError, SendError, Sender, channel, duplex, queue, spawn_process, task};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 multiproc::test_support!();
+
+type Parcels = (Fd<File>, Vec<Fd<UnixStream>>, Option<Fd<PipeWriter>>, Fd<TcpListener>, Fd);
+
+/// Uses each of them, and gives back one of its own.
+fn use_all((mut file, sockets, pipe, listener, bare): Parcels) -> (Fd<PipeReader>, String) {
+    let mut text = String::new();
+    file.read_to_string(&mut text).unwrap();
+    for mut socket in sockets {
+        socket.write_all(b"socket").unwrap();
+    }
+    pipe.unwrap().write_all(b"pipe").unwrap();
+    listener.accept().unwrap().0.write_all(b"tcp").unwrap();
+    File::from(bare.into_inner()).write_all(b"bare").unwrap();
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(b"from the child").unwrap();
+    (Fd::from(reader), text)
+}
+
+fn rest(mut from: impl std::io::Read) -> String {
+    let mut text = String::new();
+    from.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[tokio::test]
+async fn files_sockets_and_pipes_travel_in_arguments_and_results() {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(b"a file").unwrap();
+    file.rewind().unwrap();
+    let (one, theirs_one) = UnixStream::pair().unwrap();
+    let (two, theirs_two) = UnixStream::pair().unwrap();
+    let (pipe, theirs_pipe) = std::io::pipe().unwrap();
+    let (bare, theirs_bare) = std::io::pipe().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let sockets = vec![theirs_one.into(), theirs_two.into()];
+    let all = (file.into(), sockets, Some(theirs_pipe.into()), listener.into(), OwnedFd::from(theirs_bare).into());
+    let child = spawn_process(task!(use_all(all))).await.unwrap();
+    let (reader, text) = child.join().await.unwrap();
+    assert_eq!(text, "a file");
+    // What was sent is closed here, so each of them has an end.
+    assert_eq!([rest(one), rest(two), rest(pipe), rest(tcp), rest(bare)], ["socket", "socket", "pipe", "tcp", "bare"]);
+    assert_eq!(rest(reader.into_inner()), "from the child");
+}
+
+#[tokio::test]
+async fn fds_travel_in_messages_and_in_items_of_a_queue() {
+    let (tx, mut rx) = channel::<(u8, Fd<PipeWriter>)>().unwrap();
+    let (queue_tx, queue_rx) = queue::<(Vec<u8>, Fd<PipeWriter>)>().unwrap();
+    for len in [0, 100_000] {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        tx.send((7, writer.into())).await.unwrap();
+        let (seven, writer) = rx.recv().await.unwrap().unwrap();
+        assert_eq!(seven, 7);
+        queue_tx.send((vec![1; len], writer)).await.unwrap();
+        let (bytes, mut writer) = queue_rx.recv().await.unwrap().unwrap();
+        assert_eq!(bytes.len(), len);
+        writer.write_all(b"x").unwrap();
+        drop(writer);
+        assert_eq!(rest(&mut reader), "x");
+    }
+}
+
+#[tokio::test]
+async fn fds_of_a_message_that_nobody_reads_are_closed() {
+    let (tx, rx) = channel::<Fd<PipeWriter>>().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    tx.send(writer.into()).await.unwrap();
+    drop(rx);
+    assert_eq!(rest(reader), "");
+}
+
+#[test]
+fn outside_a_message_an_fd_has_no_encoding() {
+    let file = Fd::from(File::open("/dev/null").unwrap());
+    let mut codec = multiproc::wire::Codec::<Fd<File>>::new(100);
+    let refused = tokio_util::codec::Encoder::encode(&mut codec, file, &mut bytes::BytesMut::new());
+    assert!(matches!(refused, Err(SendError::Encode(_))));
+}
 
 /// Allows so many fds more than are open now, and gives the former limit.
 fn allow(more: u64) -> Rlimit {

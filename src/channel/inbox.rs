@@ -3,8 +3,9 @@
 //! So a future that is dropped loses nothing. It does not know what the frames mean.
 //!
 //! A send with fds is one frame's, and the kernel never joins two such sends in one receive. So what one receive gives is
-//! a batch, and the next frame that announces fds takes the next batch. Fds that this process could not take in (it had
-//! none free) are missed by that frame alone: its value can't be decoded, the stream goes on.
+//! a batch, which belongs to a frame that began in the bytes of that receive and announces fds. If there is none, the
+//! stream ends with an error. Fds that this process could not take in (it had none free) are missed by that frame alone:
+//! its value can't be decoded, the stream goes on.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,7 +17,7 @@ use bytes::BytesMut;
 use super::socket::Socket;
 use crate::error::RecvError;
 use crate::sys::socket::{self, Ready, Received};
-use crate::wire::frame::{Decoder, Frame};
+use crate::wire::frame::{Decoder, Frame, HEAD_LEN, Head};
 
 /// How much is read at once where no larger frame is under way.
 const READ: usize = 64 * 1024;
@@ -61,6 +62,8 @@ pub(crate) struct Batch {
     pub(crate) fds: Vec<OwnedFd>,
     /// Some of them could not be taken in.
     pub(crate) lost: bool,
+    /// The frame that they belong to begins less than so many bytes behind the first one that is not taken.
+    pub(crate) within: usize,
 }
 
 /// Frames that are arriving.
@@ -191,19 +194,29 @@ impl Inbox {
         match self.decoder.decode(&mut self.bytes) {
             Ok(None) => Ok(None),
             Ok(Some((head, body))) => {
-                // The fds of a frame come with its first byte, so they are here before its last one.
-                let batch = if head.fds == 0 { None } else { self.batches.pop_front() };
-                let fds = match batch {
-                    Some(batch) if batch.fds.len() != head.fds && !batch.lost => {
-                        return Err(self.refuse("another number of file descriptors than announced"));
-                    }
-                    batch => batch.map_or(Vec::new(), |batch| batch.fds),
-                };
+                let fds = self.claim(&head)?;
                 Ok(Some(Frame { kind: head.kind, id: head.id, body, fds }))
             }
             Err(RecvError::TooLarge { len, max }) => Err(self.broken(Breach::TooLarge { len, max })),
             Err(RecvError::Protocol { reason }) => Err(self.refuse(reason)),
             Err(other) => Err(other),
+        }
+    }
+
+    /// The fds of a frame that is being taken. They come with its first byte, so they are here before its last one.
+    fn claim(&mut self, head: &Head) -> Result<Vec<OwnedFd>, RecvError> {
+        let batch = if head.fds == 0 { None } else { self.batches.pop_front() };
+        for batch in &mut self.batches {
+            batch.within = batch.within.saturating_sub(HEAD_LEN + head.len);
+        }
+        if self.batches.front().is_some_and(|batch| batch.within == 0) {
+            return Err(self.refuse("file descriptors that no frame announced"));
+        }
+        match batch {
+            Some(batch) if batch.fds.len() != head.fds && !batch.lost => {
+                Err(self.refuse("another number of file descriptors than announced"))
+            }
+            batch => Ok(batch.map_or(Vec::new(), |batch| batch.fds)),
         }
     }
 
@@ -232,7 +245,7 @@ impl Inbox {
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => self.ended(),
             Ok(Received { fds, fds_lost: lost, .. }) => {
                 if !fds.is_empty() || lost {
-                    self.batches.push_back(Batch { fds, lost });
+                    self.batches.push_back(Batch { fds, lost, within: self.decoder.held(&self.bytes) });
                 }
                 if self.batches.len() > MAX_BATCHES {
                     return Err(self.refuse("file descriptors that no frame announced"));

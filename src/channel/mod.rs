@@ -6,12 +6,14 @@
 //!  departure.rs  flusher.rs        one frame's way out; and who goes on when the socket is full
 //!  queue/                          many to many: items as packets, on a socket that all holders share
 //!  shared.rs                       bytes that are not copied at all
+//!  fd.rs                           files, sockets and pipes as values
 //!  outbox.rs   inbox.rs            frames that leave and arrive, gathered
 //!  socket.rs                       a socket that tasks and threads can wait for
 //! ```
 
 mod departure;
 mod duplex;
+mod fd;
 mod flusher;
 pub(crate) mod inbox;
 pub(crate) mod outbox;
@@ -31,6 +33,7 @@ mod value;
 use std::io;
 
 pub use duplex::{Duplex, duplex};
+pub use fd::Fd;
 pub use queue::{QueueReceiver, QueueSender, queue};
 pub use receiver::Receiver;
 pub use sender::Sender;

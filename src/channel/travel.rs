@@ -28,10 +28,10 @@ struct BareIn(Taken, u64);
 
 /// A receiving side in a message: the fd, the limit in bytes, and what is unread.
 #[derive(Serialize)]
-struct ReceivingOut<'a>(Given<'a>, u64, Bytes, Vec<(Vec<Given<'a>>, bool)>);
+struct ReceivingOut<'a>(Given<'a>, u64, Bytes, Vec<(Vec<Given<'a>>, bool, u64)>);
 
 #[derive(Deserialize)]
-struct ReceivingIn(Taken, u64, Bytes, Vec<(Vec<Taken>, bool)>);
+struct ReceivingIn(Taken, u64, Bytes, Vec<(Vec<Taken>, bool, u64)>);
 
 pub(super) fn serialize_sending<S: Serializer>(side: &Sending, max: usize, serializer: S) -> Result<S::Ok, S::Error> {
     side.hand_over(|| BareOut(Given::new(&**side.socket()), max as u64).serialize(serializer))
@@ -44,9 +44,11 @@ pub(super) fn deserialize_sending<'de, D: Deserializer<'de>>(deserializer: D) ->
 
 pub(super) fn serialize_receiving<S: Serializer>(side: &Receiving, serializer: S) -> Result<S::Ok, S::Error> {
     side.hand_over(|unread, batches| {
-        let batches = batches.iter().map(|batch| (batch.fds.iter().map(Given::new).collect(), batch.lost)).collect();
-        ReceivingOut(Given::new(&**side.socket()), side.max_body() as u64, unread.freeze(), batches)
-            .serialize(serializer)
+        let mut out = Vec::new();
+        for batch in batches {
+            out.push((batch.fds.iter().map(Given::new).collect(), batch.lost, batch.within as u64));
+        }
+        ReceivingOut(Given::new(&**side.socket()), side.max_body() as u64, unread.freeze(), out).serialize(serializer)
     })
 }
 
@@ -54,7 +56,11 @@ pub(super) fn deserialize_receiving<'de, D: Deserializer<'de>>(deserializer: D) 
     let ReceivingIn(fd, max, unread, batches) = Deserialize::deserialize(deserializer)?;
     let batches: VecDeque<_> = batches
         .into_iter()
-        .map(|(fds, lost)| Batch { fds: fds.into_iter().map(|Taken(fd)| fd).collect(), lost })
+        .map(|(fds, lost, within)| Batch {
+            fds: fds.into_iter().map(Taken::into_fd).collect(),
+            lost,
+            within: usize::try_from(within).unwrap_or(usize::MAX),
+        })
         .collect();
     Ok(Receiving::resume(Arc::new(stream(fd)?), limit(max), BytesMut::from(unread), batches))
 }

@@ -201,6 +201,11 @@ impl Decoder {
         }
     }
 
+    /// How many bytes are here from the beginning of the frame that has begun.
+    pub(crate) fn held(&self, bytes: &BytesMut) -> usize {
+        if matches!(self.state, State::Body(_)) { HEAD_LEN + bytes.len() } else { bytes.len() }
+    }
+
     /// The stream's bytes from the beginning of the frame that has begun, so that another decoder can go on.
     pub(crate) fn unread(&self, bytes: &BytesMut) -> BytesMut {
         let mut all = BytesMut::with_capacity(HEAD_LEN + bytes.len());
