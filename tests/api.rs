@@ -10,6 +10,7 @@ use std::ffi::OsString;
 use std::fmt::Debug;
 use std::future::Future;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -103,7 +104,10 @@ async fn processes() -> Result<(), Box<dyn std::error::Error>> {
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::inherit())
-        .memory_limit(1 << 30);
+        .memory_limit(1 << 30)
+        .cpu_time_limit(Duration::MAX)
+        .open_files_limit(100)
+        .nice(1);
     let mut process: Process<u32> = builder.spawn(task!(add(1, 2))).await?;
     let _: Option<u32> = process.id();
     let _: io::Result<ExitStatus> = process.wait().await;
@@ -200,6 +204,18 @@ async fn commands() -> Result<(), CommandError> {
         .timeout(Duration::MAX)
         .grace(Duration::ZERO)
         .max_output(3)
+        .max_line(3)
+        .kill_on_drop(true)
+        .arg0("b")
+        .new_session()
+        .inherit_fd(std::io::stdin().as_fd().try_clone_to_owned()?, 3)
+        .uid(0)
+        .gid(0)
+        .umask(0o77)
+        .nice(1)
+        .memory_limit(1 << 30)
+        .cpu_time_limit(Duration::MAX)
+        .open_files_limit(100)
         .pipe(Command::shell("cat").stderr_to_stdout());
     future::<Result<Output, CommandError>>(command.output());
     let _: ExitStatus = Command::new("a").input(vec![1]).status().await?;

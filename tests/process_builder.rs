@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{BufRead as _, Read as _, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Stdio;
+use std::time::Duration;
 
 use multiproc::{Process, SpawnError, call, task};
 use support::{alone_command, block_on, died, is_alone, running, status};
@@ -201,6 +202,59 @@ async fn a_memory_limit_that_leaves_nothing_is_a_clean_error() {
             assert!(matches!(error, multiproc::TaskError::Died { .. }), "{error:?}");
         }
     }
+}
+
+fn spin() {
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
+#[tokio::test]
+async fn a_limit_on_processor_time_ends_a_task_that_spins_and_says_so() {
+    let limited = Process::builder().cpu_time_limit(Duration::from_millis(100));
+    let status = died(limited.spawn(task!(spin())).await.unwrap().join().await).unwrap();
+    assert_eq!(status.signal(), Some(libc::SIGXCPU));
+}
+
+fn open_until_it_fails() -> (usize, Option<i32>) {
+    let mut open = Vec::new();
+    loop {
+        match std::fs::File::open("/dev/null") {
+            Ok(file) => open.push(file),
+            Err(error) => return (open.len(), error.raw_os_error()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_limit_on_open_files_is_met_by_the_task() {
+    let limited = Process::builder().open_files_limit(40);
+    let (opened, error) = limited.spawn(task!(open_until_it_fails())).await.unwrap().join().await.unwrap();
+    assert_eq!(error, Some(libc::EMFILE));
+    assert!((20..40).contains(&opened), "{opened}");
+}
+
+/// The priorities of this thread and of one that it starts.
+fn priorities() -> (i32, i32) {
+    let own = || rustix::process::getpriority_process(None).unwrap();
+    (own(), std::thread::spawn(own).join().unwrap())
+}
+
+#[tokio::test]
+async fn a_priority_holds_for_every_thread_of_the_task() {
+    let lower = (rustix::process::getpriority_process(None).unwrap() + 5).min(19);
+    let nice = Process::builder().nice(lower);
+    assert_eq!(nice.spawn(task!(priorities())).await.unwrap().join().await.unwrap(), (lower, lower));
+}
+
+#[tokio::test]
+async fn a_limit_that_cannot_be_set_is_named() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let Some(more) = limit.and_then(|limit| limit.checked_add(1 << 40)) else { return };
+    let error = Process::builder().open_files_limit(more).spawn(task!(idle())).await.unwrap_err();
+    assert!(matches!(error, SpawnError::Handshake { .. }), "{error:?}");
+    assert!(error.to_string().contains("cannot limit its open files"), "{error}");
 }
 
 #[tokio::test]

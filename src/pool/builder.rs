@@ -105,7 +105,7 @@ impl PoolBuilder {
     ///
     /// An allocation past it fails, which for most Rust code is an abort: that task is then `Died`.
     pub fn memory_limit(mut self, bytes: u64) -> Self {
-        self.settings.plan.memory_limit = Some(bytes);
+        self.settings.plan.limits.memory = Some(bytes);
         self
     }
 

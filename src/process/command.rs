@@ -1,4 +1,5 @@
-//! What to run: the builder for external programs. Starting it is in `launch`, its verbs are in `verbs`.
+//! What to run: the builder for external programs. Settings that a child makes itself are in `in_child`, starting it is in
+//! `launch`, its verbs are in `verbs`.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use tokio::io::AsyncRead;
 
 use super::input::Input;
-use crate::sys::in_child::Limit;
+use crate::sys::limits::Limits;
 
 /// How long a program that was asked to end may take before it is killed, unless [`Command::grace`] says otherwise.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
@@ -26,8 +27,8 @@ pub(super) const GRACE: Duration = Duration::from_secs(1);
 /// is the end of its whole group: what it leaves running is killed (see [`kill_on_drop`](Self::kill_on_drop)). As its
 /// group is not the terminal's foreground group, Ctrl-C does not reach it, and reading from the terminal stops it.
 ///
-/// Programs are started with `posix_spawn(3)`, which costs the same however much memory this process uses. The settings
-/// that say so leave it: they copy this process's page tables.
+/// Programs are started with `posix_spawn(3)`, which costs the same however much memory this process uses; the few
+/// settings that [leave it](#settings-that-leave-posix_spawn) say so.
 ///
 /// # Examples
 ///
@@ -70,8 +71,7 @@ pub(super) struct Stage {
     pub(super) uid: Option<u32>,
     pub(super) gid: Option<u32>,
     pub(super) umask: Option<u32>,
-    pub(super) nice: Option<i32>,
-    pub(super) limits: Vec<Limit>,
+    pub(super) limits: Limits,
     /// What was found wrong with it while it was built.
     pub(super) wrong: Option<String>,
 }
@@ -101,8 +101,7 @@ impl Command {
             uid: None,
             gid: None,
             umask: None,
-            nice: None,
-            limits: Vec::new(),
+            limits: Limits::default(),
             wrong: None,
         };
         Self {
@@ -254,66 +253,6 @@ impl Command {
         self
     }
 
-    /// Runs it in a session of its own, with no controlling terminal; setsid(2). This leaves `posix_spawn`.
-    pub fn new_session(mut self) -> Self {
-        self.last().new_session = true;
-        self
-    }
-
-    /// Gives the program an open file under a number of its own; dup2(2). This leaves `posix_spawn`.
-    ///
-    /// Everything else, but 0, 1 and 2, stays closed for it. A number below 3 or an impossible one makes every verb fail.
-    pub fn inherit_fd(mut self, fd: impl Into<OwnedFd>, number: i32) -> Self {
-        if number < 3 {
-            self.wrong(format!("{number} can't be the number of an inherited fd"));
-        }
-        self.last().inherited.push((fd.into(), number));
-        self
-    }
-
-    /// Runs it as another user; setuid(2), which also drops supplementary groups. This leaves `posix_spawn`.
-    pub fn uid(mut self, uid: u32) -> Self {
-        self.last().uid = Some(uid);
-        self
-    }
-
-    /// Runs it with another group; setgid(2). This leaves `posix_spawn`.
-    pub fn gid(mut self, gid: u32) -> Self {
-        self.last().gid = Some(gid);
-        self
-    }
-
-    /// The permissions that files it creates are denied; umask(2). This leaves `posix_spawn`.
-    pub fn umask(mut self, mask: u32) -> Self {
-        self.last().umask = Some(mask);
-        self
-    }
-
-    /// Its scheduling priority, from -20 (most) to 19 (least); setpriority(2). This leaves `posix_spawn`.
-    pub fn nice(mut self, nice: i32) -> Self {
-        self.last().nice = Some(nice);
-        self
-    }
-
-    /// The most address space that it may take, in bytes (`RLIMIT_AS`); setrlimit(2). This leaves `posix_spawn`.
-    pub fn memory_limit(mut self, bytes: u64) -> Self {
-        self.last().limits.push(Limit::memory(bytes));
-        self
-    }
-
-    /// The most processor time that it may use, rounded up to seconds (`RLIMIT_CPU`); setrlimit(2). Over it, it gets
-    /// SIGXCPU. This leaves `posix_spawn`.
-    pub fn cpu_time_limit(mut self, time: Duration) -> Self {
-        self.last().limits.push(Limit::cpu_time(time));
-        self
-    }
-
-    /// How many fds it may have open (`RLIMIT_NOFILE`); setrlimit(2). This leaves `posix_spawn`.
-    pub fn open_files_limit(mut self, count: u64) -> Self {
-        self.last().limits.push(Limit::open_files(count));
-        self
-    }
-
     /// Sends this command's stdout into `next`'s stdin.
     ///
     /// The settings of a single program (arguments, environment, stderr, and so on) are those that it had before; what is
@@ -351,11 +290,11 @@ impl Command {
         self
     }
 
-    fn last(&mut self) -> &mut Stage {
+    pub(super) fn last(&mut self) -> &mut Stage {
         self.stages.last_mut().expect("a command has at least one program")
     }
 
-    fn wrong(&mut self, reason: String) {
+    pub(super) fn wrong(&mut self, reason: String) {
         self.last().wrong.get_or_insert(reason);
     }
 }

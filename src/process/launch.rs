@@ -157,8 +157,7 @@ fn prepare(command: &mut Command, unset: Unset) -> Result<Vec<Ready>, CommandErr
             stderr_to_stdout: merge_in_child,
             inherited: std::mem::take(&mut stage.inherited),
             umask: stage.umask,
-            nice: stage.nice,
-            limits: std::mem::take(&mut stage.limits),
+            limits: stage.limits,
         };
         in_child.install(&mut std).map_err(fail)?;
         all.push(Ready { place, command: std, terms });

@@ -4,6 +4,7 @@
 mod child;
 mod command;
 mod exchange;
+mod in_child;
 mod input;
 pub(crate) mod keeper;
 pub(crate) mod kept;

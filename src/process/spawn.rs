@@ -364,7 +364,27 @@ impl ProcessBuilder {
     /// The program's own code and stacks count too, so leave some tens of MiB for them. An allocation past the limit
     /// fails, which for most Rust code is an abort: the task is then `Died`.
     pub fn memory_limit(mut self, bytes: u64) -> Self {
-        self.plan.memory_limit = Some(bytes);
+        self.plan.limits.memory = Some(bytes);
+        self
+    }
+
+    /// Bounds the processor time that the process may use, rounded up to seconds; `RLIMIT_CPU` in setrlimit(2).
+    ///
+    /// Over it, it gets SIGXCPU, and a second later SIGKILL: the task is `Died` with that signal.
+    pub fn cpu_time_limit(mut self, time: Duration) -> Self {
+        self.plan.limits.cpu_time = Some(time);
+        self
+    }
+
+    /// Bounds how many fds the process may have open; `RLIMIT_NOFILE` in setrlimit(2). About ten are its own.
+    pub fn open_files_limit(mut self, count: u64) -> Self {
+        self.plan.limits.open_files = Some(count);
+        self
+    }
+
+    /// The process's scheduling priority, from -20 (most) to 19 (least); setpriority(2). Values below ours need a privilege.
+    pub fn nice(mut self, nice: i32) -> Self {
+        self.plan.limits.nice = Some(nice);
         self
     }
 
@@ -372,8 +392,8 @@ impl ProcessBuilder {
     ///
     /// # Errors
     ///
-    /// As for [`spawn_process`]; `Directory` if the working directory can't be entered, `Invalid` if stdin, stdout and
-    /// stderr are all set.
+    /// As for [`spawn_process`]; `Directory` if the working directory can't be entered, `Handshake` if a limit can't be set,
+    /// `Invalid` if stdin, stdout and stderr are all set.
     ///
     /// # Cancel safety
     ///

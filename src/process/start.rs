@@ -25,6 +25,7 @@ use crate::channel::socket::Socket;
 use crate::error::{RecvError, SpawnError};
 use crate::sys::image;
 use crate::sys::ledger::Ledger;
+use crate::sys::limits::Limits;
 use crate::sys::socket::{self, Ready};
 use crate::sys::worker::Slot;
 use crate::wire::frame::{DEFAULT_MAX_BODY, Frame};
@@ -89,7 +90,7 @@ pub(crate) struct Plan {
     directory: Option<PathBuf>,
     /// Which of stdin, stdout and stderr the caller has set.
     taken: [bool; 3],
-    pub(crate) memory_limit: Option<u64>,
+    pub(crate) limits: Limits,
     pub(crate) life: Life,
     pub(crate) max_body: usize,
 }
@@ -102,7 +103,7 @@ impl Plan {
             template: Arc::new(Mutex::new(template)),
             directory: None,
             taken: [false; 3],
-            memory_limit: None,
+            limits: Limits::default(),
             life,
             max_body: DEFAULT_MAX_BODY,
         }
@@ -211,7 +212,7 @@ pub(crate) async fn launch(plan: &Plan, name: &str, first: Option<Frame>) -> Res
         depth,
         max_body: plan.max_body as u64,
         name: name.to_owned(),
-        memory_limit: plan.memory_limit,
+        limits: plan.limits,
         ledger: plan.life == Life::UntilEnd,
         life: plan.life,
     };

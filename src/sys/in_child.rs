@@ -7,9 +7,10 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
-use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
+
+use super::limits::Limits;
 
 /// What the child does to itself before it becomes the program.
 #[derive(Debug, Default)]
@@ -20,35 +21,7 @@ pub(crate) struct InChild {
     /// Open files and the numbers that they get, none of them below 3.
     pub(crate) inherited: Vec<(OwnedFd, i32)>,
     pub(crate) umask: Option<u32>,
-    pub(crate) nice: Option<i32>,
-    pub(crate) limits: Vec<Limit>,
-}
-
-/// A resource limit, soft and hard.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limit {
-    resource: libc::__rlimit_resource_t,
-    value: libc::rlim_t,
-}
-
-impl Limit {
-    pub(crate) fn memory(bytes: u64) -> Self {
-        Self { resource: libc::RLIMIT_AS, value: bytes }
-    }
-
-    pub(crate) fn cpu_time(time: Duration) -> Self {
-        Self { resource: libc::RLIMIT_CPU, value: time.as_secs() + u64::from(time.subsec_nanos() > 0) }
-    }
-
-    pub(crate) fn open_files(count: u64) -> Self {
-        Self { resource: libc::RLIMIT_NOFILE, value: count }
-    }
-
-    fn set(self) -> io::Result<()> {
-        let limit = libc::rlimit { rlim_cur: self.value, rlim_max: self.value };
-        // SAFETY: `limit` is live and only read.
-        check(unsafe { libc::setrlimit(self.resource, &raw const limit) })
-    }
+    pub(crate) limits: Limits,
 }
 
 impl InChild {
@@ -57,8 +30,7 @@ impl InChild {
             && !self.stderr_to_stdout
             && self.inherited.is_empty()
             && self.umask.is_none()
-            && self.nice.is_none()
-            && self.limits.is_empty()
+            && self.limits == Limits::default()
     }
 
     /// Has the command's child do all this, if it is anything.
@@ -114,11 +86,7 @@ impl InChild {
             // SAFETY: umask cannot fail and touches no memory.
             unsafe { libc::umask(mask) };
         }
-        if let Some(nice) = self.nice {
-            // SAFETY: setpriority touches no memory.
-            check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) })?;
-        }
-        self.limits.iter().try_for_each(|limit| limit.set())
+        self.limits.apply().map_err(|(_, error)| error)
     }
 }
 

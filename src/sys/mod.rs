@@ -6,6 +6,7 @@
 pub(crate) mod image;
 pub(crate) mod in_child;
 pub(crate) mod ledger;
+pub(crate) mod limits;
 pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod socket;

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd as _, OwnedFd,
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::RecvFlags;
-use rustix::process::{Pid, Resource, Rlimit, Signal};
+use rustix::process::{Pid, Signal};
 
 use crate::sys::socket;
 
@@ -222,12 +222,6 @@ pub(crate) fn kill_own_group() -> ! {
     }
     // SAFETY: _exit(2) is always safe; it runs no destructors and no handlers.
     unsafe { libc::_exit(1) }
-}
-
-/// Bounds this process's address space in bytes, soft and hard; `RLIMIT_AS` in setrlimit(2).
-pub(crate) fn limit_memory(bytes: u64) -> io::Result<()> {
-    let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
-    Ok(rustix::process::setrlimit(Resource::As, limit)?)
 }
 
 /// Names this process, as `ps` and `top` show it, whichever thread calls; the first 15 bytes count. Without a name it is

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{BoxError, Panic, RecvError, TaskError};
 use crate::sys::image::ImageId;
+use crate::sys::limits::Limits;
 use crate::wire::body;
 use crate::wire::frame::{Frame, Head};
 
@@ -47,8 +48,8 @@ pub(crate) struct Hello {
     pub(crate) max_body: u64,
     /// The name that `ps` and `top` show.
     pub(crate) name: String,
-    /// Bounds the worker's address space, in bytes.
-    pub(crate) memory_limit: Option<u64>,
+    /// What the worker lays on itself before it runs anything.
+    pub(crate) limits: Limits,
     /// Whether the first fd that came along is a ledger. Another one behind it, or alone, is put where the socket was.
     pub(crate) ledger: bool,
     pub(crate) life: Life,

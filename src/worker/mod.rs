@@ -195,11 +195,9 @@ fn greet(frame: Frame, slot: Slot) -> Result<(Hello, Option<Ledger>), String> {
     if let Some(fd) = fds.next() {
         slot.put(fd).map_err(|error| format!("cannot take stdio: {error}"))?;
     }
-    if let Some(bytes) = hello.memory_limit {
-        sys::limit_memory(bytes).map_err(|error| format!("cannot limit memory to {bytes} bytes: {error}"))?;
-    }
     sys::name_process(&hello.name);
     start::set_depth(hello.depth);
     start::allow();
+    hello.limits.apply().map_err(|(what, error)| format!("cannot limit its {what}: {error}"))?;
     Ok((hello, ledger))
 }
