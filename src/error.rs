@@ -3,6 +3,7 @@
 //! Who is at fault can be read off the variant: the caller (`Encode`, `TooLarge`), the task (`Panicked`), the other
 //! process (`Died`, `Truncated`), or the system (`Io`). Nothing here decides what happens after an error.
 
+mod call;
 mod command;
 
 use std::error::Error;
@@ -12,6 +13,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 use std::time::Duration;
 
+pub use call::CallError;
 pub use command::CommandError;
 use serde::{Deserialize, Serialize};
 

@@ -12,10 +12,11 @@ pub mod wire;
 mod worker;
 
 pub use channel::{
-    Duplex, Fd, QueueReceiver, QueueSender, Receiver, Sender, SharedBytes, SharedBytesMut, channel, duplex, queue,
+    Client, Duplex, Fd, QueueReceiver, QueueSender, Receiver, Sender, SharedBytes, SharedBytesMut, blocking_serve,
+    channel, duplex, queue, serve,
 };
 pub use error::{
-    BoxError, CommandError, Panic, RecvError, SendError, SpawnError, TaskError, TryRecvError, TrySendError,
+    BoxError, CallError, CommandError, Panic, RecvError, SendError, SpawnError, TaskError, TryRecvError, TrySendError,
     TrySubmitError,
 };
 pub use pool::{Counts, Map, PoolBuilder, PoolStatus, ProcessPool, Submit, TaskHandle, WorkerState, WorkerStatus};

@@ -17,10 +17,10 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::{Sink, Stream};
 use multiproc::{
-    Call, Child, Command, CommandError, Duplex, ExitStatus, Fd, Map, Output, Panic, PoolBuilder, PoolStatus, Process,
-    ProcessBuilder, ProcessPool, QueueReceiver, QueueSender, Receiver, RecvError, SendError, Sender, SharedBytes,
-    SharedBytesMut, SpawnError, Stdio, Submit, Task, TaskError, TaskHandle, TrySubmitError, call, channel, duplex,
-    queue, spawn_process, task,
+    Call, CallError, Child, Client, Command, CommandError, Duplex, ExitStatus, Fd, Map, Output, Panic, PoolBuilder,
+    PoolStatus, Process, ProcessBuilder, ProcessPool, QueueReceiver, QueueSender, Receiver, RecvError, SendError,
+    Sender, SharedBytes, SharedBytesMut, SpawnError, Stdio, Submit, Task, TaskError, TaskHandle, TrySubmitError,
+    blocking_serve, call, channel, duplex, queue, serve, spawn_process, task,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{Decoder, Encoder};
@@ -81,6 +81,7 @@ fn handles_may_be_shared_and_shown_and_errors_go_anywhere() {
     handle::<Duplex<u32, u8>>();
     handle::<QueueSender<u32>>();
     handle::<QueueReceiver<u32>>();
+    handle::<Client<u32, u8>>();
     handle::<SharedBytes>();
     handle::<SharedBytesMut>();
     handle::<Fd<std::fs::File>>();
@@ -90,6 +91,7 @@ fn handles_may_be_shared_and_shown_and_errors_go_anywhere() {
     error::<SendError>();
     error::<RecvError>();
     error::<CommandError>();
+    error::<CallError>();
 }
 
 /// Never called: the types of every call are the test.
@@ -179,6 +181,13 @@ async fn channels() -> Result<(), Box<dyn std::error::Error>> {
     let _: Option<String> = one.recv().await?;
     sink::<u8>(one);
     stream::<Result<u8, RecvError>>(other);
+    let (ours, theirs): (Duplex<u8, String>, Duplex<String, u8>) = duplex()?;
+    future::<Result<(), RecvError>>(serve(theirs, |n: u8| async move { n.to_string() }));
+    let client: Client<u8, String> = Client::new(ours);
+    future::<Result<String, CallError>>(client.clone().call(1));
+    let _: Result<String, CallError> = client.blocking_call(1);
+    let (_, theirs): (Duplex<u8, String>, Duplex<String, u8>) = duplex()?;
+    let _: Result<(), RecvError> = blocking_serve(theirs, |n: u8| n.to_string());
     let (sender, receiver): (QueueSender<u8>, QueueReceiver<u8>) = queue()?;
     future(sender.clone().send(1));
     let _: (Option<u8>, Option<u8>) = (receiver.clone().recv().await?, receiver.blocking_recv()?);

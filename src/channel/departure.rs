@@ -2,16 +2,17 @@
 
 use std::future::Future;
 use std::mem;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker, ready};
-use std::thread::{self, Thread};
+use std::task::{Context, Poll, ready};
+use std::thread;
 
 use tokio::task::coop;
 
-use super::flusher;
 use super::sending::{Attempt, Line, Mover, Sending, Until, release};
 use super::socket::Socket;
+use super::{block, flusher};
 use crate::error::SendError;
 use crate::sys::socket::{self, Ready};
 use crate::wire::frame::Frame;
@@ -28,7 +29,8 @@ pub(crate) struct Departure<'a> {
 #[derive(Debug)]
 enum Step {
     Enter(Frame),
-    Leave(u64),
+    /// These positions in the stream are its own.
+    Leave(Range<u64>),
 }
 
 impl Step {
@@ -36,12 +38,15 @@ impl Step {
     fn attempt(&mut self, line: &mut Line, socket: &Socket) -> Attempt {
         if let Self::Enter(frame) = self {
             match line.attempt(socket, Until::Room) {
-                Err(Ok(())) => *self = Self::Leave(line.outbox.push(mem::take(frame))),
+                Err(Ok(())) => {
+                    let begin = line.outbox.pushed();
+                    *self = Self::Leave(begin..line.outbox.push(mem::take(frame)));
+                }
                 other => return other,
             }
         }
-        match *self {
-            Self::Leave(end) => line.attempt(socket, Until::Left(end)),
+        match self {
+            Self::Leave(place) => line.attempt(socket, Until::Left(place.end)),
             Self::Enter(_) => Ok(Until::Room),
         }
     }
@@ -52,9 +57,22 @@ impl<'a> Departure<'a> {
         Self { sending, ticket: None, step: Step::Enter(frame) }
     }
 
+    /// Whether it was let in: then it leaves whole, or the stream ends.
+    pub(super) fn is_in(&self) -> bool {
+        matches!(self.step, Step::Leave(_))
+    }
+
+    /// Whether any of it has left.
+    pub(super) fn has_begun(&self) -> bool {
+        match &self.step {
+            Step::Enter(_) => false,
+            Step::Leave(place) => self.sending.line().outbox.sent() > place.start,
+        }
+    }
+
     /// Sends it on this thread, which moves what is under way if nobody does.
     pub(super) fn block(mut self) -> Result<(), SendError> {
-        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let waker = block::unparker();
         let mut moving = false;
         loop {
             let mut line = self.sending.line();
@@ -111,14 +129,5 @@ impl Drop for Departure<'_> {
         if let Some(ticket) = self.ticket {
             self.sending.leave(ticket);
         }
-    }
-}
-
-/// Wakes a thread that is parked.
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
     }
 }

@@ -64,19 +64,39 @@ pub fn duplex<A, B>() -> io::Result<(Duplex<A, B>, Duplex<B, A>)> {
 /// It is a [`Sink`] and a [`Stream`] too, and a value that can be sent itself, as [`Sender`](crate::Sender) and
 /// [`Receiver`](crate::Receiver) are. Closing it as a `Sink` ends the direction in which it sends and keeps the other.
 pub struct Duplex<A, B> {
-    sending: Arc<Sending>,
-    receiving: Receiving,
+    sides: Sides,
     messages: PhantomData<fn(A) -> B>,
 }
 
-impl<A, B> Duplex<A, B> {
-    fn new(fd: OwnedFd) -> Self {
+/// Both sides of one socket, whatever goes through them.
+#[derive(Debug)]
+pub(super) struct Sides {
+    pub(super) sending: Arc<Sending>,
+    pub(super) receiving: Receiving,
+}
+
+impl Sides {
+    pub(super) fn new(fd: OwnedFd) -> Self {
         let socket = Arc::new(Socket::new(fd));
         Self::with(Sending::new(Arc::clone(&socket)), Receiving::new(socket, DEFAULT_MAX_BODY))
     }
 
-    fn with(sending: Sending, receiving: Receiving) -> Self {
-        Self { sending: Arc::new(sending), receiving, messages: PhantomData }
+    pub(super) fn with(sending: Sending, receiving: Receiving) -> Self {
+        Self { sending: Arc::new(sending), receiving }
+    }
+}
+
+impl<A, B> Duplex<A, B> {
+    fn new(fd: OwnedFd) -> Self {
+        Self::over(Sides::new(fd))
+    }
+
+    pub(super) fn over(sides: Sides) -> Self {
+        Self { sides, messages: PhantomData }
+    }
+
+    pub(super) fn into_sides(self) -> Sides {
+        self.sides
     }
 
     /// Bounds each message, sent or received, to `bytes` when encoded; 2 GiB by default and at the most.
@@ -84,7 +104,7 @@ impl<A, B> Duplex<A, B> {
     /// A peer that announces more than that ends the direction in which it sends: [`RecvError::TooLarge`].
     #[must_use]
     pub fn max_message(mut self, bytes: usize) -> Self {
-        self.receiving.set_max_body(bytes.min(DEFAULT_MAX_BODY));
+        self.sides.receiving.set_max_body(bytes.min(DEFAULT_MAX_BODY));
         self
     }
 }
@@ -100,9 +120,9 @@ impl<A: Serialize, B> Duplex<A, B> {
     ///
     /// As for [`Sender::send`](crate::Sender::send).
     pub fn send(&self, message: A) -> impl Future<Output = Result<(), SendError>> + Send {
-        let frame = value::encode(&message, self.receiving.max_body());
+        let frame = value::encode(&message, self.sides.receiving.max_body());
         drop(message);
-        let sending = &self.sending;
+        let sending = &self.sides.sending;
         async move { sending.send(frame?).await }
     }
 
@@ -112,9 +132,9 @@ impl<A: Serialize, B> Duplex<A, B> {
     ///
     /// As for [`send`](Self::send).
     pub fn blocking_send(&self, message: A) -> Result<(), SendError> {
-        let frame = value::encode(&message, self.receiving.max_body())?;
+        let frame = value::encode(&message, self.sides.receiving.max_body())?;
         drop(message);
-        self.sending.blocking_send(frame)
+        self.sides.sending.blocking_send(frame)
     }
 }
 
@@ -129,7 +149,7 @@ impl<A, B: DeserializeOwned> Duplex<A, B> {
     ///
     /// Dropping the future loses nothing: what has arrived stays here, and the next call goes on.
     pub async fn recv(&mut self) -> Result<Option<B>, RecvError> {
-        poll_fn(|cx| self.receiving.poll_value(cx)).await
+        poll_fn(|cx| self.sides.receiving.poll_value(cx)).await
     }
 
     /// As [`recv`](Self::recv), on this thread, which it blocks; not for async code.
@@ -138,7 +158,7 @@ impl<A, B: DeserializeOwned> Duplex<A, B> {
     ///
     /// As for [`recv`](Self::recv).
     pub fn blocking_recv(&mut self) -> Result<Option<B>, RecvError> {
-        self.receiving.blocking_value()
+        self.sides.receiving.blocking_value()
     }
 }
 
@@ -146,20 +166,20 @@ impl<A: Serialize, B> Sink<A> for Duplex<A, B> {
     type Error = SendError;
 
     fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        self.sending.poll_room(cx)
+        self.sides.sending.poll_room(cx)
     }
 
     fn start_send(self: Pin<&mut Self>, message: A) -> Result<(), SendError> {
-        self.sending.push(value::encode(&message, self.receiving.max_body())?)
+        self.sides.sending.push(value::encode(&message, self.sides.receiving.max_body())?)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        self.sending.poll_left(cx)
+        self.sides.sending.poll_left(cx)
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        ready!(self.sending.poll_left(cx))?;
-        Poll::Ready(self.sending.close())
+        ready!(self.sides.sending.poll_left(cx))?;
+        Poll::Ready(self.sides.sending.close())
     }
 }
 
@@ -167,20 +187,20 @@ impl<A, B: DeserializeOwned> Stream for Duplex<A, B> {
     type Item = Result<B, RecvError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.receiving.poll_item(cx)
+        self.sides.receiving.poll_item(cx)
     }
 }
 
 impl<A, B> Serialize for Duplex<A, B> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        travel::serialize_both(&self.sending, &self.receiving, serializer)
+        travel::serialize_both(&self.sides.sending, &self.sides.receiving, serializer)
     }
 }
 
 impl<'de, A, B> Deserialize<'de> for Duplex<A, B> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (sending, receiving) = travel::deserialize_both(deserializer)?;
-        Ok(Self::with(sending, receiving))
+        Ok(Self::over(Sides::with(sending, receiving)))
     }
 }
 
@@ -193,7 +213,7 @@ impl<A, B> fmt::Debug for Duplex<A, B> {
     }
 }
 
-impl<A, B> Drop for Duplex<A, B> {
+impl Drop for Sides {
     fn drop(&mut self) {
         if self.sending.let_go() {
             // The socket stays open for what is still to leave, and nobody here will receive any more.

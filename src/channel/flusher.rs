@@ -46,7 +46,8 @@ async fn flush(sending: Arc<Sending>) {
     }
 }
 
-fn runtime() -> io::Result<Handle> {
+/// The runtime of that thread, which is there whatever becomes of the program's own. What runs on it must never block.
+pub(super) fn runtime() -> io::Result<Handle> {
     static RUNTIME: Mutex<Option<Handle>> = Mutex::new(None);
     let mut slot = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(handle) = &*slot {

@@ -4,6 +4,7 @@
 //!  Sender  Receiver  Duplex        typed ends; travel.rs makes them values
 //!  sending.rs  receiving.rs        one direction each: who waits, who moves, what is an end
 //!  departure.rs  flusher.rs        one frame's way out; and who goes on when the socket is full
+//!  service/                        calls: requests and their answers, many at once over one duplex
 //!  queue/                          many to many: items as packets, on a socket that all holders share
 //!  shared.rs                       bytes that are not copied at all
 //!  fd.rs                           files, sockets and pipes as values
@@ -11,6 +12,7 @@
 //!  socket.rs                       a socket that tasks and threads can wait for
 //! ```
 
+mod block;
 mod departure;
 mod duplex;
 mod fd;
@@ -22,6 +24,7 @@ mod receiver;
 mod receiving;
 mod sender;
 mod sending;
+mod service;
 mod shared;
 pub(crate) mod socket;
 #[cfg(test)]
@@ -37,6 +40,7 @@ pub use fd::Fd;
 pub use queue::{QueueReceiver, QueueSender, queue};
 pub use receiver::Receiver;
 pub use sender::Sender;
+pub use service::{Client, blocking_serve, serve};
 pub use shared::{SharedBytes, SharedBytesMut};
 
 use crate::sys::socket as sys;

@@ -60,11 +60,7 @@ impl Receiving {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<T>, RecvError>> {
-        self.check()?;
-        // A peer that is always ahead must not keep the other tasks of this thread from running.
-        let budget = ready!(coop::poll_proceed(cx));
-        let frame = ready!(self.inbox.poll_frame(cx, &self.socket));
-        budget.made_progress();
+        let frame = ready!(self.poll_frame(cx));
         Poll::Ready(self.value(frame))
     }
 
@@ -81,10 +77,39 @@ impl Receiving {
         Poll::Ready(value.transpose())
     }
 
+    /// The next frame, whatever it is; `None` after a clean end.
+    ///
+    /// # Cancel safety
+    /// What came stays here.
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, RecvError>> {
+        self.check()?;
+        // A peer that is always ahead must not keep the other tasks of this thread from running.
+        let budget = ready!(coop::poll_proceed(cx));
+        let frame = ready!(self.inbox.poll_frame(cx, &self.socket));
+        budget.made_progress();
+        Poll::Ready(frame)
+    }
+
+    /// As [`poll_frame`](Self::poll_frame), on this thread.
+    pub(crate) fn blocking_frame(&mut self) -> Result<Option<Frame>, RecvError> {
+        self.check()?;
+        self.inbox.blocking_frame(&self.socket)
+    }
+
+    /// The next frame if it has arrived already: `Ok(None)` says nothing about the end.
+    pub(crate) fn try_frame(&mut self) -> Result<Option<Frame>, RecvError> {
+        self.check()?;
+        self.inbox.try_frame(&self.socket)
+    }
+
+    /// Ends the stream for what the peer did.
+    pub(crate) fn refuse(&mut self, reason: &'static str) -> RecvError {
+        self.inbox.refuse(reason)
+    }
+
     /// As [`poll_value`](Self::poll_value), on this thread.
     pub(crate) fn blocking_value<T: DeserializeOwned>(&mut self) -> Result<Option<T>, RecvError> {
-        self.check()?;
-        let frame = self.inbox.blocking_frame(&self.socket);
+        let frame = self.blocking_frame();
         self.value(frame)
     }
 

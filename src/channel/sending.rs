@@ -119,6 +119,21 @@ impl Sending {
         self.send(frame).block()
     }
 
+    /// Sends a frame without waiting, and without regard to how much is under way: for small ones whose number
+    /// something else bounds.
+    pub(crate) fn post(self: &Arc<Self>, frame: Frame) -> Result<(), SendError> {
+        let mut line = self.line();
+        line.check()?;
+        let end = line.outbox.push(frame);
+        let attempted = line.attempt(&self.socket, Until::Left(end));
+        let start = attempted.is_ok() && line.appoint_flusher();
+        release(line);
+        if start {
+            flusher::start(Arc::clone(self));
+        }
+        attempted.map_or_else(|result| result, |_| Ok(()))
+    }
+
     /// Takes a ticket out of the line.
     pub(super) fn leave(&self, ticket: u64) {
         self.line().waiting.remove(&ticket);

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -16,6 +17,9 @@ use crate::sys::socket::{self, Ready};
 
 /// How many runtimes keep an idle registration: a program's own, and the flusher's.
 const IDLE: usize = 2;
+
+/// How many keep one in all. More only gather where futures were dropped that waited, each in another runtime.
+const MOST: usize = 16;
 
 /// A socket, and its places in the reactors of the runtimes that wait for it.
 ///
@@ -30,7 +34,14 @@ pub(crate) struct Socket {
 #[derive(Debug)]
 struct Registration {
     runtime: Id,
-    readiness: Arc<AsyncFd<Arc<OwnedFd>>>,
+    readiness: Arc<Readiness>,
+}
+
+#[derive(Debug)]
+struct Readiness {
+    fd: AsyncFd<Arc<OwnedFd>>,
+    /// Whether a task waits in [`Socket::poll_when`], by direction: it has left its waker here, and holds nothing.
+    waits: [AtomicBool; 2],
 }
 
 impl Socket {
@@ -51,7 +62,7 @@ impl Socket {
         }
         let readiness = self.readiness()?;
         loop {
-            let mut guard = readiness.ready(ready.into()).await?;
+            let mut guard = readiness.fd.ready(ready.into()).await?;
             if let Ok(result) = guard.try_io(|_| io()) {
                 return result;
             }
@@ -78,7 +89,7 @@ impl Socket {
         }
         let readiness = self.readiness()?;
         loop {
-            let mut guard = readiness.ready(ready.into()).await?;
+            let mut guard = readiness.fd.ready(ready.into()).await?;
             // To go back and wait without a try is always sound: only a try that fails clears the readiness.
             if turn.give_way().await {
                 match guard.try_io(|_| io()) {
@@ -101,12 +112,15 @@ impl Socket {
             result => return Poll::Ready(result),
         }
         let readiness = self.readiness()?;
+        let waits = &readiness.waits[ready as usize];
+        waits.store(true, Ordering::Relaxed);
         loop {
             let mut guard = ready!(match ready {
-                Ready::Read => readiness.poll_read_ready(cx),
-                Ready::Write => readiness.poll_write_ready(cx),
+                Ready::Read => readiness.fd.poll_read_ready(cx),
+                Ready::Write => readiness.fd.poll_write_ready(cx),
             })?;
             if let Ok(result) = guard.try_io(|_| io()) {
+                waits.store(false, Ordering::Relaxed);
                 return Poll::Ready(result);
             }
         }
@@ -122,21 +136,39 @@ impl Socket {
         }
     }
 
-    fn readiness(&self) -> io::Result<Arc<AsyncFd<Arc<OwnedFd>>>> {
+    /// Gives up the place in a runtime's reactor, where nobody waits any more.
+    pub(crate) fn forget(&self, runtime: Id) {
+        let mut registrations = self.registrations.lock().unwrap_or_else(PoisonError::into_inner);
+        registrations.retain(|registered| registered.runtime != runtime);
+    }
+
+    fn readiness(&self) -> io::Result<Arc<Readiness>> {
         let current = Handle::try_current().ok().map(|handle| handle.id());
         let mut registrations = self.registrations.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(registered) = registrations.iter().find(|registered| Some(registered.runtime) == current) {
             return Ok(Arc::clone(&registered.readiness));
         }
-        let readiness = Arc::new(socket::register(Arc::clone(&self.fd))?);
+        let fd = socket::register(Arc::clone(&self.fd))?;
+        let readiness = Arc::new(Readiness { fd, waits: [const { AtomicBool::new(false) }; 2] });
         if let Some(runtime) = current {
             if registrations.len() >= IDLE {
                 // Clones are only made under this lock, so what nobody else holds now stays unused.
-                registrations.retain(|registered| Arc::strong_count(&registered.readiness) > 1);
+                registrations.retain(|registered| {
+                    Arc::strong_count(&registered.readiness) > 1 || registered.readiness.is_waited_for()
+                });
+            }
+            if registrations.len() >= MOST {
+                registrations.remove(0);
             }
             registrations.push(Registration { runtime, readiness: Arc::clone(&readiness) });
         }
         Ok(readiness)
+    }
+}
+
+impl Readiness {
+    fn is_waited_for(&self) -> bool {
+        self.waits.iter().any(|waits| waits.load(Ordering::Relaxed))
     }
 }
 

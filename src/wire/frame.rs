@@ -31,6 +31,12 @@ pub(crate) const DEFAULT_MAX_BODY: usize = 1 << 31;
 /// 16 upwards: see `message.rs`.
 pub(crate) const VALUE: u8 = 1;
 
+/// The kinds of what a client and a server say to each other. The id is the call's; see `channel/service`.
+pub(crate) const REQUEST: u8 = 2;
+pub(crate) const ANSWER: u8 = 3;
+pub(crate) const REFUSAL: u8 = 4;
+pub(crate) const CANCEL: u8 = 5;
+
 /// The version that this library speaks. It is never 0 or 255, so runs of equal bytes are no frame.
 const VERSION: u8 = 1;
 

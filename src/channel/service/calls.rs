@@ -1,0 +1,351 @@
+//! The open calls of a client, and the tasks that read their answers.
+//!
+//! A call waits in the table; a reader gives it its answer. Each runtime from which calls are made has a reader of its own,
+//! and plain threads have one on the flusher's: so whoever can wait for an answer has a reader that runs, and no call is
+//! held up by another one that nobody polls. Readers hold nothing: whichever comes first takes what has arrived.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker, ready};
+
+use tokio::runtime::{Handle, Id};
+use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
+
+use super::MAX_CALLS;
+use crate::channel::departure::Departure;
+use crate::channel::duplex::Sides;
+use crate::channel::flusher;
+use crate::channel::sending::Sending;
+use crate::error::{CallError, RecvError, SendError};
+use crate::wire::frame::{ANSWER, CANCEL, Frame, REFUSAL};
+
+#[derive(Debug)]
+pub(crate) struct Calls {
+    sending: Arc<Sending>,
+    sides: Mutex<Sides>,
+    table: Mutex<Table>,
+    free: Semaphore,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    last: u64,
+    open: HashMap<u64, Slot>,
+    readers: Vec<Reader>,
+    /// Why there are no more answers.
+    end: Option<End>,
+}
+
+#[derive(Debug)]
+enum Slot {
+    Waiting {
+        place: Place,
+        waker: Option<Waker>,
+    },
+    Answered(Frame),
+    /// Its reader is gone.
+    Abandoned,
+}
+
+#[derive(Debug)]
+struct Reader {
+    place: Place,
+    task: Option<AbortHandle>,
+}
+
+/// Where a reader runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Runtime(Id),
+    Flusher,
+}
+
+impl Place {
+    /// The runtime that polls the caller, if there is one.
+    pub(crate) fn here() -> Self {
+        Handle::try_current().map_or(Self::Flusher, |handle| Self::Runtime(handle.id()))
+    }
+
+    fn handle(self) -> io::Result<Handle> {
+        match self {
+            Self::Runtime(_) => Handle::try_current().map_err(io::Error::other),
+            Self::Flusher => flusher::runtime(),
+        }
+    }
+}
+
+/// How the answers ended, so that each call can be told.
+#[derive(Debug)]
+enum End {
+    Gone,
+    TooLarge { len: u64, max: u64 },
+    Protocol(&'static str),
+    Failed(io::ErrorKind, String),
+}
+
+impl From<RecvError> for End {
+    fn from(error: RecvError) -> Self {
+        match error {
+            RecvError::Truncated => Self::Gone,
+            RecvError::TooLarge { len, max } => Self::TooLarge { len, max },
+            RecvError::Protocol { reason } => Self::Protocol(reason),
+            RecvError::Io(error) => Self::Failed(error.kind(), error.to_string()),
+            RecvError::Decode(source) => Self::Failed(io::ErrorKind::InvalidData, source.to_string()),
+        }
+    }
+}
+
+impl End {
+    /// What a call is told; `gone` if the server simply is no more.
+    fn error(&self, gone: CallError) -> CallError {
+        match self {
+            Self::Gone => gone,
+            &Self::TooLarge { len, max } => CallError::TooLarge { len, max },
+            &Self::Protocol(reason) => CallError::Protocol { reason },
+            Self::Failed(kind, text) => CallError::Io(io::Error::new(*kind, text.clone())),
+        }
+    }
+}
+
+impl Calls {
+    pub(crate) fn new(sides: Sides) -> Arc<Self> {
+        Arc::new(Self {
+            sending: Arc::clone(&sides.sending),
+            sides: Mutex::new(sides),
+            table: Mutex::default(),
+            free: Semaphore::new(MAX_CALLS),
+        })
+    }
+
+    /// Sends a request, and gives the frame that answers it: an `ANSWER` or a `REFUSAL`. `place` says where the answer is to
+    /// be waited for.
+    ///
+    /// # Cancel safety
+    /// Dropping it cancels the call.
+    pub(crate) async fn call(
+        self: &Arc<Self>,
+        request: Frame,
+        place: impl FnOnce() -> Place,
+    ) -> Result<Frame, CallError> {
+        // Given back after the cancellation was posted: then the server never has more than it may.
+        let _one_of_them = self.free.acquire().await.map_err(|_| CallError::Closed)?;
+        let mut call = self.open(place())?;
+        let mut leaving = Some(self.sending.send(Frame { id: call.id, ..request }));
+        poll_fn(|cx| call.poll(cx, &mut leaving)).await
+    }
+
+    /// Hands the client to another process, by way of `give`.
+    pub(crate) fn hand_over<R, E: serde::ser::Error>(&self, give: impl FnOnce(&Sides) -> Result<R, E>) -> Result<R, E> {
+        // No reader takes anything meanwhile.
+        let sides = self.sides.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.table().open.is_empty() {
+            return Err(E::custom("a call of this client is still open: await it before sending the client"));
+        }
+        give(&sides)
+    }
+
+    fn open(self: &Arc<Self>, place: Place) -> Result<Call<'_>, CallError> {
+        let mut table = self.table();
+        if let Some(end) = &table.end {
+            return Err(end.error(CallError::Closed));
+        }
+        let id = table.next();
+        table.open.insert(id, Slot::Waiting { place, waker: None });
+        let served = table.readers.iter().any(|reader| reader.place == place);
+        if !served {
+            table.readers.push(Reader { place, task: None });
+        }
+        drop(table);
+        let call = Call { calls: self, id, sent: false };
+        if !served {
+            let reading = Reading { calls: Arc::downgrade(self), place };
+            // A runtime that has been shut down drops `reading` at once: it takes itself out of the table.
+            let task = match place.handle() {
+                Ok(runtime) => runtime.spawn(reading.run()).abort_handle(),
+                Err(error) => return Err(error.into()),
+            };
+            if let Some(reader) = self.table().readers.iter_mut().find(|reader| reader.place == place) {
+                reader.task = Some(task);
+            }
+        }
+        Ok(call)
+    }
+
+    /// Takes what has arrived. Ready when nothing more will.
+    fn poll_read(&self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let mut sides = self.sides.lock().unwrap_or_else(PoisonError::into_inner);
+            let end = match ready!(sides.receiving.poll_frame(cx)) {
+                Ok(Some(frame)) if matches!(frame.kind, ANSWER | REFUSAL) => {
+                    drop(sides);
+                    self.answered(frame);
+                    continue;
+                }
+                Ok(Some(_)) => sides.receiving.refuse("a frame that is no answer").into(),
+                Ok(None) => End::Gone,
+                Err(error) => error.into(),
+            };
+            drop(sides);
+            self.ended(end);
+            return Poll::Ready(());
+        }
+    }
+
+    fn answered(&self, frame: Frame) {
+        let mut table = self.table();
+        // Nobody waits any more for what was cancelled.
+        let Some(slot @ Slot::Waiting { .. }) = table.open.get_mut(&frame.id) else { return };
+        let told = std::mem::replace(slot, Slot::Answered(frame));
+        drop(table);
+        told.wake();
+    }
+
+    fn ended(&self, end: End) {
+        let mut table = self.table();
+        table.end.get_or_insert(end);
+        let told: Vec<_> = table.open.values_mut().filter_map(Slot::take_waker).collect();
+        drop(table);
+        told.into_iter().for_each(Waker::wake);
+    }
+
+    /// A reader ends.
+    fn left(&self, place: Place) {
+        let mut table = self.table();
+        table.readers.retain(|reader| reader.place != place);
+        if let Place::Runtime(runtime) = place {
+            self.sending.socket().forget(runtime);
+        }
+        if table.end.is_some() {
+            return;
+        }
+        let abandoned = table.open.values_mut().filter(|slot| slot.waits_at(place));
+        let told: Vec<_> = abandoned.map(|slot| std::mem::replace(slot, Slot::Abandoned)).collect();
+        drop(table);
+        told.into_iter().for_each(Slot::wake);
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Calls {
+    fn drop(&mut self) {
+        for reader in &self.table().readers {
+            if let Some(task) = &reader.task {
+                task.abort();
+            }
+        }
+    }
+}
+
+impl Table {
+    fn next(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+}
+
+impl Slot {
+    fn take_waker(&mut self) -> Option<Waker> {
+        match self {
+            Self::Waiting { waker, .. } => waker.take(),
+            Self::Answered(_) | Self::Abandoned => None,
+        }
+    }
+
+    fn waits_at(&self, here: Place) -> bool {
+        matches!(self, Self::Waiting { place, .. } if *place == here)
+    }
+
+    fn wake(mut self) {
+        if let Some(waker) = self.take_waker() {
+            waker.wake();
+        }
+    }
+}
+
+/// A reader's task. It keeps the client alive only while it reads.
+struct Reading {
+    calls: Weak<Calls>,
+    place: Place,
+}
+
+impl Reading {
+    async fn run(self) {
+        poll_fn(|cx| match self.calls.upgrade() {
+            Some(calls) => calls.poll_read(cx),
+            None => Poll::Ready(()),
+        })
+        .await;
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        if let Some(calls) = self.calls.upgrade() {
+            calls.left(self.place);
+        }
+    }
+}
+
+/// A place in the table, for as long as somebody waits for the answer.
+struct Call<'a> {
+    calls: &'a Arc<Calls>,
+    id: u64,
+    /// The request was let in, so the server gets it.
+    sent: bool,
+}
+
+impl Call<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>, leaving: &mut Option<Departure<'_>>) -> Poll<Result<Frame, CallError>> {
+        if let Some(departure) = leaving {
+            let polled = Pin::new(&mut *departure).poll(cx);
+            self.sent = departure.is_in();
+            match polled {
+                Poll::Ready(Err(SendError::Closed)) if departure.has_begun() => {
+                    return Poll::Ready(Err(CallError::Unanswered));
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
+                Poll::Ready(Ok(())) => *leaving = None,
+                Poll::Pending => {}
+            }
+        }
+        let unanswered = if self.sent { CallError::Unanswered } else { CallError::Closed };
+        let mut table = self.calls.table();
+        let Table { open, end, .. } = &mut *table;
+        match (open.get_mut(&self.id), end) {
+            (Some(Slot::Waiting { waker, .. }), None) => {
+                if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                    *waker = Some(cx.waker().clone());
+                }
+                Poll::Pending
+            }
+            (Some(Slot::Waiting { .. }), Some(end)) => Poll::Ready(Err(end.error(unanswered))),
+            (Some(slot @ Slot::Answered(_)), _) => match std::mem::replace(slot, Slot::Abandoned) {
+                Slot::Answered(frame) => Poll::Ready(Ok(frame)),
+                Slot::Waiting { .. } | Slot::Abandoned => Poll::Ready(Err(unanswered)),
+            },
+            (Some(Slot::Abandoned) | None, _) => {
+                Poll::Ready(Err(io::Error::other("the runtime that waited for the answer has ended").into()))
+            }
+        }
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        let mut table = self.calls.table();
+        let waited = matches!(table.open.remove(&self.id), Some(Slot::Waiting { .. }));
+        let cancel = waited && self.sent && table.end.is_none();
+        drop(table);
+        if cancel {
+            // If it can't be told, it is going to see the end.
+            let _ = self.calls.sending.post(Frame { kind: CANCEL, id: self.id, ..Frame::default() });
+        }
+    }
+}

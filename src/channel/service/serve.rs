@@ -1,0 +1,242 @@
+//! The answering end: `serve` for async handlers, many at once, and `blocking_serve` for plain functions, one by one.
+
+use std::collections::{HashMap, VecDeque};
+use std::error::Error;
+use std::fmt::Write as _;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+
+use futures::future::{AbortHandle, Abortable};
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::MAX_CALLS;
+use crate::channel::sending::Sending;
+use crate::channel::{Duplex, value};
+use crate::error::RecvError;
+use crate::wire::frame::{ANSWER, CANCEL, Frame, REFUSAL, REQUEST};
+
+/// Requests that wait are read ahead while they are less than this many bytes, so that their cancellation is seen.
+const AHEAD: usize = 256 * 1024;
+
+/// The most that a refusal says, in bytes.
+const MAX_REASON: usize = 1024;
+
+/// Answers the calls of the [`Client`](crate::Client) at the other end, until it is gone.
+///
+/// `handler` is called for each request as it comes, and the futures that it gives run concurrently, all in the task that
+/// awaits this one; for work on other threads, spawn it there. A call that its client drops is dropped here too, and so are
+/// all that are open when the client ends.
+///
+/// # Errors
+///
+/// `Truncated` if the client ended in the middle of a request, `TooLarge` and `Protocol` for what is no request within the
+/// end's limit, `Io` if the system refuses. A request that can't be decoded and an answer that can't be encoded are told to
+/// the caller alone, as [`CallError::Refused`](crate::CallError::Refused).
+///
+/// # Panics
+///
+/// If `handler` or one of its futures does. Then the client's open calls are
+/// [`Unanswered`](crate::CallError::Unanswered).
+///
+/// # Cancel safety
+///
+/// Dropping it drops the calls that are open, and the end: they are `Unanswered` to the client.
+///
+/// # Examples
+///
+/// ```
+/// use multiproc::{Client, duplex, serve};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (ours, theirs) = duplex::<u32, u64>()?;
+/// let service = tokio::spawn(serve(theirs, |n: u32| async move { u64::from(n) * 2 }));
+/// let client = Client::new(ours);
+/// assert_eq!(client.call(21).await?, 42);
+/// drop(client);
+/// service.await??;
+/// # Ok(())
+/// # }
+/// ```
+pub async fn serve<Req, Resp, F, Fut>(end: Duplex<Resp, Req>, mut handler: F) -> Result<(), RecvError>
+where
+    Req: DeserializeOwned,
+    Resp: Serialize,
+    F: FnMut(Req) -> Fut,
+    Fut: Future<Output = Resp>,
+{
+    let mut sides = end.into_sides();
+    let sending = Arc::clone(&sides.sending);
+    let max = sides.receiving.max_body();
+    let mut open = HashMap::new();
+    let mut running = FuturesUnordered::new();
+    loop {
+        let next = poll_fn(|cx| {
+            while let Poll::Ready(Some(id)) = running.poll_next_unpin(cx) {
+                open.remove(&id);
+            }
+            // A client that keeps to its limit never waits here.
+            if running.len() < MAX_CALLS { sides.receiving.poll_frame(cx) } else { Poll::Pending }
+        });
+        let Some(frame) = next.await? else { return Ok(()) };
+        let id = frame.id;
+        match frame.kind {
+            REQUEST => {
+                let request = value::decode(frame).map_err(|error| refusal(id, &reason(&error)));
+                let (abort, registration) = AbortHandle::new_pair();
+                if open.insert(id, abort).is_some() {
+                    return Err(sides.receiving.refuse("two calls with one number"));
+                }
+                let handling = request.map(&mut handler);
+                let sending = &sending;
+                let call = async move {
+                    let frame = match handling {
+                        Ok(handling) => answer(id, &handling.await, max),
+                        Err(refusal) => refusal,
+                    };
+                    // Whoever can't be answered has gone, which is read next.
+                    let _ = sending.send(frame).await;
+                };
+                let call = Abortable::new(call, registration);
+                running.push(async move {
+                    let _ = call.await;
+                    id
+                });
+            }
+            CANCEL => {
+                // It is dropped when it is polled, at once. One that was answered is over.
+                if let Some(call) = open.get(&id) {
+                    call.abort();
+                }
+            }
+            _ => return Err(sides.receiving.refuse("a frame that is no request")),
+        }
+    }
+}
+
+/// As [`serve`], on this thread and one request after the other; not for async code.
+///
+/// A request that its client cancels before its turn comes is skipped.
+///
+/// # Errors
+///
+/// As for [`serve`].
+///
+/// # Panics
+///
+/// If `handler` does. Then the client's open calls are [`Unanswered`](crate::CallError::Unanswered).
+///
+/// # Examples
+///
+/// ```
+/// use multiproc::{Client, Duplex, blocking_serve, duplex, spawn_process, task};
+///
+/// fn count(end: Duplex<u64, u64>) {
+///     let mut sum = 0;
+///     let mut add = |n| { sum += n; sum };
+///     blocking_serve(end, &mut add).unwrap();
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// multiproc::init();
+/// let (ours, theirs) = duplex()?;
+/// let service = spawn_process(task!(count(theirs))).await?;
+/// let client = Client::new(ours);
+/// assert_eq!(client.call(20).await?, 20);
+/// assert_eq!(client.call(22).await?, 42);
+/// drop(client);
+/// service.join().await?;
+/// # Ok(())
+/// # }
+/// ```
+pub fn blocking_serve<Req, Resp, F>(end: Duplex<Resp, Req>, mut handler: F) -> Result<(), RecvError>
+where
+    Req: DeserializeOwned,
+    Resp: Serialize,
+    F: FnMut(Req) -> Resp,
+{
+    let mut sides = end.into_sides();
+    let max = sides.receiving.max_body();
+    let mut waiting = Waiting::default();
+    loop {
+        if waiting.requests.is_empty() {
+            let Some(frame) = sides.receiving.blocking_frame()? else { return Ok(()) };
+            waiting.take(frame).map_err(|reason| sides.receiving.refuse(reason))?;
+        }
+        while waiting.bytes < AHEAD {
+            let Some(frame) = sides.receiving.try_frame()? else { break };
+            waiting.take(frame).map_err(|reason| sides.receiving.refuse(reason))?;
+        }
+        let Some(request) = waiting.next() else { continue };
+        let id = request.id;
+        let frame = match value::decode(request) {
+            Ok(request) => answer(id, &handler(request), max),
+            Err(error) => refusal(id, &reason(&error)),
+        };
+        send(&sides.sending, frame);
+    }
+}
+
+fn send(sending: &Arc<Sending>, frame: Frame) {
+    // Whoever can't be answered has gone, which is read next.
+    let _ = sending.blocking_send(frame);
+}
+
+/// Requests in the order in which they came.
+#[derive(Default)]
+struct Waiting {
+    requests: VecDeque<Frame>,
+    bytes: usize,
+}
+
+impl Waiting {
+    fn take(&mut self, frame: Frame) -> Result<(), &'static str> {
+        match frame.kind {
+            REQUEST => {
+                self.bytes += frame.wire_len();
+                self.requests.push_back(frame);
+            }
+            CANCEL => {
+                if let Some(place) = self.requests.iter().position(|request| request.id == frame.id) {
+                    let cancelled = self.requests.remove(place);
+                    self.bytes -= cancelled.map_or(0, |request| request.wire_len());
+                }
+            }
+            _ => return Err("a frame that is no request"),
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> Option<Frame> {
+        let request = self.requests.pop_front()?;
+        self.bytes -= request.wire_len();
+        Some(request)
+    }
+}
+
+fn answer<Resp: Serialize>(id: u64, answer: &Resp, max: usize) -> Frame {
+    match value::encode(answer, max) {
+        Ok(frame) => Frame { kind: ANSWER, id, ..frame },
+        Err(error) => refusal(id, &reason(&error)),
+    }
+}
+
+fn refusal(id: u64, reason: &str) -> Frame {
+    let said = &reason[..reason.floor_char_boundary(MAX_REASON)];
+    Frame { kind: REFUSAL, id, ..value::encode(&said, usize::MAX).unwrap_or_default() }
+}
+
+/// An error with what is behind it.
+fn reason(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut behind = error.source();
+    while let Some(source) = behind {
+        let _ = write!(text, ": {source}");
+        behind = source.source();
+    }
+    text
+}
