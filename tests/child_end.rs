@@ -126,6 +126,45 @@ async fn dropping_a_verb_kills_its_group() {
     assert_eq!(read.read(&mut [0; 1]).await.unwrap(), 0);
 }
 
+#[tokio::test]
+async fn a_dropped_child_with_a_grace_is_asked_first_and_killed_after_it() {
+    let script = "trap 'echo last words; exit' TERM; echo up; while :; do sleep 0.01; done";
+    let (write, mut read) = tokio::net::unix::pipe::pipe().unwrap();
+    let command = Command::shell(script).stdout(write.into_blocking_fd().unwrap()).grace(Duration::from_mins(1));
+    let child = command.spawn().unwrap();
+    read.read_exact(&mut [0; 3]).await.unwrap();
+    drop(child);
+    let mut rest = String::new();
+    read.read_to_string(&mut rest).await.unwrap();
+    assert_eq!(rest, "last words\n");
+
+    let (write, mut read) = tokio::net::unix::pipe::pipe().unwrap();
+    let stubborn = Command::shell("trap '' TERM; sleep 1000 & echo up; sleep 1000");
+    let child = stubborn.stdout(write.into_blocking_fd().unwrap()).grace(Duration::from_millis(50)).spawn().unwrap();
+    read.read_exact(&mut [0; 3]).await.unwrap();
+    let start = Instant::now();
+    drop(child);
+    assert_eq!(read.read(&mut [0; 1]).await.unwrap(), 0);
+    assert!(start.elapsed() >= Duration::from_millis(50));
+}
+
+#[test]
+fn the_end_of_the_runtime_leaves_the_grace_too() {
+    let (mut read, write) = std::io::pipe().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let script = "trap 'echo last words >&9; exit' TERM; echo up; while :; do sleep 0.01; done";
+        let command = Command::shell(script).inherit_fd(write, 9).stdout(Stdio::piped()).grace(Duration::from_mins(1));
+        let mut child = command.spawn().unwrap();
+        assert_eq!(child.lines().next().await.unwrap().unwrap(), "up");
+        tokio::spawn(async move { child.wait().await });
+    });
+    drop(runtime);
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut read, &mut text).unwrap();
+    assert_eq!(text, "last words\n");
+}
+
 #[test]
 fn the_end_of_the_runtime_kills_what_it_ran() {
     let runtime = tokio::runtime::Runtime::new().unwrap();

@@ -19,7 +19,8 @@ use crate::sys::process::Usage;
 /// A running program, or pipeline, that [`Command::spawn`](crate::Command::spawn) started.
 ///
 /// Dropping it kills its whole process group, without waiting; it is reaped in any case, whether somebody waits for it or
-/// not, and whatever becomes of the runtime. See [`Command::kill_on_drop`](crate::Command::kill_on_drop).
+/// not, and whatever becomes of the runtime. See [`Command::kill_on_drop`](crate::Command::kill_on_drop), and
+/// [`Command::grace`](crate::Command::grace) for SIGTERM first.
 ///
 /// Its end and the end of its pipes are two things: [`wait`](Self::wait) returns when the program has ended, although
 /// something that it started may still hold its pipes. What it left running has 100 ms then to finish writing, and is killed.
@@ -68,7 +69,10 @@ struct Member {
 impl Child {
     pub(super) fn new(command: &mut Command, launched: Launched, started: Instant) -> io::Result<Self> {
         let kill_on_drop = command.kill_on_drop;
-        let members = launched.members.into_iter().map(|(program, child)| {
+        let members = launched.members.into_iter().map(|(program, mut child)| {
+            // Without a grace that somebody asked for it is killed at once, which nothing can prevent: not even that this
+            // process ends, too.
+            child.ask_first(command.grace.unwrap_or(Duration::ZERO));
             let kept = child.kept().clone();
             let killer = if kill_on_drop {
                 Some(child)

@@ -96,8 +96,19 @@ pub(super) fn start(request: Request) -> Result<Started, Box<Refused>> {
 pub(super) fn look_at(key: u64) {
     if let Some(keeper) = KEEPER.get() {
         keeper.desk().to_look_at.push(key);
-        // Fails only when the counter is full, and then the bell is ringing already.
-        let _ = rustix::io::write(&keeper.bell, &1_u64.to_ne_bytes());
+        keeper.ring();
+    }
+}
+
+/// Has the keeper kill a child that it keeps, and its group, if it has not ended by then.
+pub(super) fn kill_in(key: u64, grace: Duration) {
+    // A grace past the end of time is over never.
+    if let (Some(keeper), Some(at)) = (KEEPER.get(), Instant::now().checked_add(grace)) {
+        let mut desk = keeper.desk();
+        if desk.kept.contains_key(&key) {
+            desk.to_kill.push((key, at));
+            keeper.ring();
+        }
     }
 }
 
@@ -116,6 +127,8 @@ struct Desk {
     kept: HashMap<u64, Kept>,
     /// Whose lingering somebody wants to end.
     to_look_at: Vec<u64>,
+    /// Who was asked to end, and until when it may take.
+    to_kill: Vec<(u64, Instant)>,
 }
 
 /// What to start.
@@ -185,7 +198,7 @@ impl Keeper {
     /// Waits for something to happen, and looks at whom it happened to. Nothing in here takes long.
     fn turn(&self, lingering: &mut Vec<Linger>) {
         let mut events = [MaybeUninit::uninit(); 64];
-        let timeout = Self::timeout(lingering);
+        let timeout = self.timeout(lingering);
         match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
             Ok((events, _)) => {
                 for event in events {
@@ -210,7 +223,7 @@ impl Keeper {
         let Some(kept) = self.desk().kept.get(&key).cloned() else { return };
         match kept.look() {
             Seen::Running => {}
-            Seen::Reaped => _ = self.desk().kept.remove(&key),
+            Seen::Reaped => self.forget(key),
             Seen::Lingering if lingering.iter().any(|linger| linger.key == key) => {}
             Seen::Lingering => {
                 for pipe in kept.pipes() {
@@ -223,16 +236,34 @@ impl Keeper {
         }
     }
 
+    fn forget(&self, key: u64) {
+        let mut desk = self.desk();
+        desk.kept.remove(&key);
+        desk.to_kill.retain(|(other, _)| *other != key);
+    }
+
     fn meet_deadlines(&self, lingering: &mut Vec<Linger>) {
-        if lingering.is_empty() {
-            return;
+        let due = {
+            let mut desk = self.desk();
+            if lingering.is_empty() && desk.to_kill.is_empty() {
+                return;
+            }
+            let now = Instant::now();
+            let Desk { to_kill, kept, .. } = &mut *desk;
+            to_kill
+                .extract_if(.., |(_, at)| *at <= now)
+                .filter_map(|(key, _)| kept.get(&key).cloned())
+                .collect::<Vec<_>>()
+        };
+        for kept in due {
+            let _ = kept.signal_group(libc::SIGKILL);
         }
         let now = Instant::now();
         lingering.retain_mut(|linger| {
             let Some(kept) = self.desk().kept.get(&linger.key).cloned() else { return false };
             if linger.until <= now {
                 kept.bury_now();
-                self.desk().kept.remove(&linger.key);
+                self.forget(linger.key);
                 return false;
             }
             if linger.tell_at.is_some_and(|at| at <= now) {
@@ -243,8 +274,9 @@ impl Keeper {
         });
     }
 
-    fn timeout(lingering: &[Linger]) -> Option<Timespec> {
-        let next = lingering.iter().map(|linger| linger.tell_at.unwrap_or(linger.until).min(linger.until)).min()?;
+    fn timeout(&self, lingering: &[Linger]) -> Option<Timespec> {
+        let lingering = lingering.iter().map(|linger| linger.tell_at.unwrap_or(linger.until).min(linger.until));
+        let next = lingering.chain(self.desk().to_kill.iter().map(|(_, at)| *at)).min()?;
         // A millisecond more than is left, so that it has passed when epoll, which counts in milliseconds, wakes.
         let left = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         Timespec::try_from(left).ok()
@@ -301,6 +333,11 @@ impl Keeper {
         let kept = Kept::new(pid, key, pidfd, leavings);
         desk.kept.insert(key, kept.clone());
         Ok(kept)
+    }
+
+    fn ring(&self) {
+        // Fails only when the counter is full, and then the bell is ringing already.
+        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
     }
 
     fn desk(&self) -> MutexGuard<'_, Desk> {

@@ -276,6 +276,16 @@ impl Kept {
         self.notify();
     }
 
+    /// Kills its group, at once or, if there is a grace, after a SIGTERM and that.
+    fn end(&self, grace: Duration) {
+        if grace.is_zero() {
+            let _ = self.signal_group(libc::SIGKILL);
+        } else {
+            let _ = self.signal_group(libc::SIGTERM);
+            keeper::kill_in(self.0.key, grace);
+        }
+    }
+
     fn notify(&self) {
         self.0.changed.notify_waiters();
     }
@@ -300,17 +310,23 @@ impl fmt::Debug for Kept {
     }
 }
 
-/// Kills a child and its group when it is dropped. It never blocks: the keeper reaps.
+/// Ends a child and its group when it is dropped. It never blocks: the keeper kills after a grace, and reaps.
 #[must_use = "dropping it kills the child"]
 #[derive(Debug)]
 pub(crate) struct KillOnDrop {
     kept: Kept,
     armed: bool,
+    grace: Duration,
 }
 
 impl KillOnDrop {
     pub(super) fn new(kept: Kept) -> Self {
-        Self { kept, armed: true }
+        Self { kept, armed: true, grace: Duration::ZERO }
+    }
+
+    /// Leaves it so long between SIGTERM and SIGKILL; without this it is killed at once.
+    pub(super) fn ask_first(&mut self, grace: Duration) {
+        self.grace = grace;
     }
 
     pub(crate) fn kept(&self) -> &Kept {
@@ -327,7 +343,7 @@ impl KillOnDrop {
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
         if self.armed {
-            let _ = self.kept.signal_group(libc::SIGKILL);
+            self.kept.end(self.grace);
         }
     }
 }
