@@ -14,7 +14,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 pub use call::CallError;
-pub use command::CommandError;
+pub use command::{CommandError, ParentError};
 use serde::{Deserialize, Serialize};
 
 /// A boxed source error, as the `Encode`, `Decode` and `Broken` variants carry it.

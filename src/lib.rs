@@ -13,11 +13,11 @@ mod worker;
 
 pub use channel::{
     Client, Duplex, Fd, QueueReceiver, QueueSender, Receiver, Sender, SharedBytes, SharedBytesMut, blocking_serve,
-    channel, duplex, queue, serve,
+    channel, duplex, from_parent, queue, serve,
 };
 pub use error::{
-    BoxError, CallError, CommandError, Panic, RecvError, SendError, SpawnError, TaskError, TryRecvError, TrySendError,
-    TrySubmitError,
+    BoxError, CallError, CommandError, Panic, ParentError, RecvError, SendError, SpawnError, TaskError, TryRecvError,
+    TrySendError, TrySubmitError,
 };
 pub use pool::{Counts, Map, PoolBuilder, PoolStatus, ProcessPool, Submit, TaskHandle, WorkerState, WorkerStatus};
 pub use process::{

@@ -17,10 +17,10 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::{Sink, Stream};
 use multiproc::{
-    Call, CallError, Child, Client, Command, CommandError, Duplex, ExitStatus, Fd, Map, Output, Panic, PoolBuilder,
-    PoolStatus, Process, ProcessBuilder, ProcessPool, QueueReceiver, QueueSender, Receiver, RecvError, SendError,
-    Sender, SharedBytes, SharedBytesMut, SpawnError, Stdio, Submit, Task, TaskError, TaskHandle, TrySubmitError,
-    blocking_serve, call, channel, duplex, queue, serve, spawn_process, task,
+    Call, CallError, Child, Client, Command, CommandError, Duplex, ExitStatus, Fd, Map, Output, Panic, ParentError,
+    PoolBuilder, PoolStatus, Process, ProcessBuilder, ProcessPool, QueueReceiver, QueueSender, Receiver, RecvError,
+    SendError, Sender, SharedBytes, SharedBytesMut, SpawnError, Stdio, Submit, Task, TaskError, TaskHandle,
+    TrySubmitError, blocking_serve, call, channel, duplex, from_parent, queue, serve, spawn_process, task,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{Decoder, Encoder};
@@ -92,6 +92,7 @@ fn handles_may_be_shared_and_shown_and_errors_go_anywhere() {
     error::<RecvError>();
     error::<CommandError>();
     error::<CallError>();
+    error::<ParentError>();
 }
 
 /// Never called: the types of every call are the test.
@@ -230,6 +231,9 @@ async fn commands() -> Result<(), CommandError> {
     let _: ExitStatus = Command::new("a").input(vec![1]).status().await?;
     let _: Output = Command::new("a").input(Bytes::new()).run().await?;
     let _: String = Command::new("a").read().await?;
+    let (command, _): (Command, Duplex<u32, String>) = Command::new("a").duplex()?;
+    let _: Result<Duplex<String, u32>, ParentError> = from_parent();
+    drop(command);
     let mut child: Child = Command::new("a").spawn()?;
     let _: Option<u32> = child.id();
     let _: Result<ExitStatus, CommandError> = child.wait().await;

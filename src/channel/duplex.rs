@@ -87,7 +87,7 @@ impl Sides {
 }
 
 impl<A, B> Duplex<A, B> {
-    fn new(fd: OwnedFd) -> Self {
+    pub(super) fn new(fd: OwnedFd) -> Self {
         Self::over(Sides::new(fd))
     }
 

@@ -3,6 +3,7 @@
 //! ```text
 //!  Sender  Receiver  Duplex        typed ends; travel.rs makes them values
 //!  sending.rs  receiving.rs        one direction each: who waits, who moves, what is an end
+//!  parent.rs                       a channel between two programs
 //!  departure.rs  flusher.rs        one frame's way out; and who goes on when the socket is full
 //!  service/                        calls: requests and their answers, many at once over one duplex
 //!  queue/                          many to many: items as packets, on a socket that all holders share
@@ -19,6 +20,7 @@ mod fd;
 mod flusher;
 pub(crate) mod inbox;
 pub(crate) mod outbox;
+mod parent;
 mod queue;
 mod receiver;
 mod receiving;
@@ -37,6 +39,8 @@ use std::io;
 
 pub use duplex::{Duplex, duplex};
 pub use fd::Fd;
+pub(crate) use parent::for_child;
+pub use parent::from_parent;
 pub use queue::{QueueReceiver, QueueSender, queue};
 pub use receiver::Receiver;
 pub use sender::Sender;

@@ -79,6 +79,23 @@ impl CommandError {
     }
 }
 
+/// Why [`from_parent`](crate::from_parent) gave no channel.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ParentError {
+    /// This program was not started with a channel.
+    #[error(
+        "this program was started without a channel: its parent has to start it with `Command::duplex` of multiproc"
+    )]
+    NotConnected,
+    /// This program has taken its channel already.
+    #[error("the channel to the parent was taken before")]
+    Taken,
+    /// The system refused.
+    #[error("cannot take the channel to the parent")]
+    Io(#[from] io::Error),
+}
+
 /// The last lines of stderr, for an error's text.
 struct Tail<'a>(&'a [u8]);
 

@@ -3,6 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use tokio::io::AsyncRead;
 
 use super::input::Input;
+use crate::channel::{Duplex, for_child};
 use crate::sys::limits::Limits;
 
 /// How long a program that was asked to end may take before it is killed, unless [`Command::grace`] says otherwise.
@@ -213,6 +215,32 @@ impl Command {
         self
     }
 
+    /// Gives the program a typed channel as its stdin, and gives us the other end.
+    ///
+    /// It is for a Rust program that takes its end with [`from_parent::<B, A>()`](crate::from_parent), types the other way
+    /// round; it need not be this executable. In a pipeline it is the first program's. What is sent before the start
+    /// waits for it. The end of the program, or of this command if nothing runs it, is the end of the channel.
+    ///
+    /// # Errors
+    ///
+    /// If the system gives no sockets, most often because this process has as many open files as it may.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (plugin, mut requests) = multiproc::Command::new("my-plugin").duplex::<String, u64>()?;
+    /// let plugin = plugin.spawn()?;
+    /// requests.send("how many?".into()).await?;
+    /// let answer: Option<u64> = requests.recv().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn duplex<A, B>(self) -> io::Result<(Self, Duplex<A, B>)> {
+        let (ours, theirs) = for_child()?;
+        Ok((self.stdin(theirs), ours))
+    }
+
     /// How long it may run, from its start. Then its group gets SIGTERM, and after the [`grace`](Self::grace) SIGKILL, and
     /// the verb fails with [`CommandError::TimedOut`](crate::CommandError::TimedOut), which has the output until then.
     ///
@@ -222,7 +250,10 @@ impl Command {
         self
     }
 
-    /// How long it may take to end after a SIGTERM, before it is killed; 1 s unless set. Zero kills at once.
+    /// How long it may take to end after a SIGTERM, before it is killed; zero kills at once.
+    ///
+    /// Unless set that is 1 s for a timeout, and nothing for a [`Child`](crate::Child) or a verb's future that is dropped.
+    /// Set, it is for both; if this process itself ends within it, nobody kills the program any more.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = Some(grace);
         self

@@ -37,6 +37,9 @@ pub(crate) const ANSWER: u8 = 3;
 pub(crate) const REFUSAL: u8 = 4;
 pub(crate) const CANCEL: u8 = 5;
 
+/// The kind of the frame by which a program knows its stdin for a channel: see `channel/parent.rs`.
+pub(crate) const GREETING: u8 = 6;
+
 /// The version that this library speaks. It is never 0 or 255, so runs of equal bytes are no frame.
 const VERSION: u8 = 1;
 
