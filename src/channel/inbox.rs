@@ -73,8 +73,9 @@ pub(crate) struct Inbox {
     batches: VecDeque<Batch>,
     decoder: Decoder,
     state: State,
-    /// Whether the last read took all that it had asked for, so that more may be there.
-    filled: bool,
+    /// Whether the last read took all that was there: the socket then says when there is more, and to try once more before
+    /// that would only cost a call.
+    drained: bool,
 }
 
 impl Inbox {
@@ -84,7 +85,7 @@ impl Inbox {
 
     /// An inbox that goes on where another one stood; see [`unread`](Self::unread).
     pub(crate) fn resume(max_body: usize, bytes: BytesMut, batches: VecDeque<Batch>) -> Self {
-        Self { bytes, batches, decoder: Decoder::new(max_body), state: State::Open, filled: true }
+        Self { bytes, batches, decoder: Decoder::new(max_body), state: State::Open, drained: false }
     }
 
     /// Bounds the bodies that come from now on, in bytes.
@@ -114,7 +115,10 @@ impl Inbox {
             if self.state != State::Open {
                 return Poll::Ready(self.end());
             }
-            let read = ready!(socket.poll_when(cx, Ready::Read, || self.read(socket)));
+            let read = ready!(socket.poll_read(cx, self.drained, || {
+                let received = self.read(socket)?;
+                Ok((received, self.drained))
+            }));
             self.took(read)?;
         }
     }
@@ -155,16 +159,15 @@ impl Inbox {
             if self.state != State::Open {
                 return self.end();
             }
-            // A read that was not filled has drained the socket: trying once more would only cost a call.
             let mut read = Err(io::ErrorKind::WouldBlock.into());
-            if self.filled {
+            if !self.drained {
                 read = self.read(socket);
             }
             if matches!(&read, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
                 before_waiting()?;
                 let want = self.make_room();
                 read = socket::wait_into(socket, &mut self.bytes, want);
-                self.filled = read.as_ref().is_ok_and(|received| received.len == want);
+                self.drained = read.as_ref().is_ok_and(|received| received.has_drained(want));
             }
             self.took(read)?;
         }
@@ -223,9 +226,12 @@ impl Inbox {
     /// Reads once.
     fn read(&mut self, socket: &Socket) -> io::Result<Received> {
         let want = self.make_room();
-        let received = socket::recv_into(socket, &mut self.bytes, want)?;
-        self.filled = received.len == want;
-        Ok(received)
+        let read = socket::recv_into(socket, &mut self.bytes, want);
+        self.drained = match &read {
+            Ok(received) => received.has_drained(want),
+            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+        };
+        read
     }
 
     /// Reserves what the next read is to take. The buffer is only grown in proportion to what has come, whatever a header

@@ -12,10 +12,11 @@ use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Handle, Id};
 use tokio::task::{coop, yield_now};
 
+use super::flusher;
 use super::turns::Turns;
 use crate::sys::socket::{self, Ready};
 
-/// How many runtimes keep an idle registration: a program's own, and the flusher's.
+/// How many idle registrations are kept: one to read in a program's own runtime, one to write in the flusher's.
 const IDLE: usize = 2;
 
 /// How many keep one in all. More only gather where futures were dropped that waited, each in another runtime.
@@ -24,24 +25,28 @@ const MOST: usize = 16;
 /// A socket, and its places in the reactors of the runtimes that wait for it.
 ///
 /// Made outside a runtime it costs no registration; it can be used in one runtime after another, and in two at once.
+///
+/// Reading and writing are registered apart, and writing only once a write has to wait. One registration for both would
+/// wake this process each time that the peer reads.
 #[derive(Debug)]
 pub(crate) struct Socket {
     fd: Arc<OwnedFd>,
-    /// At most one a runtime: a second registration of one fd in one epoll(7) instance is an error.
+    /// At most one a runtime and direction.
     registrations: Mutex<Vec<Registration>>,
 }
 
 #[derive(Debug)]
 struct Registration {
     runtime: Id,
+    ready: Ready,
     readiness: Arc<Readiness>,
 }
 
 #[derive(Debug)]
 struct Readiness {
     fd: AsyncFd<Arc<OwnedFd>>,
-    /// Whether a task waits in [`Socket::poll_when`], by direction: it has left its waker here, and holds nothing.
-    waits: [AtomicBool; 2],
+    /// Whether a task waits in [`Socket::poll_read`]: it has left its waker here, and holds nothing.
+    is_waited_for: AtomicBool,
 }
 
 impl Socket {
@@ -60,7 +65,7 @@ impl Socket {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             result => return result,
         }
-        let readiness = self.readiness()?;
+        let readiness = self.readiness_in_time(ready).await?;
         loop {
             let mut guard = readiness.fd.ready(ready.into()).await?;
             if let Ok(result) = guard.try_io(|_| io()) {
@@ -87,7 +92,7 @@ impl Socket {
         } else {
             yield_now().await;
         }
-        let readiness = self.readiness()?;
+        let readiness = self.readiness_in_time(ready).await?;
         loop {
             let mut guard = readiness.fd.ready(ready.into()).await?;
             // To go back and wait without a try is always sound: only a try that fails clears the readiness.
@@ -100,28 +105,33 @@ impl Socket {
         }
     }
 
-    /// As [`when`](Self::when), for the one task that waits in this direction.
-    pub(crate) fn poll_when<R>(
+    /// Runs `read` until it does not say `WouldBlock`, for the one task that waits for it. `drained` says that the last read
+    /// has left nothing, and so does what `read` gives besides its result: then a new one waits for readiness first.
+    pub(crate) fn poll_read<R>(
         &self,
         cx: &mut Context<'_>,
-        ready: Ready,
-        mut io: impl FnMut() -> io::Result<R>,
+        drained: bool,
+        mut read: impl FnMut() -> io::Result<(R, bool)>,
     ) -> Poll<io::Result<R>> {
-        match io() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            result => return Poll::Ready(result),
+        if !drained {
+            match read() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result.map(|(read, _)| read)),
+            }
         }
-        let readiness = self.readiness()?;
-        let waits = &readiness.waits[ready as usize];
-        waits.store(true, Ordering::Relaxed);
+        let readiness = self.readiness(Ready::Read)?;
+        readiness.is_waited_for.store(true, Ordering::Relaxed);
         loop {
-            let mut guard = ready!(match ready {
-                Ready::Read => readiness.fd.poll_read_ready(cx),
-                Ready::Write => readiness.fd.poll_write_ready(cx),
-            })?;
-            if let Ok(result) = guard.try_io(|_| io()) {
-                waits.store(false, Ordering::Relaxed);
-                return Poll::Ready(result);
+            let mut guard = ready!(readiness.fd.poll_read_ready(cx))?;
+            if let Ok(result) = guard.try_io(|_| read()) {
+                readiness.is_waited_for.store(false, Ordering::Relaxed);
+                return Poll::Ready(result.map(|(read, drained)| {
+                    // What comes from now on makes it ready again; and an end of the stream is never cleared.
+                    if drained {
+                        guard.clear_ready();
+                    }
+                    read
+                }));
             }
         }
     }
@@ -142,33 +152,43 @@ impl Socket {
         registrations.retain(|registered| registered.runtime != runtime);
     }
 
-    fn readiness(&self) -> io::Result<Arc<Readiness>> {
+    /// As [`readiness`](Self::readiness), and waits where this process has no fd left for it.
+    async fn readiness_in_time(&self, ready: Ready) -> io::Result<Arc<Readiness>> {
+        loop {
+            match self.readiness(ready) {
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                    flusher::pause().await?;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn readiness(&self, ready: Ready) -> io::Result<Arc<Readiness>> {
         let current = Handle::try_current().ok().map(|handle| handle.id());
         let mut registrations = self.registrations.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(registered) = registrations.iter().find(|registered| Some(registered.runtime) == current) {
+        let mut here = registrations.iter().filter(|registered| Some(registered.runtime) == current).peekable();
+        // A second registration of one fd in one epoll(7) instance is an error; one of a duplicate is none.
+        let second = here.peek().is_some();
+        if let Some(registered) = here.find(|registered| registered.ready == ready) {
             return Ok(Arc::clone(&registered.readiness));
         }
-        let fd = socket::register(Arc::clone(&self.fd))?;
-        let readiness = Arc::new(Readiness { fd, waits: [const { AtomicBool::new(false) }; 2] });
+        let fd = if second { Arc::new(socket::duplicate(&self.fd)?) } else { Arc::clone(&self.fd) };
+        let fd = socket::register(fd, ready)?;
+        let readiness = Arc::new(Readiness { fd, is_waited_for: AtomicBool::new(false) });
         if let Some(runtime) = current {
             if registrations.len() >= IDLE {
                 // Clones are only made under this lock, so what nobody else holds now stays unused.
                 registrations.retain(|registered| {
-                    Arc::strong_count(&registered.readiness) > 1 || registered.readiness.is_waited_for()
+                    Arc::strong_count(&registered.readiness) > 1 || registered.readiness.is_waited_for.load(Ordering::Relaxed)
                 });
             }
             if registrations.len() >= MOST {
                 registrations.remove(0);
             }
-            registrations.push(Registration { runtime, readiness: Arc::clone(&readiness) });
+            registrations.push(Registration { runtime, ready, readiness: Arc::clone(&readiness) });
         }
         Ok(readiness)
-    }
-}
-
-impl Readiness {
-    fn is_waited_for(&self) -> bool {
-        self.waits.iter().any(|waits| waits.load(Ordering::Relaxed))
     }
 }
 

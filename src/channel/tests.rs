@@ -6,9 +6,14 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::pin::pin;
 use std::task::Poll;
 
+use bytes::BytesMut;
+
+use super::inbox::Inbox;
+use super::socket::Socket;
 use super::{Receiver, SharedBytes, SharedBytesMut, value};
 use crate::error::RecvError;
-use crate::sys::{memory, socket};
+use crate::sys::memory;
+use crate::sys::socket::{self, Ready};
 use crate::wire::frame::{Frame, VALUE};
 
 /// A frame's bytes.
@@ -172,4 +177,36 @@ fn shared_bytes_that_somebody_could_still_write_or_that_are_too_few_are_refused(
     }
     socket::send(&theirs, &[IoSlice::new(&wire(&frame))], &[frame.fds[0].as_fd()]).unwrap();
     assert_eq!(rx.blocking_recv().unwrap().unwrap()[..], [0; 100]);
+}
+
+/// A receive ends behind the fds that it gives, and so says nothing about what is behind them.
+#[tokio::test]
+async fn what_lies_behind_fds_is_not_waited_for() {
+    let (theirs, ours) = socket::stream_pair().unwrap();
+    let mut rx = Receiver::<SharedBytes>::new(ours);
+    assert!(poll_fn(|cx| Poll::Ready(pin!(rx.recv()).poll(cx))).await.is_pending());
+    for _ in 0..3 {
+        let frame = value::encode(&SharedBytesMut::new(1).unwrap().freeze().unwrap(), 1000).unwrap();
+        socket::send(&theirs, &[IoSlice::new(&wire(&frame))], &[frame.fds[0].as_fd()]).unwrap();
+    }
+    for _ in 0..3 {
+        assert!(rx.recv().await.unwrap().is_some());
+    }
+}
+
+#[tokio::test]
+async fn one_runtime_waits_to_read_and_to_write_at_once() {
+    let (theirs, ours) = socket::stream_pair().unwrap();
+    let ours = Socket::new(ours);
+    let write = || socket::send(&ours, &[IoSlice::new(&[7; 4096])], &[]);
+    while write().is_ok() {}
+    let mut inbox = Inbox::new(1000);
+    let mut reading = pin!(inbox.frame(&ours));
+    let mut writing = pin!(ours.when(Ready::Write, write));
+    assert!(poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx))).await.is_pending());
+    assert!(poll_fn(|cx| Poll::Ready(writing.as_mut().poll(cx))).await.is_pending());
+    self::write(&theirs, &text("while it is full"));
+    assert!(reading.await.unwrap().is_some());
+    while socket::recv_into(&theirs, &mut BytesMut::with_capacity(1 << 20), 1 << 20).is_ok() {}
+    assert_eq!(writing.await.unwrap(), 4096);
 }

@@ -87,6 +87,14 @@ pub(crate) struct Received {
     pub(crate) fds_lost: bool,
 }
 
+impl Received {
+    /// Whether a receive of at most `limit` bytes from a stream took all that was there. One that gives fds ends behind
+    /// them, whatever is there; one that gives none ends only at the limit or where there is nothing more.
+    pub(crate) fn has_drained(&self, limit: usize) -> bool {
+        self.len < limit && self.fds.is_empty() && !self.fds_lost
+    }
+}
+
 /// Receives what is there without waiting into `buf`; recvmsg(2).
 ///
 /// Fds are owned from the moment they exist here, on errors too. A packet that is longer than `buf` is an error
@@ -163,13 +171,13 @@ fn is_unix(fd: impl AsFd, kind: SocketType) -> bool {
     socket_domain(&fd).is_ok_and(|domain| domain == AddressFamily::UNIX) && socket_type(&fd).is_ok_and(|is| is == kind)
 }
 
-/// Registers a socket with the current runtime's reactor. Fails outside a runtime.
-pub(crate) fn register(socket: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+/// Registers a socket with the current runtime's reactor, for one direction. Fails outside a runtime.
+pub(crate) fn register(socket: Arc<OwnedFd>, ready: Ready) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
     if tokio::runtime::Handle::try_current().is_err() {
         return Err(io::Error::other("not in a tokio runtime: use the blocking methods, or enter one"));
     }
     // SAFETY: the Arc keeps this very fd open for as long as the AsyncFd lives, and its number never changes.
-    Ok(unsafe { AsyncFd::register(socket) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(socket, ready.into()) }?)
 }
 
 /// Takes ownership of every fd in a received control buffer.
@@ -233,8 +241,8 @@ impl ControlBuffer {
     }
 }
 
-/// What a blocking call waits for.
-#[derive(Clone, Copy, Debug)]
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ready {
     Read,
     Write,
