@@ -366,7 +366,7 @@ pub(crate) fn pack<T: Task>(task: &T, max: usize) -> Result<Parcel, PackError> {
     let mut body = Run::begin(entry, check(name));
     let packed = catch_unwind(AssertUnwindSafe(|| fds::collect(|| body::encode(task, &mut body, max))));
     match packed {
-        Ok((Ok(()), fds)) => Ok(Parcel { name: task.task_name(), body: body.freeze(), fds }),
+        Ok((Ok(()), fds)) => Ok(Parcel { name: task.task_name(), body: Run::finish(body), fds }),
         Ok((Err(EncodeError::Failed(source)), _)) => Err(PackError::Encode(source)),
         Ok((Err(EncodeError::TooLarge { len, max }), _)) => Err(PackError::TooLarge { len, max }),
         Err(payload) => Err(PackError::Panicked(Panic::new(panic_message(payload)))),

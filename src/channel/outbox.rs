@@ -10,13 +10,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use bytes::{Buf as _, Bytes, BytesMut};
 
 use crate::sys::socket;
-use crate::wire::frame::{Frame, HEAD_LEN};
+use crate::wire::frame::{Frame, HEAD_LEN, Head};
 
 /// Bodies up to this many bytes are copied behind their header; larger ones are sent from where they lie.
 const COPY: usize = 8 * 1024;
 
 /// How large a gathered piece grows before the next one is begun.
 const GATHER: usize = 64 * 1024;
+
+/// The largest buffer that is kept for the next frames once its own have left.
+const KEEP: usize = 16 * 1024;
 
 /// The most pieces of one write.
 const PIECES: usize = 64;
@@ -25,6 +28,8 @@ const PIECES: usize = 64;
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     pieces: VecDeque<Piece>,
+    /// A buffer to gather in.
+    spare: BytesMut,
     /// Bytes pushed since the beginning.
     pushed: u64,
     /// Bytes sent since the beginning.
@@ -63,25 +68,33 @@ impl Part {
 impl Outbox {
     /// Appends a frame. Gives the position in the stream at which it will have left; see [`sent`](Self::sent).
     pub(crate) fn push(&mut self, frame: Frame) -> u64 {
-        self.pushed += frame.wire_len() as u64;
-        let copied = if frame.body.len() <= COPY { frame.body.len() } else { 0 };
+        let Frame { kind, id, body, fds } = frame;
+        self.push_shared(kind, id, &body, fds)
+    }
+
+    /// As [`push`](Self::push), for a body that somebody keeps: a small one is copied, a larger one shared.
+    pub(crate) fn push_shared(&mut self, kind: u8, id: u64, body: &Bytes, fds: Vec<OwnedFd>) -> u64 {
+        let head = Head { len: body.len(), kind, fds: fds.len(), id };
+        self.pushed += (HEAD_LEN + body.len()) as u64;
+        let copied = if body.len() <= COPY { body.len() } else { 0 };
         let room = HEAD_LEN + copied;
-        let fds_free = frame.fds.is_empty();
+        let fds_free = fds.is_empty();
         match self.pieces.back_mut() {
             // Fds leave with the first byte of a piece, so a frame that has some begins one.
             Some(Piece { bytes: Part::Gathered(bytes), .. }) if fds_free && bytes.len() + room <= GATHER => {
-                frame.put_head(bytes);
-                bytes.extend_from_slice(&frame.body[..copied]);
+                head.put(bytes);
+                bytes.extend_from_slice(&body[..copied]);
             }
             _ => {
-                let mut bytes = BytesMut::with_capacity(room);
-                frame.put_head(&mut bytes);
-                bytes.extend_from_slice(&frame.body[..copied]);
-                self.pieces.push_back(Piece { bytes: Part::Gathered(bytes), fds: frame.fds });
+                let mut bytes = std::mem::take(&mut self.spare);
+                bytes.reserve(room);
+                head.put(&mut bytes);
+                bytes.extend_from_slice(&body[..copied]);
+                self.pieces.push_back(Piece { bytes: Part::Gathered(bytes), fds });
             }
         }
-        if copied < frame.body.len() {
-            self.pieces.push_back(Piece { bytes: Part::Whole(frame.body), fds: Vec::new() });
+        if copied < body.len() {
+            self.pieces.push_back(Piece { bytes: Part::Whole(body.clone()), fds: Vec::new() });
         }
         self.pushed
     }
@@ -142,7 +155,12 @@ impl Outbox {
                 return;
             }
             count -= len;
-            self.pieces.pop_front();
+            if let Some(Piece { bytes: Part::Gathered(mut bytes), .. }) = self.pieces.pop_front() {
+                bytes.clear();
+                if bytes.capacity() <= KEEP {
+                    self.spare = bytes;
+                }
+            }
         }
     }
 }

@@ -180,7 +180,8 @@ impl Socket {
             if registrations.len() >= IDLE {
                 // Clones are only made under this lock, so what nobody else holds now stays unused.
                 registrations.retain(|registered| {
-                    Arc::strong_count(&registered.readiness) > 1 || registered.readiness.is_waited_for.load(Ordering::Relaxed)
+                    Arc::strong_count(&registered.readiness) > 1
+                        || registered.readiness.is_waited_for.load(Ordering::Relaxed)
                 });
             }
             if registrations.len() >= MOST {

@@ -2,19 +2,19 @@
 //!
 //! Nothing here decides what follows from an answer, or from what is none.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use super::job::Outcome;
 use crate::sys::ledger::{RING, Reader};
-use crate::wire::frame::{Decoder, Frame};
+use crate::wire::frame::{Frame, Head};
 use crate::wire::message::FromWorker;
 
 /// Answers that are arriving through a ledger.
 #[derive(Debug)]
 pub(super) struct Ring {
     reader: Reader,
+    /// Empty between two calls.
     bytes: BytesMut,
-    decoder: Decoder,
 }
 
 /// The worker said what it must not.
@@ -23,21 +23,27 @@ pub(super) struct Misbehaved;
 
 impl Ring {
     pub(super) fn new(reader: Reader) -> Self {
-        Self { reader, bytes: BytesMut::new(), decoder: Decoder::new(RING) }
+        Self { reader, bytes: BytesMut::new() }
     }
 
     /// Appends all answers that are in the ring to `answers`.
     pub(super) fn take(&mut self, answers: &mut Vec<(u64, Outcome)>) -> Result<(), Misbehaved> {
+        self.bytes.clear();
         self.reader.take(&mut self.bytes).map_err(|_| Misbehaved)?;
-        while let Some((head, body)) = self.decoder.decode(&mut self.bytes).map_err(|_| Misbehaved)? {
+        let mut rest = &self.bytes[..];
+        while let Some((head, behind)) = rest.split_first_chunk() {
+            let head = Head::parse(head, RING).map_err(|_| Misbehaved)?;
+            // Answers are put in whole.
+            let (body, next) = behind.split_at_checked(head.len).ok_or(Misbehaved)?;
             if head.fds > 0 {
                 return Err(Misbehaved);
             }
-            let frame = Frame { kind: head.kind, id: head.id, body, fds: Vec::new() };
+            // A copy of its own, as short as it is: a part of the buffer would keep all of it for as long as nobody looks.
+            let frame = Frame { kind: head.kind, id: head.id, body: Bytes::copy_from_slice(body), fds: Vec::new() };
             answers.push(answer(frame)?.ok_or(Misbehaved)?);
+            rest = next;
         }
-        // Answers are put in whole.
-        if self.decoder.at_boundary(&self.bytes) { Ok(()) } else { Err(Misbehaved) }
+        if rest.is_empty() { Ok(()) } else { Err(Misbehaved) }
     }
 }
 

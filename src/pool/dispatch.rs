@@ -110,7 +110,9 @@ impl Shared {
     /// Gives a task with a slot to a worker: the one that was idle last, or one that is still to be started.
     pub(super) fn place(self: &Arc<Self>, state: &mut State, job: Arc<Job>) {
         if let Some(seat) = state.idle.pop() {
-            if !seat.give(&job) {
+            if seat.give(&job) {
+                state.after.write(&seat);
+            } else {
                 state.idle.push(seat);
                 self.release(state);
             }
@@ -209,6 +211,7 @@ impl Shared {
         }
         while let Some(job) = state.assigned.pop_front() {
             if seat.give(&job) {
+                state.after.write(seat);
                 // Tasks that were given up in between have freed their slots.
                 self.dispatch(state);
                 self.send_ahead(state, seat);
@@ -241,7 +244,7 @@ impl Shared {
             return;
         }
         let mut desk = seat.desk();
-        let mut room = desk.room().min(state.waiting.len().div_ceil(2 * state.target));
+        let mut room = desk.room(state.waiting.len().div_ceil(2 * state.target));
         if let Some(most) = self.settings.max_tasks {
             room = room
                 .min(usize::try_from(most.saturating_sub(desk.done)).unwrap_or(usize::MAX).saturating_sub(desk.load()));
@@ -259,9 +262,8 @@ impl Shared {
         }
         if any {
             state.sent_ahead = true;
-            if !desk.write() {
-                seat.bell.notify_one();
-            }
+            drop(desk);
+            state.after.write(seat);
         }
     }
 
@@ -282,9 +284,8 @@ impl Shared {
         }
         // It has not begun even the first of them, so that one stays.
         while let Some(job) = state.waiting.pop_front() {
-            let mut desk = seat.desk();
-            if desk.send(&job, &seat) {
-                desk.write();
+            if seat.desk().send(&job, &seat) {
+                state.after.write(&seat);
                 break;
             }
         }

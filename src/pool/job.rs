@@ -12,10 +12,12 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::seat::Seat;
+use crate::channel::outbox::Outbox;
 use crate::error::TaskError;
 use crate::sys::socket;
 use crate::task::Parcel;
 use crate::wire::frame::Frame;
+use crate::wire::message::Kind;
 
 /// The largest body, in bytes, that is sent to a worker before it has finished what it has.
 const LARGEST_AHEAD: usize = 16 * 1024;
@@ -106,24 +108,25 @@ impl Job {
         }
     }
 
-    /// Hands it to a worker: its body, and its fds. `None`: nobody wants it any more.
+    /// Hands it to a worker: puts it into its outbox, under this number. `false`: nobody wants it any more.
     ///
-    /// It keeps both until it is resolved: the worker may die before it has begun it.
-    pub(super) fn send(&self, seat: &Arc<Seat>) -> Option<(Bytes, Vec<OwnedFd>)> {
+    /// It keeps its body and its fds until it is resolved: the worker may die before it has begun it.
+    pub(super) fn send(&self, seat: &Arc<Seat>, outbox: &mut Outbox, id: u64) -> bool {
         let mut cell = self.cell();
         if !matches!(cell.stage, Stage::Queued | Stage::Assigned) {
-            return None;
+            return false;
         }
         let fds: io::Result<Vec<_>> = cell.fds.iter().map(socket::duplicate).collect();
         match fds {
             Ok(fds) => {
                 cell.stage = Stage::Sent(Arc::clone(seat));
-                Some((cell.body.clone(), fds))
+                outbox.push_shared(Kind::Run as u8, id, &cell.body, fds);
+                true
             }
             Err(error) => {
                 cell.settle(Stage::Resolved(Err(TaskError::Encode(error.into()))));
                 wake(cell);
-                None
+                false
             }
         }
     }

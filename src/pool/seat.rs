@@ -1,6 +1,6 @@
 //! One worker's place in the pool: what the dispatcher, the callers and the supervisor share of it.
 //!
-//! A caller that has a task for an idle worker writes it here at once; only what does not fit into the socket, and what
+//! A caller that has a task for an idle worker writes it at once, in its own task; only what does not fit into the socket, and what
 //! needs a clock, wakes the supervisor. Whoever wants a task's worker ended leaves a word here; the supervisor, which
 //! alone knows whether that task is still the one that runs, acts on it.
 
@@ -15,8 +15,6 @@ use super::life::{Event, WorkerState};
 use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
 use crate::sys::ledger::Ledger;
-use crate::wire::frame::Frame;
-use crate::wire::message::Kind;
 
 /// A worker gets tasks ahead for about so long, by the time that its last ones took.
 const AHEAD: Duration = Duration::from_millis(1);
@@ -77,8 +75,10 @@ impl Seat {
         self.desk().pid
     }
 
-    /// Sends a task to this idle worker, which takes over the task's permit. `false`: nobody wants the task any more,
-    /// and the worker is still idle.
+    /// Gives a task to this idle worker, which takes over the task's permit. `false`: nobody wants the task any more, and
+    /// the worker is still idle.
+    ///
+    /// It is in the outbox then, and is to be [written](Self::write) once the pool's lock is gone.
     pub(super) fn give(self: &Arc<Self>, job: &Arc<Job>) -> bool {
         let mut desk = self.desk();
         if !desk.send(job, self) {
@@ -87,13 +87,19 @@ impl Seat {
         desk.apply(Event::Sent);
         desk.holds_permit = true;
         desk.since = Instant::now();
-        // Written here and now, in the caller's task.
-        let unwritten = !desk.write();
         drop(desk);
-        if unwritten || job.timeout.is_some() {
+        if job.timeout.is_some() {
             self.bell.notify_one();
         }
         true
+    }
+
+    /// Writes what was put into the outbox, here and now, and leaves to the supervisor what does not fit.
+    pub(super) fn write(&self) {
+        let written = self.desk().write();
+        if !written {
+            self.bell.notify_one();
+        }
     }
 }
 
@@ -141,27 +147,32 @@ impl Desk {
 
     /// Puts a task into the outbox. `false`: nobody wants it any more.
     pub(super) fn send(&mut self, job: &Arc<Job>, seat: &Arc<Seat>) -> bool {
-        let Some((body, fds)) = job.send(seat) else { return false };
-        let id = self.take_id();
-        self.sent.push_back(Sent { id, job: Arc::clone(job) });
-        self.outbox.push(Frame { kind: Kind::Run as u8, id, body, fds });
-        true
+        let id = self.last_id + 1;
+        let wanted = job.send(seat, &mut self.outbox, id);
+        if wanted {
+            self.last_id = id;
+            self.sent.push_back(Sent { id, job: Arc::clone(job) });
+        }
+        wanted
     }
 
     /// Writes what fits. `false`: some is left, or the worker is ending, which its supervisor will see.
-    pub(super) fn write(&mut self) -> bool {
+    fn write(&mut self) -> bool {
         let Some(socket) = &self.socket else { return false };
         self.outbox.flush(&**socket).is_ok()
     }
 
-    /// How many more tasks it may be sent: as many as keep it busy for a moment.
-    pub(super) fn room(&self) -> usize {
+    /// How many more tasks it is to be sent: as many as keep it busy for a moment, and at most `share`.
+    ///
+    /// None while it still has more than half of that: the more tasks go at once, the fewer writes, reads and wake-ups
+    /// each of them costs on both sides.
+    pub(super) fn room(&self, share: usize) -> usize {
         let Some(pace) = self.pace else { return 0 };
         if self.outbox.len() > MOST_UNWRITTEN || self.state != WorkerState::Busy {
             return 0;
         }
         let most = (AHEAD.as_nanos() / pace.as_nanos().max(1)).clamp(1, MOST_SENT as u128) as usize;
-        most.saturating_sub(self.sent.len())
+        if self.sent.len() > most.min(share).div_ceil(2) { 0 } else { most.saturating_sub(self.sent.len()).min(share) }
     }
 
     /// How many tasks it has, the running one included.

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use super::answers::{Misbehaved, answer};
 use super::dispatch::{Review, Turn};
-use super::job::{Job, Outcome};
 use super::life::WorkerState;
 use super::state::{End, Ending};
 use super::supervisor::{Cause, Process, Supervisor};
@@ -19,9 +18,6 @@ use crate::wire::frame::Frame;
 
 /// How long a worker that has tasks ahead may be silent before its ledger is looked at.
 const LOOK_AFTER: Duration = Duration::from_millis(1);
-
-/// Tasks that are off the desk, with what they are to be resolved with.
-type Answered = Vec<(Arc<Job>, Outcome)>;
 
 impl Supervisor {
     /// Reads one answer after the other, until there is a reason to end the process.
@@ -130,15 +126,16 @@ impl Supervisor {
         if process.answers.is_empty() {
             return Ok(None);
         }
-        let (answered, endings, honest) = self.match_answers(process);
+        let honest = self.match_answers(process);
         let settings = &self.shared.settings;
         let done = self.seat.desk().done;
         let pid = process.child.kept().pid();
         let worn = settings.max_tasks.is_some_and(|most| done >= most)
             || settings.max_memory.is_some_and(|most| resident_memory(pid).is_some_and(|now| now > most));
         // The worker gets its next tasks before these ones' callers get the results.
-        let turn = self.shared.answered(&self.seat, &endings, worn);
-        for (job, outcome) in answered {
+        let turn = self.shared.answered(&self.seat, &process.endings, worn);
+        process.endings.clear();
+        for (job, outcome) in process.answered.drain(..) {
             job.resolve(outcome);
         }
         honest.map(|()| Some(turn))
@@ -146,21 +143,19 @@ impl Supervisor {
 
     /// Takes the answered tasks off the desk. From an answer to no task on nothing counts; what came before does, or
     /// those tasks, which are off the desk, would never end.
-    pub(super) fn match_answers(&self, process: &mut Process) -> (Answered, Vec<Ending>, Result<(), Misbehaved>) {
+    pub(super) fn match_answers(&self, process: &mut Process) -> Result<(), Misbehaved> {
         let mut honest = Ok(());
         let mut desk = self.seat.desk();
-        let mut answered = Vec::with_capacity(process.answers.len());
-        let mut endings = Vec::with_capacity(process.answers.len());
         for (id, outcome) in process.answers.drain(..) {
             let Some(job) = desk.answer(id) else {
                 honest = Err(Misbehaved);
                 break;
             };
-            endings.push(if outcome.is_ok() { Ending::Done } else { Ending::Failed });
-            answered.push((job, outcome));
+            process.endings.push(if outcome.is_ok() { Ending::Done } else { Ending::Failed });
+            process.answered.push((job, outcome));
         }
-        desk.answered(answered.len());
-        (answered, endings, honest)
+        desk.answered(process.answered.len());
+        honest
     }
 }
 

@@ -73,9 +73,19 @@ pub(super) struct After {
     pub(super) supervise: Vec<Arc<Seat>>,
     pub(super) resolve: Vec<(Arc<Job>, TaskError)>,
     pub(super) wake: Vec<Waker>,
+    /// Whose outbox is to be written. One place is enough: few accesses give tasks to more than one worker.
+    write: Option<Arc<Seat>>,
 }
 
 impl After {
+    pub(super) fn write(&mut self, seat: &Arc<Seat>) {
+        if let Some(other) = self.write.replace(Arc::clone(seat))
+            && !Arc::ptr_eq(&other, seat)
+        {
+            other.write();
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.supervise.is_empty() && self.resolve.is_empty() && self.wake.is_empty()
     }
@@ -104,12 +114,21 @@ impl DerefMut for Locked<'_> {
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
         let Some(mut state) = self.state.take() else { return };
+        // Before all else, as a worker waits for it; and without the lock, as it takes longer than all that the lock guards.
+        let write = state.after.write.take();
         if state.after.is_empty() {
+            drop(state);
+            if let Some(seat) = write {
+                seat.write();
+            }
             return;
         }
-        let After { supervise, resolve, wake } = std::mem::take(&mut state.after);
+        let After { supervise, resolve, wake, .. } = std::mem::take(&mut state.after);
         let runtime = state.runtime.clone();
         drop(state);
+        if let Some(seat) = write {
+            seat.write();
+        }
         wake.into_iter().for_each(Waker::wake);
         for (job, error) in resolve {
             job.resolve(Err(error));

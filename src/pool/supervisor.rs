@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use super::answers::{Ring, answer};
-use super::job::Outcome;
+use super::job::{Job, Outcome};
 use super::life::Event;
 use super::seat::Seat;
 use super::state::{End, Ending, Next, Phase, Shared};
@@ -73,8 +73,11 @@ pub(super) struct Process {
     pub(super) socket: Arc<Socket>,
     pub(super) inbox: Inbox,
     pub(super) ring: Ring,
-    /// Answers that are being taken in; empty between two turns.
+    /// Answers that are being taken in; empty between two turns, as the next two are.
     pub(super) answers: Vec<(u64, Outcome)>,
+    /// Tasks that are off the desk, with what they are to be resolved with.
+    pub(super) answered: Vec<(Arc<Job>, Outcome)>,
+    pub(super) endings: Vec<Ending>,
 }
 
 /// Why a process is ended, or has ended.
@@ -181,7 +184,8 @@ impl Supervisor {
                 .await
                 .map_err(|error| SpawnError::StartTask(Box::new(error)))?;
         }
-        Ok(Process { child, socket, inbox, ring, answers: Vec::new() })
+        let (answers, answered, endings) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Process { child, socket, inbox, ring, answers, answered, endings })
     }
 
     /// Runs one of the pool's own tasks in the process and waits for its answer.
@@ -252,14 +256,14 @@ impl Supervisor {
             let Ok(answer) = answer(frame) else { break };
             process.answers.extend(answer);
         }
-        let (answered, endings, _) = self.match_answers(&mut process);
+        let _ = self.match_answers(&mut process);
         let exit = exit.unwrap_or(Exit::UNKNOWN);
-        let worked = self.shared.lost(&self.seat, &endings, ending, |job| match cause {
+        let worked = self.shared.lost(&self.seat, &process.endings, ending, |job| match cause {
             Cause::TimedOut => TaskError::TimedOut,
             Cause::Cancelled => TaskError::Cancelled,
             Cause::Died | Cause::Retired(_) => died(&kept, &exit, job.name),
         });
-        for (job, outcome) in answered {
+        for (job, outcome) in process.answered {
             job.resolve(outcome);
         }
         match cause {

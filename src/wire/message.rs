@@ -15,6 +15,8 @@
 //!
 //! What a worker says is not trusted: the worst that any bytes can do is to end that worker.
 
+use std::cell::Cell;
+
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
@@ -73,16 +75,37 @@ pub(crate) struct Run {
     pub(crate) arguments: Bytes,
 }
 
+/// The largest buffer that a thread keeps to encode in, in bytes.
+const KEEP: usize = 4096;
+
+thread_local! {
+    /// Where this thread encodes; taken while it does, as a value may have another one encoded inside.
+    static SCRATCH: Cell<BytesMut> = Cell::new(BytesMut::new());
+}
+
 impl Run {
     /// The bytes before the arguments.
     pub(crate) const HEAD_LEN: usize = 16;
 
-    /// A buffer that begins a body; the arguments are appended to it.
+    /// Begins a body; the arguments are appended to it.
     pub(crate) fn begin(entry: u64, check: u64) -> BytesMut {
-        let mut body = BytesMut::with_capacity(128);
+        let mut body = SCRATCH.take();
+        body.reserve(128);
         body.put_u64_le(entry);
         body.put_u64_le(check);
         body
+    }
+
+    /// Ends it. A small body gets a buffer of its own length, as a million of them may wait, and leaves its buffer to the
+    /// next one.
+    pub(crate) fn finish(mut body: BytesMut) -> Bytes {
+        if body.capacity() > KEEP {
+            return body.freeze();
+        }
+        let exact = Bytes::copy_from_slice(&body);
+        body.clear();
+        SCRATCH.set(body);
+        exact
     }
 
     pub(crate) fn parse(mut body: Bytes) -> Option<Self> {
