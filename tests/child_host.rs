@@ -182,6 +182,30 @@ fn without_free_fds_it_is_an_error_and_works_again() {
 }
 
 #[test]
+fn a_shortage_of_processes_is_waited_for_and_then_an_error() {
+    alone("a_shortage_of_processes_is_waited_for_and_then_an_error", async || {
+        Command::new("true").output().await.unwrap();
+        // Root has no such limit.
+        if rustix::process::geteuid().is_root() {
+            assert_eq!(unsafe { libc::setresuid(65534, 65534, 65534) }, 0);
+        }
+        let old = rustix::process::getrlimit(Resource::Nproc);
+        rustix::process::setrlimit(Resource::Nproc, Rlimit { current: Some(0), maximum: old.maximum }).unwrap();
+        let refused = |result: Result<(), CommandError>| match result {
+            Err(CommandError::Spawn { source, .. }) => assert_eq!(source.raw_os_error(), Some(libc::EAGAIN)),
+            other => panic!("{other:?}"),
+        };
+        let start = std::time::Instant::now();
+        refused(Command::new("cat").input("x").output().await.map(drop));
+        assert!(start.elapsed() >= Duration::from_millis(193), "it was tried again for a while");
+        refused(Command::new("true").spawn().map(drop));
+        refused(Command::new("true").new_session().spawn().map(drop));
+        rustix::process::setrlimit(Resource::Nproc, old).unwrap();
+        assert!(Command::new("true").status().await.unwrap().success());
+    });
+}
+
+#[test]
 fn fds_above_a_lowered_limit_are_no_trouble() {
     alone("fds_above_a_lowered_limit_are_no_trouble", async || {
         let high: Vec<_> = (0..40).map(|_| File::open("/dev/null").unwrap()).collect();

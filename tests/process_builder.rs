@@ -2,14 +2,17 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead as _, Read as _, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Stdio;
 use std::time::Duration;
 
-use multiproc::{Process, SpawnError, call, task};
+use multiproc::{Process, SpawnError, call, spawn_process, task};
 use support::{alone_command, block_on, died, is_alone, running, status};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 multiproc::test_support!();
 
@@ -170,12 +173,35 @@ fn what_is_not_set_is_the_hosts_own_wherever_the_socket_lay() {
     assert_eq!((count(&output.stdout, "out: "), count(&output.stderr, "err: ")), (2, 2), "{output:?}");
 }
 
+/// The fds that are open here.
+fn open() -> BTreeSet<u32> {
+    let listing = std::fs::read_dir("/proc/self/fd").unwrap();
+    listing.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect()
+}
+
 #[tokio::test]
-async fn all_three_set_is_invalid() {
-    let builder = Process::builder().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let error = builder.spawn(task!(idle())).await.unwrap_err();
-    assert!(matches!(error, SpawnError::Invalid { .. }), "{error:?}");
-    assert!(error.to_string().contains("at most two"), "{error}");
+async fn all_three_may_be_pipes_and_nothing_else_is_open() {
+    for _ in 0..20 {
+        let builder = Process::builder().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = builder.spawn(task!(copy_stdin_to_both())).await.unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(b"hello").await.unwrap();
+        drop(stdin);
+        let (mut out, mut err) = (String::new(), String::new());
+        child.stdout.take().unwrap().read_to_string(&mut out).await.unwrap();
+        child.stderr.take().unwrap().read_to_string(&mut err).await.unwrap();
+        assert_eq!((&*out, &*err), ("out: hello\n", "err: hello\n"));
+        assert_eq!(child.join().await.unwrap(), 5);
+    }
+    let three = || Process::builder().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let open_with_three = three().spawn(task!(open())).await.unwrap().join().await.unwrap();
+    assert_eq!(open_with_three, spawn_process(task!(open())).await.unwrap().join().await.unwrap());
+
+    // Its end is seen, as nothing here holds its end of the socket.
+    let child = three().spawn(call(|()| std::process::exit(8), ())).await.unwrap();
+    assert_eq!(died::<()>(child.join().await).unwrap().code(), Some(8));
+    let error = three().memory_limit(1).spawn(task!(open())).await.map(drop);
+    assert!(matches!(error, Ok(()) | Err(SpawnError::Exited { .. } | SpawnError::Handshake { .. })), "{error:?}");
 }
 
 fn take(mib: usize) -> usize {

@@ -340,8 +340,8 @@ impl ProcessBuilder {
 
     /// Where stdin comes from; /dev/null by default.
     ///
-    /// Of stdin, stdout and stderr at most two can be set: the third carries the socket until the process has started,
-    /// and is this process's own afterwards.
+    /// One that is not set carries the socket until the process has started. With all three set the process is forked, and
+    /// does not start with `posix_spawn(3)`, which takes the longer the more memory this process uses.
     pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
         self.plan.stdio(Slot::Stdin, stdin.into());
         self
@@ -392,8 +392,7 @@ impl ProcessBuilder {
     ///
     /// # Errors
     ///
-    /// As for [`spawn_process`]; `Directory` if the working directory can't be entered, `Handshake` if a limit can't be set,
-    /// `Invalid` if stdin, stdout and stderr are all set.
+    /// As for [`spawn_process`]; `Directory` if the working directory can't be entered, `Handshake` if a limit can't be set.
     ///
     /// # Cancel safety
     ///

@@ -24,6 +24,7 @@ use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
 use crate::error::{RecvError, SpawnError};
 use crate::sys::image;
+use crate::sys::in_child::InChild;
 use crate::sys::ledger::Ledger;
 use crate::sys::limits::Limits;
 use crate::sys::socket::{self, Ready};
@@ -67,6 +68,7 @@ pub(crate) fn slot_of(arg0: &OsStr) -> Option<Slot> {
     let (slot, rest) = match rest {
         [b'<', b'1', rest @ ..] => (Slot::Stdout, rest),
         [b'<', b'2', rest @ ..] => (Slot::Stderr, rest),
+        [b'<', b'3', rest @ ..] => (Slot::Extra, rest),
         rest => (Slot::Stdin, rest),
     };
     (rest.is_empty() || rest.starts_with(b": ")).then_some(slot)
@@ -77,6 +79,7 @@ fn arg0(slot: Slot, name: &str) -> OsString {
         Slot::Stdin => "",
         Slot::Stdout => "<1",
         Slot::Stderr => "<2",
+        Slot::Extra => "<3",
     };
     if name.is_empty() { format!("{MARKER}{slot}") } else { format!("{MARKER}{slot}: {}", name.replace('\0', "")) }
         .into()
@@ -124,13 +127,10 @@ impl Plan {
         self.edit(|command| place_stdio(command, place, stdio));
     }
 
-    /// The stdio fd that the caller has no use for. What the host has there goes along with Hello.
-    pub(crate) fn slot(&self) -> Result<Slot, SpawnError> {
-        [Slot::Stdin, Slot::Stderr, Slot::Stdout].into_iter().find(|&slot| !self.taken[slot as usize]).ok_or(
-            SpawnError::Invalid {
-                reason: "of stdin, stdout and stderr at most two can be set: one carries the socket",
-            },
-        )
+    /// The stdio fd that the caller has no use for, if there is one. What the host has there goes along with Hello.
+    pub(crate) fn slot(&self) -> Slot {
+        let unused = [Slot::Stdin, Slot::Stderr, Slot::Stdout].into_iter().find(|&slot| !self.taken[slot as usize]);
+        unused.unwrap_or(Slot::Extra)
     }
 }
 
@@ -139,6 +139,7 @@ fn place_stdio(command: &mut Command, place: Slot, stdio: Stdio) {
         Slot::Stdin => command.stdin(stdio),
         Slot::Stdout => command.stdout(stdio),
         Slot::Stderr => command.stderr(stdio),
+        Slot::Extra => command,
     };
 }
 
@@ -206,7 +207,7 @@ pub(crate) async fn start(plan: &Plan, name: &str, first: Option<Frame>) -> Resu
 /// As for `start`.
 pub(crate) async fn launch(plan: &Plan, name: &str, first: Option<Frame>) -> Result<Worker, SpawnError> {
     let depth = permitted()?;
-    let slot = plan.slot()?;
+    let slot = plan.slot();
     let hello = Hello {
         image: image::id().map_err(SpawnError::Executable)?,
         depth,
@@ -225,7 +226,7 @@ pub(crate) async fn launch(plan: &Plan, name: &str, first: Option<Frame>) -> Res
             Some(ledger)
         }
     };
-    if slot != Slot::Stdin {
+    if matches!(slot, Slot::Stdout | Slot::Stderr) {
         // A host that has closed it has nothing to pass on.
         hello.fds.extend(socket::duplicate(slot.fd()).ok());
     }
@@ -241,6 +242,11 @@ pub(crate) async fn launch(plan: &Plan, name: &str, first: Option<Frame>) -> Res
     match outbox.flush(&socket) {
         Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
         _ => {}
+    }
+    if slot == Slot::Extra {
+        // Only one process has all three set. The command goes with its plan, and with it its copy of the socket.
+        let in_child = InChild { inherited: vec![(socket::duplicate(&theirs)?, Slot::EXTRA)], ..InChild::default() };
+        in_child.install(&mut lock(&plan.template))?;
     }
     let starting = Starting { template: Arc::clone(&plan.template), arg0: arg0(slot, name), slot, theirs };
     let started = keeper::spawn_async(starting, Terms::default()).await;

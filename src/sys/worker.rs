@@ -11,23 +11,30 @@ use rustix::process::{Pid, Signal};
 
 use crate::sys::socket;
 
-/// The stdio fd in which a worker finds the socket to its parent.
+/// The fd in which a worker finds the socket to its parent.
 ///
-/// It is stdin unless the caller wants that for something else: a `std::process::Command` can place no other fds
-/// without leaving posix_spawn(3).
+/// It is stdin unless the caller wants that for something else: a `std::process::Command` can place no other fds than
+/// 0, 1 and 2 without leaving posix_spawn(3). So the extra one is for who wants all three.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Slot {
     Stdin,
     Stdout,
     Stderr,
+    Extra,
 }
 
 impl Slot {
+    /// The number of the extra one.
+    pub(crate) const EXTRA: RawFd = 3;
+
     pub(crate) fn fd(self) -> BorrowedFd<'static> {
         match self {
             Self::Stdin => rustix::stdio::stdin(),
             Self::Stdout => rustix::stdio::stdout(),
             Self::Stderr => rustix::stdio::stderr(),
+            // SAFETY: as for stdio, the number is another process's promise, made by the marker in arg0. What is there is
+            // only asked what it is, by calls that fail with EBADF if nothing is, until that promise has proved true.
+            Self::Extra => unsafe { BorrowedFd::borrow_raw(Self::EXTRA) },
         }
     }
 
@@ -84,6 +91,8 @@ impl Slot {
             Self::Stdin => rustix::stdio::dup2_stdin(fd),
             Self::Stdout => rustix::stdio::dup2_stdout(fd),
             Self::Stderr => rustix::stdio::dup2_stderr(fd),
+            // Nobody looks for anything there; `close_inherited` closes it.
+            Self::Extra => Ok(()),
         }?)
     }
 }
