@@ -7,10 +7,11 @@ mod support;
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
+use std::time::Duration;
 
-use multiproc::{Process, call, spawn_process, task};
+use multiproc::{Process, TaskError, call, spawn_process, task};
 use rustix::io::FdFlags;
-use support::{alone, block_on, running};
+use support::{Other, alone, block_on, eventually, running, within};
 
 multiproc::test_support!();
 
@@ -71,6 +72,30 @@ async fn stdin_is_at_its_end() {
         (text, std::io::stdin().lines().count())
     };
     assert_eq!(spawn_process(call(read, ())).await.unwrap().join().await.unwrap(), (String::new(), 0));
+}
+
+/// A worker whose task closed all fds, the watch's too, took the end of the watch for its parent's, and killed itself.
+#[tokio::test]
+async fn a_task_that_closes_every_fd_of_its_worker_goes_on_to_its_own_end() {
+    let close_all = |()| -> () {
+        for fd in 3..100 {
+            // SAFETY: close(2) takes any number, and nothing in this process uses its fds after this.
+            unsafe { libc::close(fd) };
+        }
+        // Stopped and continued, the watch looks at its fd anew. It would be quicker than this.
+        println!("running");
+        std::thread::sleep(Duration::from_millis(300));
+        std::process::exit(7)
+    };
+    let (child, _) = running(Process::builder(), call(close_all, ())).await;
+    let other = Other::new(child.id().unwrap());
+    child.signal(libc::SIGSTOP).unwrap();
+    assert!(eventually(within(Duration::from_secs(5)), || other.state() == 'T'));
+    child.signal(libc::SIGCONT).unwrap();
+    match child.join().await {
+        Err(TaskError::Died { status: Some(status), .. }) => assert_eq!(status.code(), Some(7), "{status}"),
+        other => panic!("{other:?}"),
+    }
 }
 
 /// Opens a file, prints, and gives the file's number and what is in it.
@@ -152,9 +177,7 @@ fn without_a_free_fd_a_start_is_an_error_and_works_again_later() {
             };
             assert_eq!(result, 2);
             assert!((1..20).contains(&failures), "{failures} of {before}");
-            assert!(support::eventually(support::within(std::time::Duration::from_secs(5)), || {
-                support::children().is_empty()
-            }));
+            assert!(eventually(within(Duration::from_secs(5)), || { support::children().is_empty() }));
             // What failed has given back all that it took.
             let mut again = Vec::new();
             while let Ok(fd) = rustix::io::dup(std::io::stdin()) {

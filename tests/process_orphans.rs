@@ -46,6 +46,16 @@ fn block_all_signals(what: String) {
     block(what);
 }
 
+/// As daemons do: what the worker itself has open goes too, and other files get those numbers.
+fn close_everything(what: String) {
+    for fd in 3..100 {
+        // SAFETY: close(2) takes any number, and nothing in this process uses its fds after this.
+        unsafe { libc::close(fd) };
+    }
+    let _files: Vec<_> = (0..5).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+    block(what);
+}
+
 #[expect(clippy::zombie_processes, reason = "left behind on purpose")]
 fn with_grandchildren(what: String) {
     let sleep = Command::new("sleep").arg("1000").spawn().unwrap();
@@ -77,6 +87,9 @@ fn host() {
         }
         all.push(builder().spawn(task!(block_all_signals("deaf".to_owned()))).await.unwrap());
         all.push(builder().spawn(task!(block_all_signals("stopped and deaf".to_owned()))).await.unwrap());
+        for what in ["closed", "stopped and closed"] {
+            all.push(builder().spawn(task!(close_everything(what.to_owned()))).await.unwrap());
+        }
         all.push(builder().spawn(task!(with_grandchildren("with grandchildren".to_owned()))).await.unwrap());
         all.push(builder().spawn(task!(with_worker("with worker".to_owned()))).await.unwrap());
         builder().spawn(task!(block("detached".to_owned()))).await.unwrap().detach();
@@ -140,8 +153,8 @@ fn start(test: &str, expected: usize) -> Host {
     host
 }
 
-/// What the host of [`host`] reports: nine of its own, two grandchildren, and a worker's worker.
-const ALL: usize = 12;
+/// What the host of [`host`] reports: eleven of its own, two grandchildren, and a worker's worker.
+const ALL: usize = 14;
 
 fn all_gone(host: &mut Host) {
     assert_eq!(host.all.len(), ALL);

@@ -3,6 +3,7 @@
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd as _, OwnedFd, RawFd};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
@@ -155,9 +156,19 @@ pub(crate) fn block_signals() {
     }
 }
 
+/// How often a worker whose task has closed the watch's fd asks who its parent is.
+const PARENT_LOOK: Duration = Duration::from_millis(200);
+
 /// Where the parent's end will be seen.
 #[derive(Debug)]
-pub(crate) enum ParentWatch {
+pub(crate) struct ParentWatch {
+    sign: Sign,
+    /// Who the parent was; with its end this process gets another one.
+    parent: Option<Pid>,
+}
+
+#[derive(Debug)]
+enum Sign {
     Pidfd(OwnedFd),
     /// For a kernel that has no pidfd to give: the socket's other end is closed, which may be before.
     HangUp,
@@ -168,33 +179,48 @@ pub(crate) enum ParentWatch {
 impl ParentWatch {
     /// Watches the process that made the socket's other end: by `SO_PEERPIDFD`, else by pidfd_open(2) of the parent.
     pub(crate) fn new(socket: impl AsFd) -> Self {
-        match peer_pidfd(&socket) {
-            Some(pidfd) => Self::Pidfd(pidfd),
-            None => Self::of_parent(socket),
-        }
-    }
-
-    fn of_parent(socket: impl AsFd) -> Self {
-        let Ok(maker) = rustix::net::sockopt::socket_peercred(socket) else { return Self::HangUp };
-        let pidfd = rustix::process::pidfd_open(maker.pid, rustix::process::PidfdFlags::empty());
-        // While it is our parent nobody else has its number, so the pidfd is its own. Else it has ended.
-        match pidfd {
-            _ if rustix::process::getppid() != Some(maker.pid) => Self::Gone,
-            Ok(pidfd) => Self::Pidfd(pidfd),
-            Err(_) => Self::HangUp,
-        }
+        let maker = rustix::net::sockopt::socket_peercred(&socket).ok().map(|maker| maker.pid);
+        let sign = match peer_pidfd(&socket) {
+            Some(pidfd) => Sign::Pidfd(pidfd),
+            None => Sign::of_parent(maker),
+        };
+        Self { sign, parent: maker }
     }
 
     /// Waits until the parent is gone; poll(2).
+    ///
+    /// A task may close all fds that it finds, as daemons do, and open others under their numbers. So an fd's word is not
+    /// enough: the kernel gives a process its new parent before it says that the old one has ended.
     pub(crate) fn wait(self, socket: impl AsFd) {
-        let (fd, events) = match &self {
-            Self::Pidfd(pidfd) => (pidfd.as_fd(), PollFlags::IN),
+        let (fd, events) = match &self.sign {
+            Sign::Pidfd(pidfd) => (pidfd.as_fd(), PollFlags::IN),
             // An empty set still reports HUP.
-            Self::HangUp => (socket.as_fd(), PollFlags::empty()),
-            Self::Gone => return,
+            Sign::HangUp => (socket.as_fd(), PollFlags::empty()),
+            Sign::Gone => return,
         };
         let mut fds = [PollFd::from_borrowed_fd(fd, events)];
         while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
+        if matches!(self.sign, Sign::HangUp) && fds[0].revents().contains(PollFlags::HUP) {
+            return;
+        }
+        while self.parent.is_some() && rustix::process::getppid() == self.parent {
+            std::thread::sleep(PARENT_LOOK);
+        }
+        // Not ours to close any more: the task may have put an fd of its own in this one's place, or nothing.
+        mem::forget(self);
+    }
+}
+
+impl Sign {
+    fn of_parent(maker: Option<Pid>) -> Self {
+        let Some(maker) = maker else { return Self::HangUp };
+        let pidfd = rustix::process::pidfd_open(maker, rustix::process::PidfdFlags::empty());
+        // While it is our parent nobody else has its number, so the pidfd is its own. Else it has ended.
+        match pidfd {
+            _ if rustix::process::getppid() != Some(maker) => Self::Gone,
+            Ok(pidfd) => Self::Pidfd(pidfd),
+            Err(_) => Self::HangUp,
+        }
     }
 }
 
