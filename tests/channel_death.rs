@@ -1,10 +1,10 @@
-//! Channels: a peer that is killed in the middle of something.
+//! Channels: a peer that is killed in the middle of something, or that gives up there.
 
 #![expect(clippy::needless_pass_by_value, reason = "a task owns its arguments")]
 
 use std::os::unix::process::ExitStatusExt as _;
 
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use multiproc::{Duplex, Receiver, RecvError, SendError, Sender, channel, duplex, spawn_process, task};
 
 multiproc::test_support!();
@@ -90,6 +90,41 @@ async fn a_receiver_killed_while_a_send_waits_is_closed_to_the_sender() {
         });
         assert!(matches!(sent, Err(SendError::Closed)), "{sent:?}");
     }
+}
+
+/// The receiver is still there, and reads no more: the sender waited for room until it was dropped.
+#[tokio::test]
+async fn a_receiver_that_refuses_a_message_as_too_large_is_closed_to_the_sender() {
+    let (tx, rx) = channel::<Vec<u8>>().unwrap();
+    let mut rx = rx.max_message(1000);
+    let (sent, received) = tokio::join!(tx.send(vec![0; 8 << 20]), rx.recv());
+    assert!(matches!(sent, Err(SendError::Closed)), "{sent:?}");
+    assert!(matches!(received, Err(RecvError::TooLarge { max: 1000, .. })), "{received:?}");
+    assert!(matches!(rx.recv().await, Err(RecvError::TooLarge { max: 1000, .. })), "the same again");
+
+    let (ours, theirs) = duplex::<Vec<u8>, Vec<u8>>().unwrap();
+    let (mut ours, mut theirs) = (ours, theirs.max_message(1000));
+    let (sent, received) = tokio::join!(ours.send(vec![0; 8 << 20]), theirs.recv());
+    assert!(matches!(sent, Err(SendError::Closed)), "{sent:?}");
+    assert!(matches!(received, Err(RecvError::TooLarge { max: 1000, .. })), "{received:?}");
+    theirs.send(vec![1]).await.unwrap();
+    assert_eq!(ours.recv().await.unwrap(), Some(vec![1]), "the other direction goes on");
+}
+
+/// Both owe each other more than the socket holds. The one that is dropped still sends, and receives no more; the other one
+/// waited for room for ever, and never came to receive.
+#[tokio::test]
+async fn a_duplex_dropped_with_a_message_under_way_is_closed_to_a_peer_that_sends() {
+    let (ours, mut theirs) = duplex::<Vec<u8>, Vec<u8>>().unwrap();
+    let leave = async move {
+        assert!(ours.send(vec![1; 8 << 20]).now_or_never().is_none());
+        drop(ours);
+    };
+    // The send waits before the other end goes.
+    let (sent, ()) = tokio::join!(biased; theirs.send(vec![2; 8 << 20]), leave);
+    assert!(matches!(sent, Err(SendError::Closed)));
+    assert_eq!(theirs.recv().await.unwrap(), Some(vec![1; 8 << 20]));
+    assert_eq!(theirs.recv().await.unwrap(), None);
 }
 
 async fn answer(mut end: Duplex<Vec<u8>, u32>) {

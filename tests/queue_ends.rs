@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use futures::{SinkExt as _, StreamExt as _};
+use futures::{FutureExt as _, SinkExt, StreamExt as _};
 use multiproc::{
     QueueReceiver, QueueSender, RecvError, SendError, Sender, TryRecvError, TrySendError, channel, queue,
     spawn_process, task,
@@ -134,6 +134,53 @@ async fn they_are_sinks_and_streams() {
     assert!(one.is_sorted() && other.is_sorted());
     assert_eq!(one.iter().chain(&other).copied().collect::<BTreeSet<_>>(), (0..5_000).collect());
     assert_eq!(one.len() + other.len(), 5_000);
+}
+
+/// It did nothing once, and a receiver waited for a sender that was done.
+#[tokio::test]
+async fn closing_a_sink_counts_as_dropping_that_sender() {
+    let (mut tx, rx) = queue().unwrap();
+    let mut other = tx.clone();
+    tx.send(1).await.unwrap();
+    SinkExt::close(&mut tx).await.unwrap();
+    SinkExt::close(&mut tx).await.unwrap();
+    assert!(matches!(tx.send(2).await, Err(SendError::Closed)));
+    assert!(matches!(tx.feed(2).await, Err(SendError::Closed)));
+    assert!(matches!(tx.clone().blocking_send(2), Err(SendError::Closed)));
+    assert!(matches!(tx.try_send(2), Err(TrySendError::Closed(2))));
+    other.send(3).await.unwrap();
+    assert_eq!(rx.recv().await.unwrap(), Some(1));
+    assert_eq!(rx.recv().await.unwrap(), Some(3));
+    SinkExt::close(&mut other).await.unwrap();
+    assert_eq!(rx.recv().await.unwrap(), None, "both senders are here, and closed");
+}
+
+/// Their wait was bound to the runtime that had polled them first, and so never ended where that one stood still.
+#[test]
+fn streams_and_sinks_go_on_in_another_runtime() {
+    for first_is_dropped in [false, true] {
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (first, second) = (runtime(), runtime());
+        let (mut tx, mut rx) = queue::<usize>().unwrap();
+        let mut fed = 0;
+        first.block_on(async {
+            assert!(rx.next().now_or_never().is_none());
+            while tx.feed(fed).now_or_never().is_some_and(|result| result.is_ok()) {
+                fed += 1;
+            }
+        });
+        let first = Some(first).filter(|_| !first_is_dropped);
+        second.block_on(async {
+            let (flushed, received) = tokio::join!(tx.flush(), rx.by_ref().take(fed).collect::<Vec<_>>());
+            flushed.unwrap();
+            assert!(received.into_iter().map(Result::unwrap).eq(0..fed));
+            assert!(rx.next().now_or_never().is_none());
+            let (sent, received) = tokio::join!(SinkExt::send(&mut tx, 7), rx.next());
+            sent.unwrap();
+            assert_eq!(received.unwrap().unwrap(), 7);
+        });
+        drop(first);
+    }
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use super::inbox::{Batch, Inbox};
 use super::socket::Socket;
 use super::value;
 use crate::error::RecvError;
+use crate::sys::socket as sys;
 use crate::wire::frame::{Frame, VALUE};
 
 /// The receiving side of a socket.
@@ -133,10 +134,16 @@ impl Receiving {
     }
 
     fn value<T: DeserializeOwned>(&mut self, frame: Result<Option<Frame>, RecvError>) -> Result<Option<T>, RecvError> {
-        match frame? {
-            None => Ok(None),
-            Some(frame) if frame.kind == VALUE => value::decode(frame).map(Some),
-            Some(_) => Err(self.inbox.refuse("a frame that is no value")),
+        let broken = match frame {
+            Ok(None) => return Ok(None),
+            Ok(Some(frame)) if frame.kind == VALUE => return value::decode(frame).map(Some),
+            Ok(Some(_)) => self.inbox.refuse("a frame that is no value"),
+            Err(error) => error,
+        };
+        if matches!(broken, RecvError::TooLarge { .. } | RecvError::Protocol { .. }) {
+            // Nobody will read on. A sender that waits for room is told so, and not left to wait for the end of this end.
+            let _ = sys::end_receiving(&*self.socket);
         }
+        Err(broken)
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! It knows nothing of frames; see `inbox.rs` and `outbox.rs`.
 
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -74,7 +75,8 @@ impl Socket {
         }
     }
 
-    /// As [`when`](Self::when), where many tasks wait for the same and each is to have its turn.
+    /// As [`when`](Self::when), where many tasks wait for the same and each is to have its turn. A wait that was begun in one
+    /// runtime may go on in another one: it doesn't depend on the first one's reactor any more.
     pub(crate) async fn when_in_turn<R>(
         &self,
         ready: Ready,
@@ -92,9 +94,14 @@ impl Socket {
         } else {
             yield_now().await;
         }
-        let readiness = self.readiness_in_time(ready).await?;
         loop {
-            let mut guard = readiness.fd.ready(ready.into()).await?;
+            let readiness = self.readiness_in_time(ready).await?;
+            // A `Stream` and a `Sink` keep their wait from one poll to the next, and may be polled elsewhere by then.
+            let mut guard = tokio::select! {
+                biased;
+                () = left(runtime()) => continue,
+                guard = readiness.fd.ready(ready.into()) => guard?,
+            };
             // To go back and wait without a try is always sound: only a try that fails clears the readiness.
             if turn.give_way().await {
                 match guard.try_io(|_| io()) {
@@ -165,7 +172,7 @@ impl Socket {
     }
 
     fn readiness(&self, ready: Ready) -> io::Result<Arc<Readiness>> {
-        let current = Handle::try_current().ok().map(|handle| handle.id());
+        let current = runtime();
         let mut registrations = self.registrations.lock().unwrap_or_else(PoisonError::into_inner);
         let mut here = registrations.iter().filter(|registered| Some(registered.runtime) == current).peekable();
         // A second registration of one fd in one epoll(7) instance is an error; one of a duplicate is none.
@@ -191,6 +198,16 @@ impl Socket {
         }
         Ok(readiness)
     }
+}
+
+/// The runtime that polls.
+fn runtime() -> Option<Id> {
+    Handle::try_current().ok().map(|handle| handle.id())
+}
+
+/// Resolves when it is polled by another runtime than this one.
+async fn left(here: Option<Id>) {
+    poll_fn(|_| if runtime() == here { Poll::Pending } else { Poll::Ready(()) }).await;
 }
 
 impl AsFd for Socket {

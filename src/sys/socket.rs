@@ -151,9 +151,15 @@ pub(crate) fn end_sending(socket: impl AsFd) -> io::Result<()> {
     Ok(rustix::net::shutdown(socket, rustix::net::Shutdown::Write)?)
 }
 
-/// Ends the direction in which `socket` receives: its peer's sends fail; shutdown(2).
+/// Ends the direction in which `socket` receives, and throws away what has come: its peer's sends fail; shutdown(2).
+///
+/// The shutdown alone does not wake a peer that waits for room in a socket whose other direction goes on.
 pub(crate) fn end_receiving(socket: impl AsFd) -> io::Result<()> {
-    Ok(rustix::net::shutdown(socket, rustix::net::Shutdown::Read)?)
+    rustix::net::shutdown(&socket, rustix::net::Shutdown::Read)?;
+    let mut buf = [MaybeUninit::<u8>::uninit(); 8 * 1024];
+    // Nothing can be added any more, so this comes to an end.
+    while receive(&socket, &mut buf, libc::MSG_DONTWAIT)?.len > 0 {}
+    Ok(())
 }
 
 /// Whether it is a Unix socket of a stream; `SO_DOMAIN` and `SO_TYPE` in socket(7).

@@ -23,9 +23,11 @@ use crate::wire::frame::DEFAULT_MAX_BODY;
 
 /// The sending end of a queue; see [`queue`](crate::queue).
 ///
-/// Clones share one fd; sending it to another process duplicates that. It is also a [`Sink`] of one item at a time.
+/// Clones share one fd; sending it to another process duplicates that. It is also a [`Sink`] of one item at a time; closing
+/// that counts as dropping this clone.
 pub struct QueueSender<T> {
-    shared: Arc<Shared>,
+    /// `None` once it is closed as a `Sink`.
+    shared: Option<Arc<Shared>>,
     max: usize,
     /// What the `Sink` was given and could not send at once.
     leaving: Option<Leaving>,
@@ -41,10 +43,10 @@ type Leaving = Pin<Box<dyn Future<Output = Result<(), SendError>> + Send + Sync>
 
 impl<T> QueueSender<T> {
     pub(super) fn new(fd: OwnedFd) -> Self {
-        Self::with(Arc::new(Shared::new(Socket::new(fd))), DEFAULT_MAX_BODY)
+        Self::with(Some(Arc::new(Shared::new(Socket::new(fd)))), DEFAULT_MAX_BODY)
     }
 
-    fn with(shared: Arc<Shared>, max: usize) -> Self {
+    fn with(shared: Option<Arc<Shared>>, max: usize) -> Self {
         Self { shared, max, leaving: None, item: PhantomData }
     }
 
@@ -53,6 +55,10 @@ impl<T> QueueSender<T> {
     pub fn max_message(mut self, bytes: usize) -> Self {
         self.max = bytes.min(DEFAULT_MAX_BODY);
         self
+    }
+
+    fn shared(&self) -> Result<&Arc<Shared>, SendError> {
+        self.shared.as_ref().ok_or(SendError::Closed)
     }
 
     fn poll_leaving(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
@@ -80,7 +86,7 @@ impl<T: Serialize> QueueSender<T> {
     pub fn send(&self, item: T) -> impl Future<Output = Result<(), SendError>> + Send {
         let packet = Packet::new(&item, self.max);
         drop(item);
-        async move { self.shared.send(packet?).await }
+        async move { self.shared()?.send(packet?).await }
     }
 
     /// As [`send`](Self::send), on this thread, which it blocks; not for async code.
@@ -91,8 +97,9 @@ impl<T: Serialize> QueueSender<T> {
     pub fn blocking_send(&self, item: T) -> Result<(), SendError> {
         let packet = Packet::new(&item, self.max)?;
         drop(item);
+        let socket = &self.shared()?.socket;
         loop {
-            match self.shared.socket.block_when(Ready::Write, || packet.send(&self.shared.socket)) {
+            match socket.block_when(Ready::Write, || packet.send(socket)) {
                 Err(error) if flusher::is_fd_congestion(&error) => std::thread::sleep(flusher::FD_PAUSE),
                 result => return result.map_err(sent),
             }
@@ -122,11 +129,12 @@ impl<T: Serialize> QueueSender<T> {
     /// # }
     /// ```
     pub fn try_send(&self, item: T) -> Result<(), TrySendError<T>> {
+        let Some(shared) = &self.shared else { return Err(TrySendError::Closed(item)) };
         let packet = match Packet::new(&item, self.max) {
             Ok(packet) => packet,
             Err(error) => return Err(TrySendError::Refused(error)),
         };
-        match packet.send(&self.shared.socket) {
+        match packet.send(&shared.socket) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock || flusher::is_fd_congestion(&error) => {
                 Err(TrySendError::Full(item))
@@ -165,7 +173,8 @@ fn sent(error: io::Error) -> SendError {
     }
 }
 
-/// Each item leaves when it is given, or waits alone until there is room.
+/// Each item leaves when it is given, or waits alone until there is room. Closing it gives this clone up, once what waits has
+/// left: later sends through it fail with `Closed`, and the queue ends with its last sender.
 impl<T: Serialize> Sink<T> for QueueSender<T> {
     type Error = SendError;
 
@@ -175,9 +184,9 @@ impl<T: Serialize> Sink<T> for QueueSender<T> {
 
     fn start_send(mut self: Pin<&mut Self>, item: T) -> Result<(), SendError> {
         let packet = Packet::new(&item, self.max)?;
-        match packet.send(&self.shared.socket) {
+        let shared = Arc::clone(self.shared()?);
+        match packet.send(&shared.socket) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock || flusher::is_fd_congestion(&error) => {
-                let shared = Arc::clone(&self.shared);
                 self.leaving = Some(Box::pin(async move { shared.send(packet).await }));
                 Ok(())
             }
@@ -190,26 +199,29 @@ impl<T: Serialize> Sink<T> for QueueSender<T> {
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        self.poll_leaving(cx)
+        let closed = ready!(self.poll_leaving(cx));
+        self.shared = None;
+        Poll::Ready(closed)
     }
 }
 
 impl<T> Clone for QueueSender<T> {
     fn clone(&self) -> Self {
-        Self::with(Arc::clone(&self.shared), self.max)
+        Self::with(self.shared.clone(), self.max)
     }
 }
 
 impl<T> Serialize for QueueSender<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        travel::serialize_shared(&self.shared.socket, self.max, serializer)
+        let shared = self.shared().map_err(serde::ser::Error::custom)?;
+        travel::serialize_shared(&shared.socket, self.max, serializer)
     }
 }
 
 impl<'de, T> Deserialize<'de> for QueueSender<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (socket, max) = travel::deserialize_shared(deserializer)?;
-        Ok(Self::with(Arc::new(Shared::new(socket)), max))
+        Ok(Self::with(Some(Arc::new(Shared::new(socket))), max))
     }
 }
 
