@@ -17,10 +17,11 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::{Sink, Stream};
 use multiproc::{
-    Call, CallError, Child, Client, Command, CommandError, Duplex, ExitStatus, Fd, Map, Output, Panic, ParentError,
-    PoolBuilder, PoolStatus, Process, ProcessBuilder, ProcessPool, QueueReceiver, QueueSender, Receiver, RecvError,
-    SendError, Sender, SharedBytes, SharedBytesMut, SpawnError, Stdio, Submit, Task, TaskError, TaskHandle,
-    TrySubmitError, blocking_serve, call, channel, duplex, from_parent, queue, serve, spawn_process, task,
+    Call, CallError, Child, Client, Command, CommandError, Duplex, ExitStatus, Fd, Listener, Map, Output, Panic,
+    ParentError, Peer, PoolBuilder, PoolStatus, Process, ProcessBuilder, ProcessPool, QueueReceiver, QueueSender,
+    Receiver, RecvError, SendError, Sender, SharedBytes, SharedBytesMut, SpawnError, Stdio, Submit, Task, TaskError,
+    TaskHandle, TrySubmitError, blocking_connect, blocking_serve, call, channel, connect, connect_to, duplex,
+    from_parent, queue, serve, spawn_process, task,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{Decoder, Encoder};
@@ -82,6 +83,7 @@ fn handles_may_be_shared_and_shown_and_errors_go_anywhere() {
     handle::<QueueSender<u32>>();
     handle::<QueueReceiver<u32>>();
     handle::<Client<u32, u8>>();
+    handle::<Listener<u32, u8>>();
     handle::<SharedBytes>();
     handle::<SharedBytesMut>();
     handle::<Fd<std::fs::File>>();
@@ -189,6 +191,14 @@ async fn channels() -> Result<(), Box<dyn std::error::Error>> {
     let _: Result<String, CallError> = client.blocking_call(1);
     let (_, theirs): (Duplex<u8, String>, Duplex<String, u8>) = duplex()?;
     let _: Result<(), RecvError> = blocking_serve(theirs, |n: u8| n.to_string());
+    let listener: Listener<u8, String> = Listener::bind("/tmp/a/b")?;
+    let _: Listener<u8, String> = Listener::bind_for("/tmp/a/b", |peer| peer.uid == 1)?;
+    future::<io::Result<(Duplex<u8, String>, Peer)>>(listener.accept());
+    let _: (Duplex<u8, String>, Peer) = listener.blocking_accept()?;
+    let _: &Path = listener.path();
+    future::<io::Result<Duplex<u8, String>>>(connect("/tmp/a/b"));
+    future::<io::Result<Duplex<u8, String>>>(connect_to("/tmp/a/b", |peer| peer.gid == 1));
+    let _: io::Result<Duplex<u8, String>> = blocking_connect("/tmp/a/b");
     let (sender, receiver): (QueueSender<u8>, QueueReceiver<u8>) = queue()?;
     future(sender.clone().send(1));
     let _: (Option<u8>, Option<u8>) = (receiver.clone().recv().await?, receiver.blocking_recv()?);

@@ -6,6 +6,7 @@
 //!  parent.rs                       a channel between two programs
 //!  departure.rs  flusher.rs        one frame's way out; and who goes on when the socket is full
 //!  service/                        calls: requests and their answers, many at once over one duplex
+//!  listener/                       duplexes between processes that are no relatives
 //!  queue/                          many to many: items as packets, on a socket that all holders share
 //!  shared.rs                       bytes that are not copied at all
 //!  fd.rs                           files, sockets and pipes as values
@@ -19,6 +20,7 @@ mod duplex;
 mod fd;
 mod flusher;
 pub(crate) mod inbox;
+mod listener;
 pub(crate) mod outbox;
 mod parent;
 mod queue;
@@ -39,6 +41,7 @@ use std::io;
 
 pub use duplex::{Duplex, duplex};
 pub use fd::Fd;
+pub use listener::{Listener, Peer, blocking_connect, connect, connect_to};
 pub(crate) use parent::for_child;
 pub use parent::from_parent;
 pub use queue::{QueueReceiver, QueueSender, queue};

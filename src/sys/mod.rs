@@ -9,5 +9,6 @@ pub(crate) mod ledger;
 pub(crate) mod limits;
 pub(crate) mod memory;
 pub(crate) mod process;
+pub(crate) mod rendezvous;
 pub(crate) mod socket;
 pub(crate) mod worker;

@@ -40,6 +40,9 @@ pub(crate) const CANCEL: u8 = 5;
 /// The kind of the frame by which a program knows its stdin for a channel: see `channel/parent.rs`.
 pub(crate) const GREETING: u8 = 6;
 
+/// The kind of the first frame that each side of a new connection sends; see `channel/listener`.
+pub(crate) const HELLO: u8 = 7;
+
 /// The version that this library speaks. It is never 0 or 255, so runs of equal bytes are no frame.
 const VERSION: u8 = 1;
 

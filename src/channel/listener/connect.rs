@@ -1,0 +1,100 @@
+//! The other side of a listener.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+
+use super::Peer;
+use super::greeting::{Admit, PATIENCE, expect_hello, hello, is_admitted};
+use super::place::split;
+use crate::channel::block::block_on;
+use crate::channel::duplex::Sides;
+use crate::channel::{Duplex, flusher};
+use crate::sys::rendezvous::Directory;
+
+/// Connects to a [`Listener`](crate::Listener) of this user: the end sends `A` and receives `B`, so the listener is a
+/// `Listener<B, A>`.
+///
+/// It resolves when the listener's process has admitted this one, which may be before its `accept` takes it.
+///
+/// # Errors
+///
+/// `NotFound` and `ConnectionRefused` if nobody listens there, `PermissionDenied` if the listener is another user's or
+/// refuses this process, `TimedOut` if it has not admitted it after 5 seconds. Others as the system gives them.
+///
+/// # Cancel safety
+///
+/// Dropping it gives up the connection.
+///
+/// # Examples
+///
+/// See [`Listener`](crate::Listener).
+pub async fn connect<A, B>(path: impl AsRef<Path>) -> io::Result<Duplex<A, B>> {
+    reach(path.as_ref().to_owned(), None).await
+}
+
+/// As [`connect`], to a listener that `admit` accepts, of whatever user. `admit` runs on a thread of its own.
+///
+/// # Errors
+///
+/// As for [`connect`].
+///
+/// # Cancel safety
+///
+/// As for [`connect`].
+pub async fn connect_to<A, B>(
+    path: impl AsRef<Path>,
+    admit: impl Fn(&Peer) -> bool + Send + Sync + 'static,
+) -> io::Result<Duplex<A, B>> {
+    reach(path.as_ref().to_owned(), Some(Arc::new(admit))).await
+}
+
+/// As [`connect`], on this thread, which it blocks; not for async code.
+///
+/// # Errors
+///
+/// As for [`connect`].
+pub fn blocking_connect<A, B>(path: impl AsRef<Path>) -> io::Result<Duplex<A, B>> {
+    block_on(reach(path.as_ref().to_owned(), None))
+}
+
+/// Connects on the flusher's thread, which has timers.
+async fn reach<A, B>(path: PathBuf, admit: Option<Admit>) -> io::Result<Duplex<A, B>> {
+    let task = flusher::runtime()?.spawn(async move {
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the listener has not answered");
+        timeout(PATIENCE, shake_hands(&path, admit)).await.map_err(late)?
+    });
+    let _abort = Abort(task.abort_handle());
+    task.await.map_err(io::Error::other)?.map(Duplex::over)
+}
+
+async fn shake_hands(path: &Path, admit: Option<Admit>) -> io::Result<Sides> {
+    let (dir, name) = split(path)?;
+    let dir = Directory::open_to_pass(dir)?;
+    let socket = loop {
+        match dir.connect(name) {
+            // As many wait there as may.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(flusher::FD_PAUSE).await,
+            connected => break connected?,
+        }
+    };
+    if !is_admitted(Peer::of(&socket)?, admit).await {
+        let why = format!("whoever listens at {} is another user", path.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    let mut sides = Sides::new(socket);
+    sides.sending.post(hello()).map_err(io::Error::other)?;
+    expect_hello(&mut sides).await?;
+    Ok(sides)
+}
+
+struct Abort(AbortHandle);
+
+impl Drop for Abort {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,148 @@
+//! Clients between the kernel's queue and `accept`: who they are, and whether they speak our language.
+//!
+//! It runs on the flusher's thread, so that clients are greeted whatever the program's own runtime is doing.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
+use tokio::time::{sleep, timeout};
+
+use super::Peer;
+use crate::channel::duplex::Sides;
+use crate::channel::flusher;
+use crate::channel::socket::Socket;
+use crate::sys::rendezvous;
+use crate::sys::socket::Ready;
+use crate::wire::frame::{DEFAULT_MAX_BODY, Frame, HELLO, REFUSAL};
+
+/// How long each side waits for the other's word.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How many clients are shaking hands or wait for `accept`.
+const MOST: usize = 128;
+
+/// How long to wait before accepting is tried again when the system refused, most often for want of fds.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Says who is let in.
+pub(super) type Admit = Arc<dyn Fn(&Peer) -> bool + Send + Sync>;
+
+/// The task that accepts, and those who are ready.
+#[derive(Debug)]
+pub(super) struct Greeting {
+    hall: Arc<Hall>,
+    task: AbortHandle,
+}
+
+#[derive(Debug)]
+struct Hall {
+    ready: Mutex<VecDeque<Guest>>,
+    news: Notify,
+}
+
+#[derive(Debug)]
+struct Guest {
+    sides: Sides,
+    peer: Peer,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Greeting {
+    pub(super) fn start(socket: OwnedFd, admit: Option<Admit>) -> io::Result<Self> {
+        let hall = Arc::new(Hall { ready: Mutex::default(), news: Notify::new() });
+        let task = flusher::runtime()?.spawn(accept_all(Socket::new(socket), admit, Arc::clone(&hall))).abort_handle();
+        Ok(Self { hall, task })
+    }
+
+    /// The next one that is ready.
+    ///
+    /// # Cancel safety
+    /// Dropping it loses nobody.
+    pub(super) async fn next(&self) -> io::Result<(Sides, Peer)> {
+        loop {
+            let news = self.hall.news.notified();
+            let guest = self.hall.ready.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            if let Some(Guest { sides, peer, .. }) = guest {
+                return Ok((sides, peer));
+            }
+            if self.task.is_finished() {
+                return Err(io::Error::other("nobody listens any more"));
+            }
+            news.await;
+        }
+    }
+}
+
+impl Drop for Greeting {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn accept_all(socket: Socket, admit: Option<Admit>, hall: Arc<Hall>) {
+    let places = Arc::new(Semaphore::new(MOST));
+    // Those who are being greeted go with this task.
+    let mut greeted = JoinSet::new();
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        while greeted.try_join_next().is_some() {}
+        match socket.when(Ready::Read, || rendezvous::accept(&socket)).await {
+            Ok(client) => {
+                let (admit, hall) = (admit.clone(), Arc::clone(&hall));
+                greeted.spawn(async move {
+                    if let Ok(Some((sides, peer))) = timeout(PATIENCE, greet(client, admit)).await {
+                        let guest = Guest { sides, peer, _place: place };
+                        hall.ready.lock().unwrap_or_else(PoisonError::into_inner).push_back(guest);
+                        hall.news.notify_one();
+                    }
+                });
+            }
+            // They stay in the kernel's queue meanwhile.
+            Err(_) => sleep(PAUSE).await,
+        }
+    }
+}
+
+/// Gives the client if it is admitted and shakes hands.
+async fn greet(client: OwnedFd, admit: Option<Admit>) -> Option<(Sides, Peer)> {
+    let peer = Peer::of(&client).ok()?;
+    let mut sides = Sides::new(client);
+    if !is_admitted(peer, admit).await {
+        let _ = sides.sending.post(Frame { kind: REFUSAL, ..Frame::default() });
+        return None;
+    }
+    expect_hello(&mut sides).await.ok()?;
+    sides.sending.post(hello()).ok()?;
+    Some((sides, peer))
+}
+
+/// Asks on a thread of its own: it is somebody else's code.
+pub(super) async fn is_admitted(peer: Peer, admit: Option<Admit>) -> bool {
+    match admit {
+        None => peer.is_our_user(),
+        Some(admit) => spawn_blocking(move || admit(&peer)).await.unwrap_or(false),
+    }
+}
+
+pub(super) fn hello() -> Frame {
+    Frame { kind: HELLO, ..Frame::default() }
+}
+
+/// Waits for the other side's word, and takes no more from it than that.
+pub(super) async fn expect_hello(sides: &mut Sides) -> io::Result<()> {
+    sides.receiving.set_max_body(0);
+    let frame = poll_fn(|cx| sides.receiving.poll_frame(cx)).await.map_err(io::Error::other)?;
+    sides.receiving.set_max_body(DEFAULT_MAX_BODY);
+    match frame.map(|frame| frame.kind) {
+        Some(HELLO) => Ok(()),
+        Some(REFUSAL) => Err(io::Error::new(io::ErrorKind::PermissionDenied, "the listener refused this process")),
+        Some(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "no end of a channel is there")),
+        None => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the other side has gone")),
+    }
+}

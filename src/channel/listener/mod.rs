@@ -1,0 +1,156 @@
+//! Duplexes between processes that are no relatives: one listens at a path, others connect.
+//!
+//! ```text
+//!  bind ── place.rs: the directory, the socket's name in it, what an earlier process left there
+//!   └─ greeting.rs, on the flusher's thread: accepts, checks who it is, shakes hands; each client by itself
+//!       └─ accept() takes one that is ready
+//! ```
+
+mod connect;
+mod greeting;
+mod place;
+
+use std::any::type_name;
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::path::Path;
+use std::sync::Arc;
+
+use self::greeting::{Admit, Greeting};
+use self::place::Place;
+use super::Duplex;
+use super::block::block_on;
+use crate::sys::rendezvous;
+
+pub use connect::{blocking_connect, connect, connect_to};
+
+/// Who is at the other end of a connection, as the kernel knew it when the connection was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Peer {
+    /// The process; `None` if it has no number here, in another PID namespace.
+    pub pid: Option<u32>,
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+}
+
+impl Peer {
+    fn of(socket: impl std::os::fd::AsFd) -> io::Result<Self> {
+        let (pid, uid, gid) = rendezvous::peer(socket)?;
+        Ok(Self { pid, uid, gid })
+    }
+
+    fn is_our_user(&self) -> bool {
+        self.uid == rendezvous::own_user()
+    }
+}
+
+/// Waits at a path for processes that are no relatives; each gives a [`Duplex`] that sends `A` and receives `B`.
+///
+/// The other process calls [`connect`]. What both say must have the same types, which nothing checks: a value of another
+/// type is a `Decode` error, or another value.
+///
+/// Clients are accepted and shake hands in the background, each by itself, from the moment it is bound: one that says
+/// nothing stalls no other, and is dropped after 5 seconds. At most 128 clients are shaking hands or waiting for
+/// [`accept`](Self::accept); more wait in the kernel.
+///
+/// Dropping it removes the socket's file, and drops the clients that nobody has accepted.
+///
+/// # Examples
+///
+/// ```
+/// use multiproc::{Listener, connect};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("private/socket");
+/// let listener = Listener::<String, u32>::bind(&path)?;
+/// let mut client = connect::<u32, String>(&path).await?;
+/// let (mut server, peer) = listener.accept().await?;
+/// assert_eq!(peer.pid, Some(std::process::id()));
+/// client.send(7).await?;
+/// assert_eq!(server.recv().await?, Some(7));
+/// server.send("seven".to_owned()).await?;
+/// assert_eq!(client.recv().await?.as_deref(), Some("seven"));
+/// # Ok(())
+/// # }
+/// ```
+pub struct Listener<A, B> {
+    greeting: Greeting,
+    place: Place,
+    messages: PhantomData<fn(A) -> B>,
+}
+
+impl<A, B> Listener<A, B> {
+    /// Listens at a path, for processes of this user. It needs no runtime.
+    ///
+    /// If its directory is missing, it is made, with mode 0700; its parent must be there. If a process that listened at
+    /// this path was killed, the file that it left is replaced.
+    ///
+    /// # Errors
+    ///
+    /// `PermissionDenied` if the directory belongs to another user, or lets others in (mode 0700 does not). `AddrInUse` if
+    /// somebody listens there. `AlreadyExists` if the path is something else than a socket. Others as the system gives them.
+    pub fn bind(path: impl AsRef<Path>) -> io::Result<Self> {
+        Self::listen(path.as_ref(), None)
+    }
+
+    /// As [`bind`](Self::bind), for those whom `admit` lets in, of whatever user.
+    ///
+    /// Others may be able to enter its directory, but not to write there. The socket has mode 0666. `admit` runs on a thread
+    /// of its own and may take its time; if it panics, the client is refused.
+    ///
+    /// # Errors
+    ///
+    /// As for [`bind`](Self::bind).
+    pub fn bind_for(path: impl AsRef<Path>, admit: impl Fn(&Peer) -> bool + Send + Sync + 'static) -> io::Result<Self> {
+        Self::listen(path.as_ref(), Some(Arc::new(admit)))
+    }
+
+    fn listen(path: &Path, admit: Option<Admit>) -> io::Result<Self> {
+        let (place, socket) = Place::take(path, admit.is_some())?;
+        Ok(Self { greeting: Greeting::start(socket, admit)?, place, messages: PhantomData })
+    }
+
+    /// Takes a client that was admitted and has shaken hands, and says who it is. Waits for one.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses; then the listener is of no more use.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses no client.
+    pub async fn accept(&self) -> io::Result<(Duplex<A, B>, Peer)> {
+        let (sides, peer) = self.greeting.next().await?;
+        Ok((Duplex::over(sides), peer))
+    }
+
+    /// As [`accept`](Self::accept), on this thread, which it blocks; not for async code.
+    ///
+    /// # Errors
+    ///
+    /// As for [`accept`](Self::accept).
+    pub fn blocking_accept(&self) -> io::Result<(Duplex<A, B>, Peer)> {
+        block_on(self.accept())
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        self.place.path()
+    }
+}
+
+impl<A, B> fmt::Debug for Listener<A, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener")
+            .field("path", &self.path())
+            .field("sends", &type_name::<A>())
+            .field("receives", &type_name::<B>())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,147 @@
+//! Unix sockets with a place in the file system: listening, accepting, connecting, and who is at the other end.
+
+use std::ffi::OsStr;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::sys::socket::above_stdio;
+
+/// How many connections wait to be accepted; listen(2).
+const BACKLOG: i32 = 128;
+
+/// A directory, however long its path is, and wherever that leads later on.
+#[derive(Debug)]
+pub(crate) struct Directory(OwnedFd);
+
+/// What a name in a directory means at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    device: u64,
+    inode: u64,
+    pub(crate) is_socket: bool,
+}
+
+impl Directory {
+    /// Opens a directory; open(2).
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        Self::open_with(path, OFlags::RDONLY)
+    }
+
+    /// Opens one that need not be readable: it can only be passed through.
+    pub(crate) fn open_to_pass(path: &Path) -> io::Result<Self> {
+        Self::open_with(path, OFlags::PATH)
+    }
+
+    fn open_with(path: &Path, flags: OFlags) -> io::Result<Self> {
+        Ok(Self(rustix::fs::open(path, flags | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?))
+    }
+
+    /// Its owner, and its permission bits; stat(2).
+    pub(crate) fn owner_and_mode(&self) -> io::Result<(u32, u32)> {
+        let stat = rustix::fs::fstat(&self.0)?;
+        Ok((stat.st_uid, stat.st_mode & 0o777))
+    }
+
+    /// Locks it against others who lock it, until `unlock`; flock(2). `WouldBlock` if somebody has the lock.
+    pub(crate) fn try_lock(&self) -> io::Result<()> {
+        Ok(rustix::fs::flock(&self.0, FlockOperation::NonBlockingLockExclusive)?)
+    }
+
+    pub(crate) fn unlock(&self) {
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+
+    /// What the name means; statat(2).
+    pub(crate) fn entry(&self, name: &OsStr) -> io::Result<Entry> {
+        let stat = rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let is_socket = FileType::from_raw_mode(stat.st_mode) == FileType::Socket;
+        Ok(Entry { device: stat.st_dev, inode: stat.st_ino, is_socket })
+    }
+
+    /// Removes the name; unlinkat(2).
+    pub(crate) fn remove(&self, name: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(&self.0, name, AtFlags::empty())?)
+    }
+
+    /// Lets everybody connect whom the directory lets through; chmod(2).
+    pub(crate) fn open_to_all(&self, name: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::chmodat(&self.0, name, Mode::from_raw_mode(0o666), AtFlags::empty())?)
+    }
+
+    /// Binds a new socket to the name, and does not listen yet. Nobody else gets this socket: it never blocks.
+    pub(crate) fn bind(&self, name: &OsStr) -> io::Result<OwnedFd> {
+        let socket = new()?;
+        rustix::net::bind(&socket, &self.address(name)?)?;
+        Ok(socket)
+    }
+
+    /// Connects a new socket to whoever listens at the name. `WouldBlock` if too many wait there already; connect(2).
+    pub(crate) fn connect(&self, name: &OsStr) -> io::Result<OwnedFd> {
+        let socket = new()?;
+        rustix::net::connect(&socket, &self.address(name)?)?;
+        // The flag is the description's, which others will share.
+        rustix::io::ioctl_fionbio(&socket, false)?;
+        Ok(socket)
+    }
+
+    /// An address has room for 107 bytes; this one is short for every directory.
+    fn address(&self, name: &OsStr) -> io::Result<SocketAddrUnix> {
+        let place = format!("/proc/self/fd/{}/", self.0.as_raw_fd());
+        let path = [place.as_bytes(), name.as_bytes()].concat();
+        Ok(SocketAddrUnix::new(OsStr::from_bytes(&path))?)
+    }
+}
+
+fn new() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    above_stdio(rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
+}
+
+/// Begins to listen; listen(2).
+pub(crate) fn listen(socket: impl AsFd) -> io::Result<()> {
+    Ok(rustix::net::listen(socket, BACKLOG)?)
+}
+
+/// Takes a connection that waits; accept4(2).
+pub(crate) fn accept(socket: impl AsFd) -> io::Result<OwnedFd> {
+    loop {
+        match rustix::net::accept_with(&socket, SocketFlags::CLOEXEC) {
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
+            result => return above_stdio(result?),
+        }
+    }
+}
+
+/// The process id, user and group at the other end when the connection was made; `SO_PEERCRED` in unix(7).
+///
+/// There is no process id for a process of another PID namespace.
+pub(crate) fn peer(socket: impl AsFd) -> io::Result<(Option<u32>, u32, u32)> {
+    let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = libc::socklen_t::try_from(mem::size_of::<libc::ucred>()).unwrap_or(0);
+    // SAFETY: `credentials` and `len` are valid for the call and say their true size.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &raw mut len,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let pid = u32::try_from(credentials.pid).ok().filter(|&pid| pid != 0);
+    Ok((pid, credentials.uid, credentials.gid))
+}
+
+/// The user in whose name this process acts; geteuid(2).
+pub(crate) fn own_user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}

@@ -1,0 +1,283 @@
+//! Listeners: typed duplexes between processes that are no relatives, whoever else comes by.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use multiproc::{Duplex, Listener, Sender, blocking_connect, channel, connect, connect_to, spawn_process, task};
+use tempfile::TempDir;
+
+mod support;
+
+multiproc::test_support!();
+
+/// A directory of our own with mode 0700.
+fn private() -> (TempDir, PathBuf) {
+    let dir = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o700)).tempdir().unwrap();
+    let path = dir.path().join("socket");
+    (dir, path)
+}
+
+fn mode(path: impl AsRef<Path>) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+fn ask(path: PathBuf, n: u32) -> String {
+    let mut server: Duplex<u32, String> = blocking_connect(path).unwrap();
+    server.blocking_send(n).unwrap();
+    server.blocking_recv().unwrap().unwrap()
+}
+
+async fn ask_async(path: PathBuf, n: u32) -> String {
+    let mut server: Duplex<u32, String> = connect(path).await.unwrap();
+    server.send(n).await.unwrap();
+    server.recv().await.unwrap().unwrap()
+}
+
+async fn answer_all(listener: &Listener<String, u32>, clients: u32) {
+    for _ in 0..clients {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let n = client.recv().await.unwrap().unwrap();
+        client.send(n.to_string()).await.unwrap();
+    }
+}
+
+async fn both_sides() {
+    let (_dir, path) = private();
+    let listener = Listener::bind(&path).unwrap();
+    let blocking = spawn_process(task!(ask(path.clone(), 1))).await.unwrap();
+    let waiting = spawn_process(task!(ask_async(path.clone(), 2).await)).await.unwrap();
+    answer_all(&listener, 2).await;
+    assert_eq!(blocking.join().await.unwrap(), "1");
+    assert_eq!(waiting.join().await.unwrap(), "2");
+}
+
+#[tokio::test]
+async fn processes_that_know_a_path_exchange_typed_messages() {
+    both_sides().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_that_know_a_path_exchange_typed_messages_on_many_threads() {
+    both_sides().await;
+}
+
+#[test]
+fn it_needs_no_runtime() {
+    let (_dir, path) = private();
+    let listener = Listener::<String, u32>::bind(&path).unwrap();
+    let client = std::thread::spawn(move || ask(path, 7));
+    let (mut server, peer) = listener.blocking_accept().unwrap();
+    assert_eq!(peer.pid, Some(std::process::id()));
+    assert_eq!(server.blocking_recv().unwrap(), Some(7));
+    server.blocking_send("seven".into()).unwrap();
+    assert_eq!(client.join().unwrap(), "seven");
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_or_nonsense_stalls_nobody() {
+    let (_dir, path) = private();
+    let listener = Listener::bind(&path).unwrap();
+    let silent: Vec<_> = (0..20).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    for _ in 0..20 {
+        let mut noise = UnixStream::connect(&path).unwrap();
+        noise.write_all(&[0xff; 1000]).unwrap();
+    }
+    let begun = Instant::now();
+    let (answer, ()) = tokio::join!(ask_async(path, 5), answer_all(&listener, 1));
+    assert_eq!(answer, "5");
+    assert!(begun.elapsed() < Duration::from_secs(4), "the silent ones have 5 seconds");
+    drop(silent);
+}
+
+#[tokio::test]
+async fn a_dropped_accept_loses_no_client() {
+    let (_dir, path) = private();
+    let listener = Listener::bind(&path).unwrap();
+    let clients = join_all((0..100).map(|n| ask_async(path.clone(), n)));
+    let serving = async {
+        for n in 0..100 {
+            for _ in 0..n % 5 {
+                tokio::select! {
+                    biased;
+                    accepted = listener.accept() => {
+                        let (mut client, _): (Duplex<String, u32>, _) = accepted.unwrap();
+                        let n = client.recv().await.unwrap().unwrap();
+                        client.send(n.to_string()).await.unwrap();
+                    }
+                    () = tokio::task::yield_now() => {}
+                }
+            }
+        }
+        loop {
+            answer_all(&listener, 1).await;
+        }
+    };
+    tokio::select! {
+        answers = clients => assert!((0..).zip(answers).all(|(n, answer): (u32, _)| answer == n.to_string())),
+        () = serving => {}
+    }
+}
+
+#[tokio::test]
+async fn a_missing_directory_is_made_for_us_alone_and_the_file_goes_with_the_listener() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("made/socket");
+    let listener = Listener::<u8, u8>::bind(&path).unwrap();
+    assert_eq!(listener.path(), path);
+    assert_eq!(mode(dir.path().join("made")), 0o700);
+    assert!(support::exists(&path));
+    drop(listener);
+    assert!(!support::exists(&path));
+    assert_eq!(connect::<u8, u8>(&path).await.unwrap_err().kind(), ErrorKind::NotFound);
+    drop(Listener::<u8, u8>::bind(&path).unwrap());
+}
+
+#[test]
+fn what_somebody_else_put_in_its_place_is_not_removed() {
+    let (_dir, path) = private();
+    let listener = Listener::<u8, u8>::bind(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    let _other = UnixListener::bind(&path).unwrap();
+    drop(listener);
+    assert!(support::exists(&path));
+}
+
+#[test]
+fn a_directory_that_others_can_use_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = dir.path().join("open");
+    DirBuilder::new().create(&open).unwrap();
+    let bind = |mode, shared| {
+        fs::set_permissions(&open, fs::Permissions::from_mode(mode)).unwrap();
+        let path = open.join("socket");
+        if shared { Listener::<u8, u8>::bind_for(path, |_| true) } else { Listener::bind(path) }
+    };
+    for (mode, shared) in [(0o755, false), (0o710, false), (0o770, true), (0o702, true)] {
+        let error = bind(mode, shared).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{mode:o}");
+        assert!(error.to_string().contains("open"), "it names the directory: {error}");
+    }
+    drop(bind(0o700, false).unwrap());
+    drop(bind(0o755, true).unwrap());
+    assert_eq!(Listener::<u8, u8>::bind("/").unwrap_err().kind(), ErrorKind::InvalidInput);
+}
+
+fn listen_for_ever(path: PathBuf, running: Sender<()>) {
+    let listener = Listener::<u8, u8>::bind(path).unwrap();
+    running.blocking_send(()).unwrap();
+    loop {
+        listener.blocking_accept().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_file_of_a_killed_listener_is_replaced_and_that_of_a_living_one_is_not() {
+    let (_dir, path) = private();
+    let (running, mut started) = channel().unwrap();
+    let mut child = spawn_process(task!(listen_for_ever(path.clone(), running))).await.unwrap();
+    started.recv().await.unwrap().unwrap();
+    assert_eq!(Listener::<u8, u8>::bind(&path).unwrap_err().kind(), ErrorKind::AddrInUse);
+    connect::<u8, u8>(&path).await.unwrap();
+    child.kill().unwrap();
+    child.wait().await.unwrap();
+    assert!(support::exists(&path));
+    assert_eq!(connect::<u8, u8>(&path).await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    let listener = Listener::bind(&path).unwrap();
+    let (answer, ()) = tokio::join!(ask_async(path, 5), answer_all(&listener, 1));
+    assert_eq!(answer, "5");
+}
+
+#[test]
+fn of_many_who_replace_a_dead_listener_one_gets_the_place() {
+    let (_dir, path) = private();
+    for _ in 0..20 {
+        drop(UnixListener::bind(&path).unwrap());
+        let bound: Vec<_> = std::thread::scope(|scope| {
+            let binders: Vec<_> = (0..4).map(|_| scope.spawn(|| Listener::<u8, u8>::bind(&path))).collect();
+            binders.into_iter().map(|binder| binder.join().unwrap()).collect()
+        });
+        assert_eq!(bound.iter().filter(|bound| bound.is_ok()).count(), 1);
+        drop(blocking_connect::<u8, u8>(&path).unwrap());
+        drop(bound);
+        assert!(!support::exists(&path));
+    }
+}
+
+#[test]
+fn something_else_than_a_socket_is_left_alone() {
+    let (_dir, path) = private();
+    File::create(&path).unwrap().write_all(b"precious").unwrap();
+    assert_eq!(Listener::<u8, u8>::bind(&path).unwrap_err().kind(), ErrorKind::AlreadyExists);
+    assert_eq!(fs::read(&path).unwrap(), b"precious");
+}
+
+#[tokio::test]
+async fn a_path_longer_than_an_address_works() {
+    let (dir, _) = private();
+    let deep = dir.path().join("d".repeat(200));
+    let path = deep.join("s".repeat(60));
+    let listener = Listener::bind(&path).unwrap();
+    let (answer, ()) = tokio::join!(ask_async(path, 5), answer_all(&listener, 1));
+    assert_eq!(answer, "5");
+}
+
+#[tokio::test]
+async fn a_predicate_decides_on_either_side_and_its_panic_refuses() {
+    let (_dir, path) = private();
+    let us = std::process::id();
+    let listener = Listener::<u8, u8>::bind_for(&path, |peer| peer.pid == Some(0)).unwrap();
+    assert_eq!(mode(&path), 0o666);
+    assert_eq!(connect::<u8, u8>(&path).await.unwrap_err().kind(), ErrorKind::PermissionDenied);
+    drop(listener);
+    let listener = Listener::<u8, u8>::bind_for(&path, |_| panic!("on purpose")).unwrap();
+    assert_eq!(connect::<u8, u8>(&path).await.unwrap_err().kind(), ErrorKind::PermissionDenied);
+    drop(listener);
+    let _listener = Listener::<u8, u8>::bind_for(&path, move |peer| peer.pid == Some(us)).unwrap();
+    connect::<u8, u8>(&path).await.unwrap();
+    connect_to::<u8, u8>(&path, move |peer| peer.pid == Some(us)).await.unwrap();
+    let refused = connect_to::<u8, u8>(&path, |peer| peer.pid == Some(0)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
+}
+
+const PATH: &str = "MULTIPROC_TEST_SOCKET";
+const NOBODY: u32 = 65534;
+
+/// What the other user's process does, which the test below starts.
+#[test]
+fn another_user_connects() {
+    let Some(path) = std::env::var_os(PATH) else { return };
+    assert_eq!(blocking_connect::<u8, u8>(&path).unwrap_err().kind(), ErrorKind::PermissionDenied, "root's");
+    let end = support::block_on(connect_to::<u8, u8>(&path, |peer| peer.uid == 0)).unwrap();
+    end.blocking_send(7).unwrap();
+}
+
+#[tokio::test]
+async fn another_user_is_let_in_where_the_predicate_says_so() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // The tests' program may lie where nobody else can go.
+    let program = dir.path().join("program");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = dir.path().join("socket");
+    let listener = Listener::<u8, u8>::bind_for(&path, |peer| peer.uid == NOBODY).unwrap();
+    let mut child = std::process::Command::new(program)
+        .args(["another_user_connects", "--exact"])
+        .env(PATH, &path)
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .spawn()
+        .unwrap();
+    let (mut end, peer) = listener.accept().await.unwrap();
+    assert_eq!((peer.uid, peer.pid), (NOBODY, Some(child.id())));
+    assert_eq!(end.recv().await.unwrap(), Some(7));
+    assert!(child.wait().unwrap().success());
+}
