@@ -6,6 +6,7 @@
 mod call;
 mod command;
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 use std::io;
@@ -63,8 +64,8 @@ pub enum TaskError {
         status: Option<ExitStatus>,
         /// The process id that it had.
         pid: u32,
-        /// The name of the task's type.
-        task: &'static str,
+        /// The task's name: what [`Submit::name`](crate::Submit::name) says, or its function's.
+        task: Cow<'static, str>,
         /// It got a SIGKILL that this library did not send: on Linux most often the out-of-memory killer.
         unexplained_kill: bool,
     },
@@ -104,7 +105,9 @@ impl TaskError {
     pub(crate) fn again(&self) -> Self {
         match self {
             Self::Panicked(panic) => Self::Panicked(panic.clone()),
-            &Self::Died { status, pid, task, unexplained_kill } => Self::Died { status, pid, task, unexplained_kill },
+            &Self::Died { status, pid, ref task, unexplained_kill } => {
+                Self::Died { status, pid, task: task.clone(), unexplained_kill }
+            }
             Self::TimedOut => Self::TimedOut,
             Self::Cancelled => Self::Cancelled,
             Self::Encode(source) => Self::Encode(source.to_string().into()),

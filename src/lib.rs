@@ -26,7 +26,7 @@ pub use process::{
 pub use std::process::{ExitStatus, Output, Stdio};
 pub use sys::process::Usage;
 pub use task::{Call, Task, call};
-pub use worker::{init, is_worker};
+pub use worker::{Worker, init, is_worker, worker};
 
 #[doc(hidden)]
 pub mod __private {

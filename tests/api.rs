@@ -75,6 +75,7 @@ fn handles_may_be_shared_and_shown_and_errors_go_anywhere() {
     handle::<PoolBuilder>();
     handle::<PoolStatus>();
     handle::<TaskHandle<u32>>();
+    handle::<multiproc::Worker>();
     handle::<Child>();
     handle::<Command>();
     handle::<Sender<u32>>();
@@ -126,6 +127,15 @@ async fn processes() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 #[expect(dead_code, reason = "what counts is that it compiles")]
+fn inside_a_task() {
+    let me: multiproc::Worker = multiproc::worker();
+    let _: Option<&str> = me.pool();
+    let _: Option<usize> = me.index();
+    let _: (u32, u32, bool) = (me.pid(), me.attempt(), me.is_cancelled());
+    future::<()>(me.cancelled());
+}
+
+#[expect(dead_code, reason = "what counts is that it compiles")]
 async fn pools() -> Result<(), Box<dyn std::error::Error>> {
     let pool: ProcessPool = ProcessPool::builder()
         .workers(2)
@@ -140,12 +150,13 @@ async fn pools() -> Result<(), Box<dyn std::error::Error>> {
         .min_workers(1)
         .restart_limit(3, Duration::MAX)
         .cancel_grace(Duration::ZERO)
+        .nice(5)
         .env("K", "V")
         .current_dir(Path::new("/"))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .build()?;
-    let submit: Submit<_> = pool.clone().submit(task!(add(1, 2))).timeout(Duration::MAX).retries(2);
+    let submit: Submit<_> = pool.clone().submit(task!(add(1, 2))).timeout(Duration::MAX).retries(2).name("n");
     future::<Result<u32, TaskError>>(submit);
     future::<Result<TaskHandle<u32>, TaskError>>(pool.spawn(task!(add(1, 2))));
     let mut handle: TaskHandle<u32> = match pool.try_submit(task!(add(1, 2))) {

@@ -220,6 +220,12 @@ async fn a_start_that_is_given_up_goes_on() {
     within(pool.close()).await;
 }
 
+/// Field 19 of stat in proc(5); the second one may hold anything in its parentheses.
+fn nice_value() -> i32 {
+    let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+    stat.rsplit(')').next().unwrap().split_whitespace().nth(16).unwrap().parse().unwrap()
+}
+
 #[tokio::test]
 async fn settings_reach_the_workers() {
     let directory = folder();
@@ -228,19 +234,21 @@ async fn settings_reach_the_workers() {
         .name("thumbs")
         .env("COLOUR", "green")
         .current_dir(directory.path())
+        .nice(13)
         .build()
         .unwrap();
     let seen = call(
         |()| {
             let comm = std::fs::read_to_string("/proc/self/comm").unwrap();
-            (std::env::var("COLOUR").unwrap(), std::env::current_dir().unwrap(), comm)
+            (std::env::var("COLOUR").unwrap(), std::env::current_dir().unwrap(), comm, nice_value())
         },
         (),
     );
-    let (colour, cwd, comm) = within(pool.submit(seen)).await.unwrap();
+    let (colour, cwd, comm, nice) = within(pool.submit(seen)).await.unwrap();
     assert_eq!(colour, "green");
     assert_eq!(cwd, directory.path().canonicalize().unwrap());
     assert_eq!(comm.trim(), "thumbs-0");
+    assert_eq!(nice, 13);
     within(pool.close()).await;
 }
 

@@ -126,7 +126,7 @@ fn note_sigterm(place: PathBuf, meeting: PathBuf) {
 
 #[tokio::test]
 async fn in_its_grace_a_task_can_clean_up() {
-    let pool = ProcessPool::builder().workers(1).cancel_grace(Duration::from_secs(30)).build().unwrap();
+    let pool = ProcessPool::builder().workers(1).cancel_grace(Duration::from_secs(2)).build().unwrap();
     let (meeting, ledger) = (Meeting::new(), Ledger::new());
     let handle = within(pool.spawn(task!(note_sigterm(ledger.place(), meeting.place())))).await.unwrap();
     let guest = meeting.guest().await;

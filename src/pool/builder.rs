@@ -109,6 +109,13 @@ impl PoolBuilder {
         self
     }
 
+    /// The workers' scheduling priority, from -20 (most) to 19 (least); setpriority(2). Values below ours need a privilege;
+    /// without it workers fail to start. Default: this process's own.
+    pub fn nice(mut self, nice: i32) -> Self {
+        self.settings.plan.limits.nice = Some(nice);
+        self
+    }
+
     /// How long a task may run, from its start, where [`Submit::timeout`](crate::Submit::timeout) says nothing else.
     /// Default: for ever.
     pub fn task_timeout(mut self, timeout: Duration) -> Self {
@@ -138,8 +145,11 @@ impl PoolBuilder {
         self
     }
 
-    /// How long a worker whose task is cancelled or timed out has after SIGTERM, before SIGKILL. Default: none; it gets
-    /// SIGKILL at once.
+    /// How long a task that is cancelled or timed out has to end. Default: no time; its worker gets SIGKILL at once.
+    ///
+    /// For the first half the task is asked to stop by itself: see [`Worker::is_cancelled`](crate::Worker::is_cancelled). If
+    /// it does, its worker lives on. Otherwise the worker gets SIGTERM, and SIGKILL when the other half has passed too. The
+    /// task's outcome is known at the end of that.
     pub fn cancel_grace(mut self, grace: Duration) -> Self {
         self.settings.cancel_grace = grace;
         self

@@ -3,6 +3,7 @@
 //! A job is shared by the future that awaits it, the queue and the worker's supervisor; its stage says who may do what.
 //! It resolves exactly once: only the step out of `Queued`, `Assigned` or `Sent` that comes first counts.
 
+use std::borrow::Cow;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,12 +26,20 @@ const LARGEST_AHEAD: usize = 16 * 1024;
 /// How many workers may die before one begins a task.
 const MOST_BOUNCES: u32 = 3;
 
+/// What a caller asks for one task.
+#[derive(Debug, Default)]
+pub(super) struct Wishes {
+    pub(super) name: Option<Cow<'static, str>>,
+    pub(super) timeout: Option<Duration>,
+    pub(super) retries: u32,
+}
+
 /// How a task ended: the frame with its encoded result, or why there is none.
 pub(super) type Outcome = Result<Frame, TaskError>;
 
 #[derive(Debug)]
 pub(super) struct Job {
-    pub(super) name: &'static str,
+    pub(super) name: Cow<'static, str>,
     pub(super) timeout: Option<Duration>,
     /// Whether somebody waits for its slot: then it is given one, and not sent ahead to a busy worker.
     wants_slot: bool,
@@ -44,6 +53,8 @@ struct Cell {
     fds: Vec<OwnedFd>,
     /// How often it may be run again after its worker's death.
     retries: u32,
+    /// One more than workers died while they ran it.
+    attempt: u32,
     /// How often a worker died before it had begun it.
     bounces: u32,
     waker: Option<Waker>,
@@ -65,9 +76,10 @@ enum Stage {
 }
 
 impl Job {
-    pub(super) fn new(parcel: Parcel, timeout: Option<Duration>, retries: u32, wants_slot: bool) -> Arc<Self> {
+    pub(super) fn new(parcel: Parcel, wishes: Wishes, wants_slot: bool) -> Arc<Self> {
+        let Wishes { name, timeout, retries } = wishes;
         Arc::new(Self {
-            name: parcel.name,
+            name: name.unwrap_or(Cow::Borrowed(parcel.name)),
             timeout,
             wants_slot,
             cell: Mutex::new(Cell {
@@ -75,6 +87,7 @@ impl Job {
                 body: parcel.body,
                 fds: parcel.fds,
                 retries,
+                attempt: 1,
                 bounces: 0,
                 waker: None,
                 slot_waker: None,
@@ -120,6 +133,9 @@ impl Job {
         match fds {
             Ok(fds) => {
                 cell.stage = Stage::Sent(Arc::clone(seat));
+                if cell.attempt > 1 {
+                    outbox.push(Frame { kind: Kind::Attempt as u8, id: cell.attempt.into(), ..Frame::default() });
+                }
                 outbox.push_shared(Kind::Run as u8, id, &cell.body, fds);
                 true
             }
@@ -173,6 +189,7 @@ impl Job {
         let again = cell.retries > 0 && matches!(cell.stage, Stage::Sent(_));
         if again {
             cell.retries -= 1;
+            cell.attempt += 1;
             cell.stage = Stage::Queued;
         }
         again

@@ -33,6 +33,7 @@ use serde::de::DeserializeOwned;
 pub use builder::PoolBuilder;
 use builder::Settings;
 
+use job::Wishes;
 pub use life::WorkerState;
 pub use map::Map;
 pub use state::Counts;
@@ -160,7 +161,7 @@ impl ProcessPool {
     ///
     /// Dropping the future cancels the task.
     pub async fn spawn<T: Task>(&self, task: T) -> Result<TaskHandle<T::Output>, TaskError> {
-        let job = submit::prepare(self.shared(), &task, None, 0, true)?;
+        let job = submit::prepare(self.shared(), &task, Wishes::default(), true)?;
         drop(task);
         self.shared().submit(Arc::clone(&job))?;
         let claim = Claim::new(Arc::clone(&job));
@@ -180,7 +181,7 @@ impl ProcessPool {
             Err(TaskError::Closed) => return Err(TrySubmitError::Closed(task)),
             Err(error) => return Err(TrySubmitError::Refused(error)),
         }
-        match submit::prepare(self.shared(), &task, None, 0, true) {
+        match submit::prepare(self.shared(), &task, Wishes::default(), true) {
             Ok(job) => {
                 self.shared().submit_reserved(&job);
                 Ok(TaskHandle::new(Claim::new(job)))

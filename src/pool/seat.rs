@@ -189,6 +189,13 @@ impl Desk {
         self.sent.front().map(|sent| &sent.job)
     }
 
+    /// Asks the first task to stop by itself, and gives its number.
+    pub(super) fn ask_to_stop(&self) -> Option<u64> {
+        let id = self.sent.front()?.id;
+        self.ledger.as_ref()?.ask_to_stop(id);
+        Some(id)
+    }
+
     /// Takes the task with this number off the desk, because it is answered.
     pub(super) fn answer(&mut self, id: u64) -> Option<Arc<Job>> {
         // Answers nearly always come in the order of the tasks.

@@ -10,9 +10,9 @@ use super::answers::{Misbehaved, answer};
 use super::dispatch::{Review, Turn};
 use super::life::WorkerState;
 use super::state::{End, Ending};
-use super::supervisor::{Cause, Process, Supervisor};
+use super::supervisor::{Cause, Process, Stopping, Supervisor};
 use crate::channel::outbox::Outbox;
-use crate::error::RecvError;
+use crate::error::{RecvError, TaskError};
 use crate::sys::socket::Ready;
 use crate::wire::frame::Frame;
 
@@ -38,6 +38,7 @@ impl Supervisor {
                 let (drained, unwritten, ahead, deadline) = {
                     let desk = self.seat.desk();
                     let deadline = match desk.first() {
+                        Some(_) if let Some(stopping) = &process.stopping => Some(stopping.until),
                         Some(job) => job.timeout.and_then(|timeout| desk.since.checked_add(timeout)),
                         None => idle_since
                             .zip(self.shared.settings.idle_timeout)
@@ -66,7 +67,11 @@ impl Supervisor {
                         }
                         match self.shared.review(&self.seat) {
                             Review::Fine => {}
-                            Review::Unwanted => return Cause::Cancelled,
+                            Review::Unwanted => {
+                                if let Some(cause) = self.stop_task(process, Cause::Cancelled) {
+                                    return cause;
+                                }
+                            }
                             Review::Unloaded => break self.shared.answered(&self.seat, &[], false),
                         }
                     }
@@ -80,15 +85,20 @@ impl Supervisor {
                     () = tokio::time::sleep(LOOK_AFTER), if ahead => match self.take_answers(process) {
                         Ok(Some(turn)) => break turn,
                         Ok(None) => {
-                            if let Some(cause) = self.deadline_passed() {
+                            if let Some(cause) = self.deadline_passed(process) {
                                 return cause;
                             }
                         }
                         Err(Misbehaved) => return Cause::Died,
                     },
-                    () = sleep_until(deadline) => match self.deadline_passed() {
-                        Some(cause) => return cause,
-                        None => idle_since = None,
+                    // What it has answered by now is in time.
+                    () = sleep_until(deadline) => match self.take_answers(process) {
+                        Ok(Some(turn)) => break turn,
+                        Ok(None) => match self.deadline_passed(process) {
+                            Some(cause) => return cause,
+                            None => idle_since = None,
+                        },
+                        Err(Misbehaved) => return Cause::Died,
                     },
                 }
             };
@@ -96,15 +106,35 @@ impl Supervisor {
     }
 
     /// The running task's time is up, or the worker's idle time; unless the one became the other in this moment.
-    fn deadline_passed(&self) -> Option<Cause> {
-        {
-            let desk = self.seat.desk();
-            if let Some(job) = desk.first() {
-                let over = job.timeout.is_some_and(|timeout| desk.since.elapsed() >= timeout);
-                return over.then_some(Cause::TimedOut);
-            }
+    fn deadline_passed(&self, process: &mut Process) -> Option<Cause> {
+        if let Some(stopping) = &process.stopping {
+            return (stopping.until <= Instant::now()).then_some(stopping.cause);
         }
-        self.shared.withdraw_idle(&self.seat).then_some(Cause::Retired(End::TooLongIdle))
+        let over = {
+            let desk = self.seat.desk();
+            desk.first().map(|job| job.timeout.is_some_and(|timeout| desk.since.elapsed() >= timeout))
+        };
+        match over {
+            Some(true) => self.stop_task(process, Cause::TimedOut),
+            Some(false) => None,
+            None => self.shared.withdraw_idle(&self.seat).then_some(Cause::Retired(End::TooLongIdle)),
+        }
+    }
+
+    /// Ends the task that runs. Where the pool grants a grace it is asked to stop by itself first; otherwise its worker is
+    /// to be ended, for the cause that is given back.
+    fn stop_task(&self, process: &mut Process, cause: Cause) -> Option<Cause> {
+        let grace = self.shared.settings.cancel_grace;
+        if grace.is_zero() {
+            return Some(cause);
+        }
+        if process.stopping.is_none() {
+            let Some(id) = self.seat.desk().ask_to_stop() else { return Some(cause) };
+            let now = Instant::now();
+            // The other half is for the process, from SIGTERM on.
+            process.stopping = Some(Stopping { id, cause, until: now.checked_add(grace / 2).unwrap_or(now) });
+        }
+        None
     }
 
     /// A frame has come, or the end of the stream.
@@ -151,7 +181,14 @@ impl Supervisor {
                 honest = Err(Misbehaved);
                 break;
             };
-            process.endings.push(if outcome.is_ok() { Ending::Done } else { Ending::Failed });
+            let stopped = process.stopping.take_if(|stopping| stopping.id == id).map(|stopping| stopping.cause);
+            let (ending, outcome) = match stopped {
+                Some(Cause::TimedOut) => (Ending::TimedOut, Err(TaskError::TimedOut)),
+                Some(_) => (Ending::Cancelled, outcome),
+                None if outcome.is_ok() => (Ending::Done, outcome),
+                None => (Ending::Failed, outcome),
+            };
+            process.endings.push(ending);
             process.answered.push((job, outcome));
         }
         desk.answered(process.answered.len());

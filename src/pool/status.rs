@@ -1,5 +1,6 @@
 //! What a pool shows of itself.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ pub struct WorkerStatus {
     /// What it is doing.
     pub state: WorkerState,
     /// The name of the task that it runs, and for how long it has.
-    pub task: Option<(&'static str, Duration)>,
+    pub task: Option<(Cow<'static, str>, Duration)>,
     /// How many more tasks were sent to it ahead. They run elsewhere if it does not come to them.
     pub ahead: usize,
     /// How many tasks its process has answered.
@@ -54,7 +55,7 @@ impl PoolStatus {
                     index: seat.index,
                     pid: desk.pid,
                     state: desk.state,
-                    task: desk.first().map(|job| (job.name, desk.since.elapsed())),
+                    task: desk.first().map(|job| (job.name.clone(), desk.since.elapsed())),
                     ahead: desk.load().saturating_sub(1),
                     done: desk.done,
                 }

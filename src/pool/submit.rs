@@ -1,5 +1,6 @@
 //! Submitted tasks seen from their callers: the `Submit` future and the `TaskHandle`.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use super::job::{Job, Outcome};
+use super::job::{Job, Outcome, Wishes};
 use super::state::Shared;
 use crate::error::TaskError;
 use crate::process::start;
@@ -27,8 +28,7 @@ use crate::task::{self, Task};
 #[must_use = "a submitted task does nothing unless it is awaited"]
 pub struct Submit<T: Task> {
     shared: Arc<Shared>,
-    timeout: Option<Duration>,
-    retries: u32,
+    wishes: Wishes,
     stage: Stage<T>,
 }
 
@@ -40,7 +40,7 @@ enum Stage<T> {
 
 impl<T: Task> Submit<T> {
     pub(super) fn new(shared: Arc<Shared>, task: T) -> Self {
-        Self { shared, timeout: None, retries: 0, stage: Stage::Unsent(task) }
+        Self { shared, wishes: Wishes::default(), stage: Stage::Unsent(task) }
     }
 
     /// Bounds how long the task may run, counted from its start in a worker: waiting for a slot takes none of it. After
@@ -48,7 +48,7 @@ impl<T: Task> Submit<T> {
     ///
     /// Once it has been polled this has no effect.
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
+        self.wishes.timeout = Some(timeout);
         self
     }
 
@@ -57,7 +57,26 @@ impl<T: Task> Submit<T> {
     ///
     /// Only deaths count: a panic is an answer, and a timeout is final.
     pub fn retries(mut self, retries: u32) -> Self {
-        self.retries = retries;
+        self.wishes.retries = retries;
+        self
+    }
+
+    /// Names the task in errors, in [`status`](crate::ProcessPool::status) and in traces, instead of its function: say, by
+    /// what it works on.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// multiproc::init();
+    /// let pool = multiproc::ProcessPool::new(1);
+    /// let died = pool.submit(multiproc::call(|()| -> u8 { std::process::exit(3) }, ())).name("cat.png").await;
+    /// assert!(died.unwrap_err().to_string().contains("while it ran cat.png"));
+    /// # }
+    /// ```
+    pub fn name(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.wishes.name = Some(name.into());
         self
     }
 }
@@ -72,7 +91,8 @@ impl<T: Task> Future for Submit<T> {
         if let Stage::Unsent(_) = self.stage
             && let Stage::Unsent(task) = std::mem::replace(&mut self.stage, Stage::Over)
         {
-            let job = prepare(&self.shared, &task, self.timeout, self.retries, false)?;
+            let wishes = std::mem::take(&mut self.wishes);
+            let job = prepare(&self.shared, &task, wishes, false)?;
             drop(task);
             self.shared.submit(Arc::clone(&job))?;
             self.stage = Stage::Sent(Claim::new(job));
@@ -93,13 +113,13 @@ impl<T: Task> fmt::Debug for Submit<T> {
 pub(super) fn prepare<T: Task>(
     shared: &Shared,
     task: &T,
-    timeout: Option<Duration>,
-    retries: u32,
+    mut wishes: Wishes,
     wants_slot: bool,
 ) -> Result<Arc<Job>, TaskError> {
     start::permitted()?;
     let parcel = task::pack(task, shared.settings.plan.max_body)?;
-    Ok(Job::new(parcel, timeout.or(shared.settings.task_timeout), retries, wants_slot))
+    wishes.timeout = wishes.timeout.or(shared.settings.task_timeout);
+    Ok(Job::new(parcel, wishes, wants_slot))
 }
 
 /// A job that somebody waits for; dropping it cancels the job.

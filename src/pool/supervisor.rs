@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
@@ -24,7 +24,7 @@ use crate::sys::ledger::Reader;
 use crate::sys::socket::{self, Ready};
 use crate::task::Parcel;
 use crate::wire::frame::Frame;
-use crate::wire::message::Kind;
+use crate::wire::message::{self, Kind};
 
 /// How long a killed process may take to end before its task is resolved without it; one in an uninterruptible wait can
 /// take for ever.
@@ -78,6 +78,17 @@ pub(super) struct Process {
     /// Tasks that are off the desk, with what they are to be resolved with.
     pub(super) answered: Vec<(Arc<Job>, Outcome)>,
     pub(super) endings: Vec<Ending>,
+    /// The task that has been asked to stop by itself.
+    pub(super) stopping: Option<Stopping>,
+}
+
+/// A task in its grace.
+#[derive(Debug)]
+pub(super) struct Stopping {
+    pub(super) id: u64,
+    pub(super) cause: Cause,
+    /// When its worker is ended in its place.
+    pub(super) until: Instant,
 }
 
 /// Why a process is ended, or has ended.
@@ -158,7 +169,8 @@ impl Supervisor {
         let settings = &self.shared.settings;
         let name = format!("{}-{}", settings.name, self.seat.index);
         // This takes a millisecond or so, and is not given up half-way: then nobody would know when the process has ended.
-        let worker = start::launch(&settings.plan, &name, None).await?;
+        let place = message::Seat { pool: settings.name.clone(), index: self.seat.index as u64 };
+        let worker = start::launch(&settings.plan, &name, Some(place), None).await?;
         let kept = worker.child.kept().clone();
         let ready = tokio::select! {
             biased;
@@ -185,7 +197,7 @@ impl Supervisor {
                 .map_err(|error| SpawnError::StartTask(Box::new(error)))?;
         }
         let (answers, answered, endings) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Process { child, socket, inbox, ring, answers, answered, endings })
+        Ok(Process { child, socket, inbox, ring, answers, answered, endings, stopping: None })
     }
 
     /// Runs one of the pool's own tasks in the process and waits for its answer.
@@ -219,7 +231,7 @@ impl Supervisor {
             _ = kept.exited() => {}
         }
         let _ = kept.signal_group(libc::SIGKILL);
-        Err(died(kept, &kept.exited().await, task.name))
+        Err(died(kept, &kept.exited().await, task.name.into()))
     }
 
     /// Serves until the process has ended.
@@ -261,7 +273,7 @@ impl Supervisor {
         let worked = self.shared.lost(&self.seat, &process.endings, ending, |job| match cause {
             Cause::TimedOut => TaskError::TimedOut,
             Cause::Cancelled => TaskError::Cancelled,
-            Cause::Died | Cause::Retired(_) => died(&kept, &exit, job.name),
+            Cause::Died | Cause::Retired(_) => died(&kept, &exit, job.name.clone()),
         });
         for (job, outcome) in process.answered {
             job.resolve(outcome);
@@ -273,9 +285,9 @@ impl Supervisor {
         }
     }
 
-    /// SIGTERM first, where the pool grants a grace; then SIGKILL.
+    /// SIGTERM first, where the pool grants a grace, of which this is the second half; then SIGKILL.
     async fn stop(&self, kept: &Kept) -> Option<Exit> {
-        let grace = self.shared.settings.cancel_grace;
+        let grace = self.shared.settings.cancel_grace / 2;
         if !grace.is_zero() {
             let _ = kept.signal_group(libc::SIGTERM);
             if let Ok(exit) = tokio::time::timeout(grace, kept.exited()).await {

@@ -2,6 +2,7 @@
 //!
 //! The process is a worker that runs a single task; how it starts is in `start.rs`.
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fmt;
 use std::future::Future;
@@ -155,7 +156,7 @@ impl<T> Process<T> {
         match std::mem::replace(&mut self.running.reply, Reply::None) {
             Reply::Done(frame) => task::unpack(frame),
             Reply::Failed(error) => Err(error),
-            Reply::Awaited | Reply::None => Err(died(self.kept(), &exit, self.running.name)),
+            Reply::Awaited | Reply::None => Err(died(self.kept(), &exit, self.running.name.into())),
         }
     }
 
@@ -282,7 +283,7 @@ impl Running {
 }
 
 /// A task's end by its process's end.
-pub(crate) fn died(kept: &Kept, exit: &Exit, task: &'static str) -> TaskError {
+pub(crate) fn died(kept: &Kept, exit: &Exit, task: Cow<'static, str>) -> TaskError {
     let killed = exit.status.is_some_and(|status| status.signal() == Some(libc::SIGKILL));
     TaskError::Died { status: exit.status, pid: kept.pid(), task, unexplained_kill: killed && !kept.kill_sent() }
 }

@@ -30,7 +30,7 @@ use crate::sys::limits::Limits;
 use crate::sys::socket::{self, Ready};
 use crate::sys::worker::Slot;
 use crate::wire::frame::{DEFAULT_MAX_BODY, Frame};
-use crate::wire::message::{self, FromWorker, Hello, Kind, Life};
+use crate::wire::message::{self, FromWorker, Hello, Kind, Life, Seat};
 
 /// What a worker's arg0 begins with.
 const MARKER: &str = "multiproc-worker";
@@ -196,7 +196,7 @@ pub(crate) fn permitted() -> Result<u32, SpawnError> {
 /// # Cancel safety
 /// Dropping it kills what has been started by then.
 pub(crate) async fn start(plan: &Plan, name: &str, first: Option<Frame>) -> Result<Worker, SpawnError> {
-    let mut worker = launch(plan, name, first).await?;
+    let mut worker = launch(plan, name, None, first).await?;
     worker.shake_hands().await?;
     Ok(worker)
 }
@@ -205,7 +205,12 @@ pub(crate) async fn start(plan: &Plan, name: &str, first: Option<Frame>) -> Resu
 ///
 /// # Cancel safety
 /// As for `start`.
-pub(crate) async fn launch(plan: &Plan, name: &str, first: Option<Frame>) -> Result<Worker, SpawnError> {
+pub(crate) async fn launch(
+    plan: &Plan,
+    name: &str,
+    seat: Option<Seat>,
+    first: Option<Frame>,
+) -> Result<Worker, SpawnError> {
     let depth = permitted()?;
     let slot = plan.slot();
     let hello = Hello {
@@ -213,6 +218,7 @@ pub(crate) async fn launch(plan: &Plan, name: &str, first: Option<Frame>) -> Res
         depth,
         max_body: plan.max_body as u64,
         name: name.to_owned(),
+        seat,
         limits: plan.limits,
         ledger: plan.life == Life::UntilEnd,
         life: plan.life,

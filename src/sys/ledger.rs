@@ -5,6 +5,8 @@
 //!  byte 0     claimed: the number of the last task that was begun, or taken back
 //!       64    written: bytes of answers that the worker has put into the ring, ever
 //!       128   read:    bytes of answers that the parent has taken out, ever
+//!       192   stop:    the number of the task that is to stop by itself
+//!       256   stops:   how often the parent has said so; a futex
 //!       4096  the ring of answers: a stream of frames, 64 KiB of it at a time
 //! ```
 //!
@@ -19,11 +21,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use bytes::{BufMut as _, BytesMut};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
+use rustix::thread::futex;
 
 use super::socket::above_stdio;
 
@@ -39,6 +42,8 @@ const LEN: usize = RING_START + RING;
 const CLAIMED: usize = 0;
 const WRITTEN: usize = 64;
 const READ: usize = 128;
+const STOP: usize = 192;
+const STOPS: usize = 256;
 
 /// The shared memory, mapped.
 #[derive(Debug)]
@@ -88,6 +93,12 @@ impl Ledger {
         unsafe { AtomicU64::from_ptr(self.start.as_ptr().add(offset).cast()) }
     }
 
+    fn stops_word(&self) -> &AtomicU32 {
+        // SAFETY: STOPS is a multiple of 4 inside the mapping, which lives as long as `self`; nothing else touches these
+        // four bytes.
+        unsafe { AtomicU32::from_ptr(self.start.as_ptr().add(STOPS).cast()) }
+    }
+
     #[expect(clippy::cast_possible_truncation, reason = "the mask leaves less than RING")]
     fn ring(&self, position: u64) -> &AtomicU64 {
         self.word(RING_START + (position & (RING as u64 - 1) & !7) as usize)
@@ -110,6 +121,30 @@ impl Ledger {
             }
         }
         begun
+    }
+
+    /// Says that task `number` is to stop by itself, in the parent; futex(2) wakes who waits for that.
+    pub(crate) fn ask_to_stop(&self, number: u64) {
+        self.word(STOP).store(number, Ordering::Release);
+        self.stops_word().fetch_add(1, Ordering::Release);
+        // It can only fail on bad arguments. Nobody may be waiting.
+        let _ = futex::wake(self.stops_word(), futex::Flags::empty(), i32::MAX.unsigned_abs());
+    }
+
+    /// Whether task `number` is to stop by itself, in the worker.
+    pub(crate) fn is_to_stop(&self, number: u64) -> bool {
+        self.word(STOP).load(Ordering::Acquire) == number
+    }
+
+    /// How often the parent has asked a task to stop.
+    pub(crate) fn stops(&self) -> u32 {
+        self.stops_word().load(Ordering::Acquire)
+    }
+
+    /// Waits until that has been more often than `seen`, or for no reason; futex(2).
+    pub(crate) fn wait_for_stop(&self, seen: u32) {
+        // An interruption is no reason, and another number than `seen` an error that says so.
+        let _ = futex::wait(self.stops_word(), futex::Flags::empty(), seen, None);
     }
 }
 
@@ -243,6 +278,26 @@ mod tests {
             begun
         });
         assert!(begun.is_sorted());
+    }
+
+    #[test]
+    fn a_task_is_asked_to_stop_and_no_other_and_who_waits_for_it_wakes() {
+        let (ledger, fd) = Ledger::create().unwrap();
+        let worker = Ledger::open(fd).unwrap();
+        assert!(!worker.is_to_stop(1));
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| {
+                while !worker.is_to_stop(7) {
+                    let seen = worker.stops();
+                    if !worker.is_to_stop(7) {
+                        worker.wait_for_stop(seen);
+                    }
+                }
+            });
+            ledger.ask_to_stop(7);
+            waits.join().unwrap();
+        });
+        assert!(!worker.is_to_stop(6) && !worker.is_to_stop(8));
     }
 
     #[test]

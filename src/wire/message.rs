@@ -32,6 +32,8 @@ use crate::wire::frame::{Frame, Head};
 pub(crate) enum Kind {
     Hello = 16,
     Run = 17,
+    /// The Run that follows is this attempt (in place of a number); without it, the first.
+    Attempt = 18,
     Ready = 24,
     Refused = 25,
     Done = 26,
@@ -50,11 +52,20 @@ pub(crate) struct Hello {
     pub(crate) max_body: u64,
     /// The name that `ps` and `top` show.
     pub(crate) name: String,
+    /// Where it sits, if it works for a pool.
+    pub(crate) seat: Option<Seat>,
     /// What the worker lays on itself before it runs anything.
     pub(crate) limits: Limits,
     /// Whether the first fd that came along is a ledger. Another one behind it, or alone, is put where the socket was.
     pub(crate) ledger: bool,
     pub(crate) life: Life,
+}
+
+/// A worker's place in its pool.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Seat {
+    pub(crate) pool: String,
+    pub(crate) index: u64,
 }
 
 /// How long a worker lives.

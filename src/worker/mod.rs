@@ -2,9 +2,11 @@
 //!
 //! The parent's side of all this is `process/start.rs`.
 
+mod context;
 mod panic;
 mod serve;
 
+pub use context::{Worker, worker};
 pub(crate) use panic::catch;
 
 use std::ffi::OsString;
@@ -183,7 +185,7 @@ fn serve(socket: &Socket, slot: Slot) -> ! {
 }
 
 /// Checks that the parent is this same program, and takes on what it asks.
-fn greet(frame: Frame, slot: Slot) -> Result<(Hello, Option<Ledger>), String> {
+fn greet(frame: Frame, slot: Slot) -> Result<(Hello, Option<Arc<Ledger>>), String> {
     let hello: Hello = body::decode(&frame.body).map_err(|error| format!("hello cannot be read: {error}"))?;
     let image = image::id().map_err(|error| format!("cannot look at /proc/self/exe: {error}"))?;
     if image != hello.image {
@@ -196,6 +198,8 @@ fn greet(frame: Frame, slot: Slot) -> Result<(Hello, Option<Ledger>), String> {
         slot.put(fd).map_err(|error| format!("cannot take stdio: {error}"))?;
     }
     sys::name_process(&hello.name);
+    let ledger = ledger.map(Arc::new);
+    context::set_place(hello.seat.clone(), ledger.clone());
     start::set_depth(hello.depth);
     start::allow();
     hello.limits.apply().map_err(|(what, error)| format!("cannot limit its {what}: {error}"))?;

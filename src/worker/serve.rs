@@ -7,11 +7,10 @@
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{BufMut as _, BytesMut};
 
-use super::panic;
+use super::{context, panic};
 use crate::channel::inbox::Inbox;
 use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
@@ -38,8 +37,8 @@ pub(super) struct Server<'a> {
     scratch: BytesMut,
     max_body: usize,
     life: Life,
-    /// The task that is running, for the report of a panic that ends the process.
-    running: Arc<AtomicU64>,
+    /// Which attempt at its task the next Run is.
+    attempt: u32,
 }
 
 /// The ledger, and how much of its ring the parent has been told of.
@@ -50,16 +49,12 @@ struct Answers {
 }
 
 impl<'a> Server<'a> {
-    pub(super) fn new(socket: &'a Socket, inbox: Inbox, hello: &Hello, ledger: Option<Ledger>) -> Self {
-        let running = Arc::new(AtomicU64::new(0));
-        install_hook(socket, Arc::clone(&running));
-        let answers = ledger.map(|ledger| {
-            let ledger = Arc::new(ledger);
-            Answers { ring: Writer::new(Arc::clone(&ledger)), ledger, told: 0 }
-        });
+    pub(super) fn new(socket: &'a Socket, inbox: Inbox, hello: &Hello, ledger: Option<Arc<Ledger>>) -> Self {
+        install_hook(socket);
+        let answers = ledger.map(|ledger| Answers { ring: Writer::new(Arc::clone(&ledger)), ledger, told: 0 });
         let max_body = usize::try_from(hello.max_body).unwrap_or(usize::MAX);
         let (outbox, scratch) = (Outbox::default(), BytesMut::new());
-        Self { socket, inbox, outbox, answers, scratch, max_body, life: hello.life, running }
+        Self { socket, inbox, outbox, answers, scratch, max_body, life: hello.life, attempt: 1 }
     }
 
     /// Serves until the parent ends the stream, and gives the process's exit code.
@@ -71,12 +66,16 @@ impl<'a> Server<'a> {
                 flush(outbox, socket)
             });
             match frame {
+                Ok(Some(frame)) if frame.kind == Kind::Attempt as u8 => {
+                    self.attempt = u32::try_from(frame.id).unwrap_or(u32::MAX);
+                }
                 Ok(Some(frame)) if frame.kind == Kind::Run as u8 => {
+                    let attempt = std::mem::replace(&mut self.attempt, 1);
                     // What the parent has taken back runs elsewhere, or nowhere.
                     if self.answers.as_ref().is_some_and(|answers| !answers.ledger.claim(frame.id)) {
                         continue;
                     }
-                    let Ok(done) = self.perform(frame) else { return start::EXIT_NO_PARENT };
+                    let Ok(done) = self.perform(frame, attempt) else { return start::EXIT_NO_PARENT };
                     if self.life == Life::OneTask {
                         return if done { 0 } else { start::EXIT_PANICKED };
                     }
@@ -89,9 +88,9 @@ impl<'a> Server<'a> {
     }
 
     /// Runs one task and answers. Says whether it has a result.
-    fn perform(&mut self, frame: Frame) -> io::Result<bool> {
+    fn perform(&mut self, frame: Frame, attempt: u32) -> io::Result<bool> {
         let Frame { id, body, fds, .. } = frame;
-        self.running.store(id, Ordering::Relaxed);
+        context::begin(id, attempt);
         self.scratch.clear();
         self.scratch.put_bytes(0, HEAD_LEN);
         let outcome = match Run::parse(body).and_then(|run| Some((task::resolve(&run)?, run.arguments))) {
@@ -158,13 +157,13 @@ fn flush(outbox: &mut Outbox, socket: &Socket) -> io::Result<()> {
 }
 
 /// With `panic = "abort"` the hook is the last thing that runs, so it tells the parent itself.
-fn install_hook(socket: &Socket, running: Arc<AtomicU64>) {
+fn install_hook(socket: &Socket) {
     let socket = socket.as_fd().try_clone_to_owned().ok();
     panic::install(move |panic: &Panic| {
         let Some(socket) = &socket else { return };
         let failure = Failure::Panicked(panic.clone());
         let mut outbox = Outbox::default();
-        outbox.push(message::frame(Kind::Failed, running.load(Ordering::Relaxed), &failure));
+        outbox.push(message::frame(Kind::Failed, context::running(), &failure));
         while let Err(error) = outbox.flush(socket) {
             if error.kind() != io::ErrorKind::WouldBlock || socket::wait(socket, Ready::Write).is_err() {
                 return;
