@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use futures::StreamExt as _;
 use futures::future::join_all;
 use multiproc::{ProcessPool, call};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -26,6 +27,8 @@ fn main() {
             100_000.0 / local.as_secs_f64(),
             ratio(local, all)
         );
+        let mapped = median((0..5).map(|_| runtime.block_on(map_tiny(1_000_000))));
+        println!("  map, 1,000,000 tiny      {:>8.1} M items/s", 1.0 / mapped.as_secs_f64());
         let loops = median((0..5).map(|_| runtime.block_on(looping_callers(256, 1_000))));
         println!("  256 looping callers      {:>8.0}/s", 256_000.0 / loops.as_secs_f64());
     }
@@ -76,6 +79,23 @@ async fn many_at_once(count: u32) -> Duration {
     let results = join_all((0..count).map(|n| pool.submit(call(|n: u32| n + 1, n)))).await;
     let took = begun.elapsed();
     assert!(results.into_iter().zip(1..).all(|(result, n)| result.unwrap() == n));
+    pool.close().await;
+    took
+}
+
+/// A stream of results, with the default settings.
+async fn map_tiny(count: u32) -> Duration {
+    let pool = ProcessPool::new(2);
+    pool.start().await.unwrap();
+    let begun = Instant::now();
+    let mut results = pool.map(0..count, |n: u32| n + 1);
+    let mut next = 0;
+    while let Some(result) = results.next().await {
+        next += 1;
+        assert_eq!(result.unwrap(), next);
+    }
+    let took = begun.elapsed();
+    assert_eq!(next, count);
     pool.close().await;
     took
 }

@@ -1,30 +1,38 @@
 //! `map`: many inputs, one function, a stream of results.
 //!
-//! Inputs go out in chunks, each one task. Inside a chunk every input and every result is encoded by itself and every
-//! call is guarded by itself, so what fails fails alone; only the death of the worker takes the whole chunk.
+//! Inputs go out in chunks, each one task; how such a chunk travels and runs is in `chunk.rs`. Here it is decided how
+//! large it is: as many inputs as make a task that is long beside the way there and back, and short beside the whole.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use std::vec;
 
-use bytes::{Bytes, BytesMut};
 use futures::Stream;
 use futures::stream::{FuturesOrdered, FuturesUnordered};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::ProcessPool;
+use super::chunk::{Chunk, One, Results};
 use super::submit::Submit;
 use crate::error::TaskError;
-use crate::sys::image;
-use crate::task::Task;
-use crate::wire::body::{self, EncodeError};
-use crate::wire::frame::DEFAULT_MAX_BODY;
-use crate::wire::message::Failure;
-use crate::worker::catch;
+
+/// So many inputs are sent one by one before chunks may be larger: where there are few, a death costs no neighbour.
+const ONE_BY_ONE: usize = 256;
+
+/// How long the calls of a chunk should take together.
+const CHUNK_TIME: Duration = Duration::from_micros(500);
+
+/// The most inputs in a chunk, and the most bytes that its inputs and results should take, where nothing else is asked for.
+const MOST_INPUTS: usize = 8192;
+const MOST_BYTES: usize = 256 * 1024;
+
+/// A chunk is at most so many times as large as the one before it.
+const GROWTH: usize = 8;
 
 /// The results of a function on many inputs, from [`ProcessPool::map`](crate::ProcessPool::map): a `Stream`.
 ///
@@ -42,13 +50,82 @@ where
     /// `None` once it has ended: an iterator may not be asked again.
     inputs: Option<I>,
     function: PhantomData<fn() -> F>,
-    chunk: usize,
+    chunking: Chunking,
     read_ahead: Option<usize>,
     under_way: UnderWay<F, I::Item, R>,
     /// How many inputs are in the chunks that are under way.
     inputs_under_way: usize,
     /// Results that have come and were not taken yet.
-    ready: VecDeque<Result<R, TaskError>>,
+    ready: Ready<R>,
+}
+
+/// How many inputs go into a chunk.
+#[derive(Debug)]
+enum Chunking {
+    Fixed(usize),
+    /// As many as the last ones suggest.
+    Measured {
+        next: usize,
+        /// How many inputs have been done.
+        seen: usize,
+        /// What one of them costs, in seconds.
+        each: f64,
+    },
+}
+
+impl Chunking {
+    fn size(&self) -> usize {
+        match self {
+            Self::Fixed(size) | Self::Measured { next: size, .. } => *size,
+        }
+    }
+
+    /// Learns from a chunk of `count` inputs that came back.
+    fn learn(&mut self, count: usize, nanos: u64, bytes: usize) {
+        let Self::Measured { next, seen, each } = self else { return };
+        *seen = seen.saturating_add(count);
+        let now = Duration::from_nanos(nanos).as_secs_f64() / count as f64;
+        // What takes longer than before counts at once, what takes less in time.
+        *each = now.max(f64::midpoint(now, *each));
+        if *seen < ONE_BY_ONE {
+            return;
+        }
+        let bytes = (bytes / count).max(1);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
+        let in_time = (CHUNK_TIME.as_secs_f64() / *each) as usize;
+        *next = in_time.min(MOST_BYTES / bytes).min(MOST_INPUTS).min(next.saturating_mul(GROWTH)).max(1);
+    }
+}
+
+/// Results that have come and were not taken yet.
+enum Ready<R> {
+    Results(vec::IntoIter<One<R>>),
+    /// So many times the same error.
+    Failed(TaskError, usize),
+}
+
+impl<R> Ready<R> {
+    fn none() -> Self {
+        Self::Results(Vec::new().into_iter())
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Results(results) => results.len(),
+            Self::Failed(_, count) => *count,
+        }
+    }
+
+    fn next(&mut self) -> Option<Result<R, TaskError>> {
+        match self {
+            Self::Results(results) => Some(results.next()?.map_err(|failure| TaskError::from(*failure))),
+            Self::Failed(_, 0) => None,
+            Self::Failed(error, count) => {
+                *count -= 1;
+                Some(Err(error.again()))
+            }
+        }
+    }
 }
 
 impl<I, F, R> Map<I, F, R>
@@ -71,11 +148,11 @@ where
             pool,
             inputs: Some(inputs),
             function: PhantomData,
-            chunk: 1,
+            chunking: Chunking::Measured { next: 1, seen: 0, each: 0.0 },
             read_ahead: None,
             under_way: UnderWay::InOrder(FuturesOrdered::new()),
             inputs_under_way: 0,
-            ready: VecDeque::new(),
+            ready: Ready::none(),
         }
     }
 
@@ -85,16 +162,21 @@ where
         self
     }
 
-    /// Sends so many inputs in one task, at least 1, which is the default.
+    /// Sends so many inputs in one task, at least 1.
     ///
     /// Larger chunks are faster where a call takes microseconds. The results of a chunk come together, and if its worker
     /// dies all of its inputs fail with [`Died`](TaskError::Died).
+    ///
+    /// By default it is chosen by measurement: the first 256 inputs go one by one; after that a chunk holds what takes about
+    /// half a millisecond, at most 8192 inputs or about 256 KiB, and never so many that workers would have nothing to do at
+    /// the end (as far as the inputs' [`size_hint`](Iterator::size_hint) says where that is). Say `chunk(1)` where a call
+    /// may end its process and none of its neighbours is to be lost with it.
     pub fn chunk(mut self, inputs: usize) -> Self {
-        self.chunk = inputs.max(1);
+        self.chunking = Chunking::Fixed(inputs.max(1));
         self
     }
 
-    /// Takes at most so many inputs more than results were taken, at least one chunk. Default: two chunks a worker.
+    /// Takes at most so many inputs more than results were taken, at least one. Default: two chunks a worker.
     pub fn read_ahead(mut self, inputs: usize) -> Self {
         self.read_ahead = Some(inputs.max(1));
         self
@@ -102,10 +184,26 @@ where
 
     /// Submits chunks until the read-ahead is used up.
     fn submit(&mut self) {
-        let limit = self.read_ahead.unwrap_or_else(|| self.pool.limit().saturating_mul(2).saturating_mul(self.chunk));
+        if self.inputs.is_none() {
+            return;
+        }
+        // Two chunks a worker: one that it works on, and one that lies ready.
+        let places = self.pool.limit().saturating_mul(2);
+        let size = self.chunking.size();
+        let limit = self.read_ahead.unwrap_or(places.saturating_mul(size));
         loop {
-            let room = limit.saturating_sub(self.ready.len() + self.inputs_under_way).min(self.chunk);
-            let Some(inputs) = self.inputs.as_mut().filter(|_| room > 0) else { return };
+            let Some(inputs) = &mut self.inputs else { return };
+            let most = match self.chunking {
+                Chunking::Fixed(size) => size,
+                Chunking::Measured { next, .. } => {
+                    let left = inputs.size_hint().1.unwrap_or(usize::MAX).min(self.read_ahead.unwrap_or(usize::MAX));
+                    next.min(left.div_ceil(places)).max(1)
+                }
+            };
+            let room = limit.saturating_sub(self.ready.len() + self.inputs_under_way).min(most);
+            if room == 0 {
+                return;
+            }
             let inputs: Vec<_> = inputs.by_ref().take(room).map(Ok).collect();
             let count = inputs.len();
             if count < room {
@@ -113,8 +211,7 @@ where
             }
             if count > 0 {
                 self.inputs_under_way += count;
-                let chunk = Chunk { inputs: Each(inputs), function: PhantomData };
-                self.under_way.push(ChunkUnderWay { submit: self.pool.submit(chunk), count });
+                self.under_way.push(ChunkUnderWay { submit: self.pool.submit(Chunk::new(inputs)), count });
             }
         }
     }
@@ -141,25 +238,23 @@ where
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            if let Some(result) = self.ready.pop_front() {
+            if let Some(result) = self.ready.next() {
                 return Poll::Ready(Some(result));
             }
             self.submit();
             let Some((results, count)) = ready!(self.under_way.poll_next(cx)) else { return Poll::Ready(None) };
             self.inputs_under_way -= count;
-            match results {
-                Ok(Each(results)) if results.len() == count => {
-                    self.ready.extend(results.into_iter().map(|result| result.map_err(TaskError::from)));
+            self.ready = match results {
+                Ok(Results { results, nanos, bytes }) if results.values.len() == count => {
+                    self.chunking.learn(count, nanos, bytes.saturating_add(results.bytes));
+                    Ready::Results(results.values.into_iter())
                 }
                 Ok(_) => {
-                    let error = || TaskError::Decode("a chunk came back with another number of results".into());
-                    self.ready.extend((0..count).map(|_| Err(error())));
+                    let error = TaskError::Decode("a chunk came back with another number of results".into());
+                    Ready::Failed(error, count)
                 }
-                Err(error) => {
-                    self.ready.extend((1..count).map(|_| Err(error.again())));
-                    self.ready.push_front(Err(error));
-                }
-            }
+                Err(error) => Ready::Failed(error, count),
+            };
         }
     }
 
@@ -199,7 +294,7 @@ where
     A: Serialize + DeserializeOwned + Send + 'static,
     R: Serialize + DeserializeOwned + Send + 'static,
 {
-    type Output = (Result<Each<R>, TaskError>, usize);
+    type Output = (Result<Results<R>, TaskError>, usize);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let results = ready!(Pin::new(&mut self.submit).poll(cx));
@@ -236,65 +331,5 @@ where
             Self::InOrder(chunks) => Pin::new(chunks).poll_next(cx),
             Self::AsTheyCome(chunks) => Pin::new(chunks).poll_next(cx),
         }
-    }
-}
-
-/// Several calls of one function as one task.
-#[derive(Serialize, Deserialize)]
-#[serde(bound = "A: Serialize + DeserializeOwned")]
-struct Chunk<F, A, R> {
-    inputs: Each<A>,
-    #[serde(skip)]
-    function: PhantomData<fn() -> (F, R)>,
-}
-
-impl<F, A, R> Task for Chunk<F, A, R>
-where
-    F: Fn(A) -> R + Copy + Send + 'static,
-    A: Serialize + DeserializeOwned + Send + 'static,
-    R: Serialize + DeserializeOwned + Send + 'static,
-{
-    type Output = Each<R>;
-
-    fn run(self) -> Each<R> {
-        let call = |input| catch(|| image::conjure::<F>()(input)).map_err(Failure::Panicked);
-        Each(self.inputs.0.into_iter().map(|input| input.and_then(call)).collect())
-    }
-}
-
-/// Values that are encoded one by one, so that one that can't be encoded or decoded is a failure of its own.
-struct Each<T>(Vec<Result<T, Failure>>);
-
-impl<T: Serialize> Serialize for Each<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.iter().map(|value| match value {
-            Ok(value) => encode_one(value),
-            Err(failure) => Err(failure.clone()),
-        }))
-    }
-}
-
-impl<'de, T: DeserializeOwned> Deserialize<'de> for Each<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let encoded = Vec::<Result<Bytes, Failure>>::deserialize(deserializer)?;
-        Ok(Self(encoded.into_iter().map(|value| value.and_then(|body| decode_one(&body))).collect()))
-    }
-}
-
-fn encode_one<T: Serialize>(value: &T) -> Result<Bytes, Failure> {
-    let mut out = BytesMut::new();
-    match catch(|| body::encode(value, &mut out, DEFAULT_MAX_BODY)) {
-        Ok(Ok(())) => Ok(out.freeze()),
-        Ok(Err(EncodeError::Failed(error))) => Err(Failure::Encode(error.to_string())),
-        Ok(Err(EncodeError::TooLarge { len, max })) => Err(Failure::TooLarge { len, max }),
-        Err(panic) => Err(Failure::Panicked(panic)),
-    }
-}
-
-fn decode_one<T: DeserializeOwned>(body: &Bytes) -> Result<T, Failure> {
-    match catch(|| body::decode(body)) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(Failure::Decode(error.to_string())),
-        Err(panic) => Err(Failure::Panicked(panic)),
     }
 }

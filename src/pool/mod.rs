@@ -11,6 +11,7 @@
 
 mod answers;
 mod builder;
+mod chunk;
 mod dispatch;
 mod job;
 mod life;

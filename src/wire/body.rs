@@ -2,7 +2,7 @@
 //!
 //! Says what happens to the buffer when it fails; how a value is written and read is in `writer.rs` and `budget.rs`.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -42,7 +42,7 @@ pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut BytesMut, max: 
 }
 
 /// Reads a value that takes all of `body`.
-pub(crate) fn decode<T: DeserializeOwned>(body: &Bytes) -> Result<T, BoxError> {
+pub(crate) fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, BoxError> {
     Ok(budget::read(body)?)
 }
 
@@ -75,6 +75,7 @@ impl Drop for Appended<'_> {
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
+    use bytes::Bytes;
     use serde::{Serializer, ser};
 
     use super::*;
