@@ -101,6 +101,22 @@ pub enum TaskError {
 }
 
 impl TaskError {
+    /// Its variant's name, for traces.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Panicked(_) => "panicked",
+            Self::Died { .. } => "died",
+            Self::TimedOut => "timed out",
+            Self::Cancelled => "cancelled",
+            Self::Encode(_) => "cannot be encoded",
+            Self::Decode(_) => "cannot be decoded",
+            Self::TooLarge { .. } => "too large",
+            Self::Spawn(_) => "no worker",
+            Self::Closed => "closed",
+            Self::Broken(_) => "broken",
+        }
+    }
+
     /// The same once more, for another task that ended with it; sources become their text.
     pub(crate) fn again(&self) -> Self {
         match self {

@@ -19,7 +19,9 @@ pub use error::{
     BoxError, CallError, CommandError, Panic, ParentError, RecvError, SendError, SpawnError, TaskError, TryRecvError,
     TrySendError, TrySubmitError,
 };
-pub use pool::{Counts, Map, PoolBuilder, PoolStatus, ProcessPool, Submit, TaskHandle, WorkerState, WorkerStatus};
+pub use pool::{
+    Counts, Map, PoolBuilder, PoolStatus, ProcessPool, Quantiles, Submit, TaskHandle, WorkerState, WorkerStatus,
+};
 pub use process::{
     Child, ChildStderr, ChildStdin, ChildStdout, Command, Process, ProcessBuilder, Source, spawn_process,
 };

@@ -42,6 +42,23 @@ async fn recycled_one_by_one_too() {
     within(pool.close()).await;
 }
 
+/// Those that started together are not to be replaced together; nobody does more than was allowed.
+#[tokio::test]
+async fn workers_limits_differ_a_little() {
+    let pool = ProcessPool::builder().workers(1).max_tasks_per_worker(100).build().unwrap();
+    let mut ran = std::collections::HashMap::new();
+    for pid in within(join_all((0..2000).map(|_| pool.submit(task!(pid()))))).await {
+        *ran.entry(pid.unwrap()).or_insert(0) += 1;
+    }
+    let mut counts: Vec<u32> = ran.into_values().collect();
+    counts.sort_unstable();
+    // The last one was not replaced.
+    let counts: Vec<u32> = counts.into_iter().filter(|&count| count >= 90).collect();
+    assert!(counts.len() >= 19 && counts.iter().all(|&count| count <= 100), "{counts:?}");
+    assert_ne!(counts.first(), counts.last(), "{counts:?}");
+    within(pool.close()).await;
+}
+
 fn keep(bytes: usize) -> u32 {
     thread_local! {
         static KEPT: std::cell::RefCell<Vec<Vec<u8>>> = const { std::cell::RefCell::new(Vec::new()) };

@@ -92,3 +92,91 @@ async fn a_closed_stdout_is_the_tasks_error() {
     assert_eq!(within(pool.submit(task!(pid()))).await.unwrap(), worker);
     within(pool.close()).await;
 }
+
+/// What was said, by whom.
+type Said = std::sync::Arc<std::sync::Mutex<Vec<(u32, String)>>>;
+
+fn listener(said: &Said) -> impl Fn(u32, &str) + Send + Sync + 'static {
+    let said = Said::clone(said);
+    move |worker, line| said.lock().unwrap().push((worker, line.to_owned()))
+}
+
+fn print_and_die(lines: u32) -> u32 {
+    use std::io::Write as _;
+    for n in 0..lines {
+        println!("out {n}");
+        eprintln!("err {n}");
+    }
+    print!("no end");
+    std::io::stdout().flush().unwrap();
+    std::io::stderr().write_all(b"\xff\r\n").unwrap();
+    if lines == 7 {
+        std::process::abort();
+    }
+    std::process::id()
+}
+
+#[tokio::test]
+async fn lines_come_with_their_worker_in_order_and_all_of_them() {
+    let (out, err) = (Said::default(), Said::default());
+    let pool = multiproc::ProcessPool::builder()
+        .workers(2)
+        .on_stdout_line(listener(&out))
+        .on_stderr_line(listener(&err))
+        .build()
+        .unwrap();
+    let tasks = (0..20).map(|n| pool.submit(task!(print_and_die(if n == 3 { 7 } else { 5 }))));
+    let results = within(futures::future::join_all(tasks)).await;
+    assert_eq!(results.iter().filter(|result| result.is_err()).count(), 1, "{results:?}");
+    within(pool.close()).await;
+    let (out, err) = (out.lock().unwrap(), err.lock().unwrap());
+    // A task that leaves a line open has the next one's first line on it.
+    assert_eq!(out.iter().filter(|(_, line)| line.ends_with("out 0")).count(), 20);
+    assert_eq!(out.iter().filter(|(_, line)| line == "out 4").count(), 20);
+    assert_eq!(out.iter().filter(|(_, line)| line == "out 6").count(), 1, "what was said before a death");
+    assert_eq!(err.iter().filter(|(_, line)| line == "\u{fffd}").count(), 20);
+    let workers: std::collections::HashSet<u32> = out.iter().map(|(worker, _)| *worker).collect();
+    for result in results.into_iter().flatten() {
+        assert!(workers.contains(&result));
+    }
+    for worker in workers {
+        let numbers = err.iter().filter(|(by, _)| *by == worker).filter_map(|(_, line)| line.strip_prefix("err "));
+        let numbers: Vec<u32> = numbers.map(|number| number.parse().unwrap()).collect();
+        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1 || pair[1] == 0), "{numbers:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_listener_that_panics_and_a_line_without_an_end_hurt_no_task() {
+    let said = Said::default();
+    let listen = listener(&said);
+    let pool = multiproc::ProcessPool::builder()
+        .workers(1)
+        .on_stdout_line(move |worker, line| {
+            listen(worker, line);
+            assert!(line.len() < 1000, "a listener's own fault");
+        })
+        .build()
+        .unwrap();
+    let long = call(|()| print!("{}", "x".repeat(1 << 20)), ());
+    within(pool.submit(long)).await.unwrap();
+    within(pool.submit(call(|()| println!("\nafter"), ()))).await.unwrap();
+    within(pool.close()).await;
+    let said = said.lock().unwrap();
+    assert_eq!(said.iter().map(|(_, line)| line.len()).sum::<usize>(), (1 << 20) + 5);
+    assert!(said.iter().all(|(_, line)| line.len() <= 64 << 10));
+    assert_eq!(said.last().unwrap().1, "after");
+}
+
+/// Something that left the worker's group and holds its stdout must not hold up the pool.
+#[tokio::test]
+async fn a_stdout_that_somebody_else_holds_holds_nobody_up() {
+    let said = Said::default();
+    let pool = multiproc::ProcessPool::builder().workers(1).on_stdout_line(listener(&said)).build().unwrap();
+    let start = call(|()| std::process::Command::new("setsid").args(["sleep", "20"]).spawn().unwrap().id(), ());
+    let other = within(pool.submit(start)).await.unwrap();
+    let begun = std::time::Instant::now();
+    within(pool.close()).await;
+    assert!(begun.elapsed() < std::time::Duration::from_secs(15));
+    pool_support::kill(other, libc::SIGKILL);
+}

@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use super::ProcessPool;
+use super::output::Listener;
 use crate::error::SpawnError;
 use crate::process::start::Plan;
 use crate::sys::worker::Slot;
@@ -27,6 +28,8 @@ pub(super) struct Settings {
     pub(super) idle_timeout: Option<Duration>,
     pub(super) restart_limit: (u32, Duration),
     pub(super) cancel_grace: Duration,
+    pub(super) on_stdout_line: Option<Listener>,
+    pub(super) on_stderr_line: Option<Listener>,
 }
 
 impl Settings {
@@ -44,6 +47,8 @@ impl Settings {
             idle_timeout: None,
             restart_limit: (5, Duration::from_secs(10)),
             cancel_grace: Duration::ZERO,
+            on_stdout_line: None,
+            on_stderr_line: None,
         }
     }
 }
@@ -90,12 +95,16 @@ impl PoolBuilder {
     }
 
     /// Replaces a worker after so many tasks, at least 1: a remedy for code that leaks. Default: never.
+    ///
+    /// Each worker's own limit is up to a tenth lower, so that workers that started together are not replaced together.
     pub fn max_tasks_per_worker(mut self, tasks: u64) -> Self {
         self.settings.max_tasks = Some(tasks.max(1));
         self
     }
 
     /// Replaces a worker that holds more resident memory than this, in bytes, when it has finished a task. Default: never.
+    ///
+    /// Each worker's own limit is up to a tenth lower, as for [`max_tasks_per_worker`](Self::max_tasks_per_worker).
     pub fn max_worker_memory(mut self, bytes: u64) -> Self {
         self.settings.max_memory = Some(bytes);
         self
@@ -167,15 +176,61 @@ impl PoolBuilder {
         self
     }
 
-    /// Where the workers' stdout goes. Default: to this process's own. A pipe has no reader, so it is of no use here.
+    /// Where the workers' stdout goes. Default: to this process's own. A pipe has no reader here: see
+    /// [`on_stdout_line`](Self::on_stdout_line).
     pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
+        self.settings.on_stdout_line = None;
         self.settings.plan.stdio(Slot::Stdout, stdout.into());
         self
     }
 
-    /// Where the workers' stderr goes. Default: to this process's own. A pipe has no reader, so it is of no use here.
+    /// Where the workers' stderr goes. Default: to this process's own. A pipe has no reader here: see
+    /// [`on_stderr_line`](Self::on_stderr_line).
     pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
+        self.settings.on_stderr_line = None;
         self.settings.plan.stdio(Slot::Stderr, stderr.into());
+        self
+    }
+
+    /// Calls a function with each line that a worker prints, and with that worker's process id, instead of passing it on to
+    /// this process's stdout.
+    ///
+    /// Lines come without their end, and in the order in which that worker wrote them; bytes that are not UTF-8 are replaced,
+    /// and a line of more than 64 KiB comes in pieces. All that a worker has printed has come when the pool is closed. The
+    /// function runs on the runtime, so it should not block: while it does, a worker that prints waits as soon as the pipe
+    /// is full. It may be called for several workers at once.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::sync::{Arc, Mutex};
+    /// use multiproc::{ProcessPool, call};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// multiproc::init();
+    /// let log = Arc::new(Mutex::new(Vec::new()));
+    /// let lines = Arc::clone(&log);
+    /// let pool = ProcessPool::builder()
+    ///     .workers(1)
+    ///     .on_stdout_line(move |worker, line| lines.lock().unwrap().push(format!("{worker}: {line}")))
+    ///     .build()?;
+    /// let worker = pool.submit(call(|()| { println!("hello"); std::process::id() }, ())).await?;
+    /// pool.close().await;
+    /// assert_eq!(*log.lock().unwrap(), [format!("{worker}: hello")]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_stdout_line(mut self, listen: impl Fn(u32, &str) + Send + Sync + 'static) -> Self {
+        self = self.stdout(Stdio::piped());
+        self.settings.on_stdout_line = Some(Listener::new(listen));
+        self
+    }
+
+    /// As [`on_stdout_line`](Self::on_stdout_line), for what workers write to stderr.
+    pub fn on_stderr_line(mut self, listen: impl Fn(u32, &str) + Send + Sync + 'static) -> Self {
+        self = self.stderr(Stdio::piped());
+        self.settings.on_stderr_line = Some(Listener::new(listen));
         self
     }
 

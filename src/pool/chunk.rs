@@ -42,11 +42,11 @@ impl<F, A, R> Chunk<F, A, R> {
     }
 }
 
-/// What comes back.
+/// What comes back: one result of each input.
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "R: Serialize + DeserializeOwned")]
 pub(super) struct Results<R> {
-    pub(super) results: Each<R>,
+    pub(super) of: Each<R>,
     /// How long the calls took together.
     pub(super) nanos: u64,
     /// How many bytes the inputs took.
@@ -68,7 +68,7 @@ where
         let mut results = Vec::with_capacity(inputs.len());
         for_each(inputs.into_iter(), &mut results, |input| input.map(function));
         let nanos = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        Results { results: Each { values: results, bytes: 0 }, nanos, bytes }
+        Results { of: Each { values: results, bytes: 0 }, nanos, bytes }
     }
 
     fn task_name(&self) -> &'static str {

@@ -41,9 +41,15 @@ impl Shared {
         if state.waiting.len() >= state.sweep_at {
             state.sweep();
         }
+        self.stamp(&mut state, &job);
         state.waiting.push_back(job);
         self.dispatch(&mut state);
         Ok(())
+    }
+
+    fn stamp(&self, state: &mut State, job: &Job) {
+        state.submitted += 1;
+        self.times.stamp(job, state.waiting.len(), state.submitted);
     }
 
     /// Takes a slot for a task that would not wait for one. `false`: there is none free.
@@ -63,6 +69,7 @@ impl Shared {
     /// Sends a task for which a slot was taken.
     pub(super) fn submit_reserved(self: &Arc<Self>, job: &Arc<Job>) {
         let mut state = self.state();
+        self.stamp(&mut state, job);
         if job.assign(&mut state.after.wake) {
             self.place(&mut state, Arc::clone(job));
         } else {
@@ -178,7 +185,7 @@ impl Shared {
             if over {
                 self.dispatch(&mut state);
             } else {
-                self.send_ahead(&mut state, seat);
+                Self::send_ahead(&mut state, seat);
             }
             return Turn::Busy;
         }
@@ -214,7 +221,7 @@ impl Shared {
                 state.after.write(seat);
                 // Tasks that were given up in between have freed their slots.
                 self.dispatch(state);
-                self.send_ahead(state, seat);
+                Self::send_ahead(state, seat);
                 return Turn::Busy;
             }
             self.release(state);
@@ -225,7 +232,7 @@ impl Shared {
         state.idle.push(Arc::clone(seat));
         self.dispatch(state);
         if !state.idle.iter().any(|idle| Arc::ptr_eq(idle, seat)) {
-            self.send_ahead(state, seat);
+            Self::send_ahead(state, seat);
             return Turn::Busy;
         }
         if state.phase == Phase::Closing {
@@ -239,13 +246,13 @@ impl Shared {
     /// Sends a busy worker as many of the waiting tasks as keep it busy for a moment, in one write.
     ///
     /// Never more than its share: what one worker has ahead, another would have to wait for.
-    fn send_ahead(&self, state: &mut State, seat: &Arc<Seat>) {
+    fn send_ahead(state: &mut State, seat: &Arc<Seat>) {
         if state.waiting.is_empty() {
             return;
         }
         let mut desk = seat.desk();
         let mut room = desk.room(state.waiting.len().div_ceil(2 * state.target));
-        if let Some(most) = self.settings.max_tasks {
+        if let Some(most) = desk.max_tasks {
             room = room
                 .min(usize::try_from(most.saturating_sub(desk.done)).unwrap_or(usize::MAX).saturating_sub(desk.load()));
         }

@@ -13,6 +13,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::seat::Seat;
+use super::times::Stamp;
+use super::trace::Span;
 use crate::channel::outbox::Outbox;
 use crate::error::TaskError;
 use crate::sys::socket;
@@ -43,6 +45,7 @@ pub(super) struct Job {
     pub(super) timeout: Option<Duration>,
     /// Whether somebody waits for its slot: then it is given one, and not sent ahead to a busy worker.
     wants_slot: bool,
+    pub(super) submitted: Stamp,
     cell: Mutex<Cell>,
 }
 
@@ -60,6 +63,7 @@ struct Cell {
     waker: Option<Waker>,
     /// Who waits until it has a slot.
     slot_waker: Option<Waker>,
+    span: Span,
 }
 
 #[derive(Debug)]
@@ -76,10 +80,13 @@ enum Stage {
 }
 
 impl Job {
-    pub(super) fn new(parcel: Parcel, wishes: Wishes, wants_slot: bool) -> Arc<Self> {
+    pub(super) fn new(pool: &str, parcel: Parcel, wishes: Wishes, wants_slot: bool) -> Arc<Self> {
         let Wishes { name, timeout, retries } = wishes;
+        let name = name.unwrap_or(Cow::Borrowed(parcel.name));
+        let span = Span::begin(pool, &name);
         Arc::new(Self {
-            name: name.unwrap_or(Cow::Borrowed(parcel.name)),
+            name,
+            submitted: Stamp::default(),
             timeout,
             wants_slot,
             cell: Mutex::new(Cell {
@@ -91,6 +98,7 @@ impl Job {
                 bounces: 0,
                 waker: None,
                 slot_waker: None,
+                span,
             }),
         })
     }
@@ -259,6 +267,14 @@ impl Job {
         seat.pid()
     }
 
+    /// A worker has run it: how long it had waited, and how long it ran.
+    pub(super) fn note_run(&self, worker: u32, waited: Duration, ran: Duration) {
+        // Without the feature there is nobody to tell, and no reason to take the lock.
+        if cfg!(feature = "tracing") {
+            self.cell().span.note_run(worker, waited, ran);
+        }
+    }
+
     fn cell(&self) -> MutexGuard<'_, Cell> {
         self.cell.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -267,15 +283,22 @@ impl Job {
 impl Cell {
     /// Ends it, and lets go of what it carried.
     fn settle(&mut self, stage: Stage) {
+        self.span.note_outcome(match &stage {
+            Stage::Resolved(Ok(_)) => "ok",
+            Stage::Resolved(Err(error)) => error.kind(),
+            _ => "cancelled",
+        });
         self.stage = stage;
         self.body = Bytes::new();
         self.fds.clear();
     }
 }
 
-/// Wakes whoever waits, after the lock is gone: the waker may run at once.
+/// Wakes whoever waits and ends the span, after the lock is gone: both run other people's code.
 fn wake(mut cell: MutexGuard<'_, Cell>) {
     let wakers = [cell.waker.take(), cell.slot_waker.take()];
+    let span = std::mem::take(&mut cell.span);
     drop(cell);
+    span.end();
     wakers.into_iter().flatten().for_each(Waker::wake);
 }

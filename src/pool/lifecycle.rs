@@ -40,6 +40,9 @@ impl Shared {
         desk.apply(Event::Ended);
         let (begun, rest) = desk.take_all();
         let worked = desk.done > 0 || !begun.is_empty();
+        if let Some(pid) = desk.pid {
+            self.times.note(desk.since, desk.since.elapsed(), begun.iter().map(|job| &**job), pid);
+        }
         if std::mem::take(&mut desk.holds_permit) {
             self.release(&mut state);
         }

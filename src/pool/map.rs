@@ -68,8 +68,8 @@ enum Chunking {
         next: usize,
         /// How many inputs have been done.
         seen: usize,
-        /// What one of them costs, in seconds.
-        each: f64,
+        /// How long one of them takes.
+        each: Duration,
     },
 }
 
@@ -84,15 +84,14 @@ impl Chunking {
     fn learn(&mut self, count: usize, nanos: u64, bytes: usize) {
         let Self::Measured { next, seen, each } = self else { return };
         *seen = seen.saturating_add(count);
-        let now = Duration::from_nanos(nanos).as_secs_f64() / count as f64;
+        let now = Duration::from_nanos(nanos / (count as u64).max(1));
         // What takes longer than before counts at once, what takes less in time.
-        *each = now.max(f64::midpoint(now, *each));
+        *each = now.max((now + *each) / 2);
         if *seen < ONE_BY_ONE {
             return;
         }
-        let bytes = (bytes / count).max(1);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
-        let in_time = (CHUNK_TIME.as_secs_f64() / *each) as usize;
+        let bytes = (bytes / count.max(1)).max(1);
+        let in_time = usize::try_from(CHUNK_TIME.as_nanos() / each.as_nanos().max(1)).unwrap_or(usize::MAX);
         *next = in_time.min(MOST_BYTES / bytes).min(MOST_INPUTS).min(next.saturating_mul(GROWTH)).max(1);
     }
 }
@@ -148,7 +147,7 @@ where
             pool,
             inputs: Some(inputs),
             function: PhantomData,
-            chunking: Chunking::Measured { next: 1, seen: 0, each: 0.0 },
+            chunking: Chunking::Measured { next: 1, seen: 0, each: Duration::ZERO },
             read_ahead: None,
             under_way: UnderWay::InOrder(FuturesOrdered::new()),
             inputs_under_way: 0,
@@ -245,9 +244,9 @@ where
             let Some((results, count)) = ready!(self.under_way.poll_next(cx)) else { return Poll::Ready(None) };
             self.inputs_under_way -= count;
             self.ready = match results {
-                Ok(Results { results, nanos, bytes }) if results.values.len() == count => {
-                    self.chunking.learn(count, nanos, bytes.saturating_add(results.bytes));
-                    Ready::Results(results.values.into_iter())
+                Ok(Results { of, nanos, bytes }) if of.values.len() == count => {
+                    self.chunking.learn(count, nanos, bytes.saturating_add(of.bytes));
+                    Ready::Results(of.values.into_iter())
                 }
                 Ok(_) => {
                     let error = TaskError::Decode("a chunk came back with another number of results".into());

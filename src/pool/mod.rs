@@ -17,12 +17,15 @@ mod job;
 mod life;
 mod lifecycle;
 mod map;
+mod output;
 mod seat;
 mod serving;
 mod state;
 mod status;
 mod submit;
 mod supervisor;
+mod times;
+mod trace;
 
 use std::fmt;
 use std::sync::Arc;
@@ -42,6 +45,7 @@ use state::{Phase, Shared, State};
 pub use status::{PoolStatus, WorkerStatus};
 use submit::Claim;
 pub use submit::{Submit, TaskHandle};
+pub use times::Quantiles;
 
 use crate::error::{SpawnError, TaskError, TrySubmitError};
 use crate::process::start;

@@ -52,6 +52,8 @@ pub(super) struct Desk {
     pace: Option<Duration>,
     /// Tasks that this process has answered.
     pub(super) done: u64,
+    /// After how many it is replaced.
+    pub(super) max_tasks: Option<u64>,
     last_id: u64,
 }
 
@@ -116,6 +118,7 @@ impl Desk {
             since: Instant::now(),
             pace: None,
             done: 0,
+            max_tasks: None,
             last_id: 0,
         }
     }
@@ -207,13 +210,14 @@ impl Desk {
         self.sent.remove(place).map(|sent| sent.job)
     }
 
-    /// Notes that `count` tasks were answered just now.
-    pub(super) fn answered(&mut self, count: usize) {
+    /// Notes that `count` tasks were answered just now, and gives how long each took.
+    pub(super) fn answered(&mut self, count: usize) -> Duration {
         let now = Instant::now();
         let each = now.duration_since(self.since) / u32::try_from(count.max(1)).unwrap_or(u32::MAX);
         // Half old, half new: one long task must not end the sending ahead, and three must.
         self.pace = Some(self.pace.map_or(each, |pace| (pace + each) / 2));
         self.since = now;
+        each
     }
 
     /// Takes back every task that was not begun, oldest first. They can't be begun any more.

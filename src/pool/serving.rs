@@ -157,11 +157,12 @@ impl Supervisor {
             return Ok(None);
         }
         let honest = self.match_answers(process);
-        let settings = &self.shared.settings;
-        let done = self.seat.desk().done;
+        let tired = {
+            let desk = self.seat.desk();
+            desk.max_tasks.is_some_and(|most| desk.done >= most)
+        };
         let pid = process.child.kept().pid();
-        let worn = settings.max_tasks.is_some_and(|most| done >= most)
-            || settings.max_memory.is_some_and(|most| resident_memory(pid).is_some_and(|now| now > most));
+        let worn = tired || process.max_memory.is_some_and(|most| resident_memory(pid).is_some_and(|now| now > most));
         // The worker gets its next tasks before these ones' callers get the results.
         let turn = self.shared.answered(&self.seat, &process.endings, worn);
         process.endings.clear();
@@ -191,7 +192,14 @@ impl Supervisor {
             process.endings.push(ending);
             process.answered.push((job, outcome));
         }
-        desk.answered(process.answered.len());
+        if process.answered.is_empty() {
+            return honest;
+        }
+        let start = desk.since;
+        let each = desk.answered(process.answered.len());
+        drop(desk);
+        let jobs = process.answered.iter().map(|(job, _)| &**job);
+        self.shared.times.note(start, each, jobs, process.child.kept().pid());
         honest
     }
 }
@@ -204,7 +212,7 @@ async fn sleep_until(deadline: Option<Instant>) {
 }
 
 /// How many bytes of a process are in memory; `statm` in proc(5).
-fn resident_memory(pid: u32) -> Option<u64> {
+pub(super) fn resident_memory(pid: u32) -> Option<u64> {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64)

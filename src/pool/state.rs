@@ -18,6 +18,7 @@ use super::job::Job;
 use super::life::WorkerState;
 use super::seat::Seat;
 use super::supervisor;
+use super::times::Times;
 use crate::error::{SpawnError, TaskError};
 
 /// The shortest queue that is swept.
@@ -29,6 +30,7 @@ pub(super) struct Shared {
     pub(super) settings: Settings,
     /// A permit a task under way. Permits are forgotten when taken and added when the task ends.
     pub(super) permits: Semaphore,
+    pub(super) times: Times,
     state: Mutex<State>,
     /// Rings when something changed that `start`, `close` or `cancel` may wait for.
     pub(super) changed: Notify,
@@ -59,6 +61,8 @@ pub(super) struct State {
     pub(super) failures: VecDeque<Instant>,
     pub(super) last_cause: Option<Arc<SpawnError>>,
     pub(super) counts: Counts,
+    /// How many tasks were submitted.
+    pub(super) submitted: u64,
     /// Whether some worker may have tasks that it has not begun.
     pub(super) sent_ahead: bool,
     /// The runtime that the last task came from; supervisors of new seats run there.
@@ -212,6 +216,7 @@ impl Shared {
         let target = settings.workers.min(Semaphore::MAX_PERMITS);
         Arc::new(Self {
             permits: Semaphore::new(target),
+            times: Times::new(),
             state: Mutex::new(State {
                 phase: Phase::Open,
                 waiting: VecDeque::new(),
@@ -226,6 +231,7 @@ impl Shared {
                 failures: VecDeque::new(),
                 last_cause: None,
                 counts: Counts::default(),
+                submitted: 0,
                 sent_ahead: false,
                 runtime: None,
                 after: After::default(),

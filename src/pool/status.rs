@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::life::WorkerState;
+use super::serving::resident_memory;
 use super::state::{Counts, Shared};
+use super::times::Quantiles;
 
 /// What a pool was doing when [`status`](crate::ProcessPool::status) looked.
 #[derive(Clone, Debug)]
@@ -23,6 +25,10 @@ pub struct PoolStatus {
     pub details: Vec<WorkerStatus>,
     /// How many tasks ended in which way.
     pub counts: Counts,
+    /// How long tasks waited, from their submission to their start.
+    pub wait: Quantiles,
+    /// How long tasks ran, also those that were ended.
+    pub run: Quantiles,
 }
 
 /// One worker of a pool.
@@ -41,12 +47,14 @@ pub struct WorkerStatus {
     pub ahead: usize,
     /// How many tasks its process has answered.
     pub done: u64,
+    /// How many bytes of it are in memory (its resident set); `None` if it has just ended.
+    pub memory: Option<u64>,
 }
 
 impl PoolStatus {
     pub(super) fn of(shared: &Arc<Shared>) -> Self {
         let state = shared.state();
-        let details: Vec<_> = state
+        let mut details: Vec<_> = state
             .seats
             .iter()
             .map(|seat| {
@@ -58,6 +66,7 @@ impl PoolStatus {
                     task: desk.first().map(|job| (job.name.clone(), desk.since.elapsed())),
                     ahead: desk.load().saturating_sub(1),
                     done: desk.done,
+                    memory: None,
                 }
             })
             .collect();
@@ -65,12 +74,21 @@ impl PoolStatus {
         let ready = |worker: &&WorkerStatus| {
             matches!(worker.state, WorkerState::Idle | WorkerState::Busy | WorkerState::Draining)
         };
+        let (limit, counts, assigned) = (state.target, state.counts, state.assigned.len());
+        drop(state);
+        // Files are read without the lock. A process that has ended by now has none, unless its number is used again.
+        for worker in &mut details {
+            worker.memory = worker.pid.and_then(resident_memory);
+        }
+        let (wait, run) = shared.times.quantiles();
         Self {
             workers: details.iter().filter(ready).count(),
             busy: details.iter().filter(|worker| worker.task.is_some()).count(),
-            queued: waiting + state.assigned.len() + details.iter().map(|worker| worker.ahead).sum::<usize>(),
-            limit: state.target,
-            counts: state.counts,
+            queued: waiting + assigned + details.iter().map(|worker| worker.ahead).sum::<usize>(),
+            limit,
+            counts,
+            wait,
+            run,
             details,
         }
     }

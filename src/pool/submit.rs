@@ -119,7 +119,7 @@ pub(super) fn prepare<T: Task>(
     start::permitted()?;
     let parcel = task::pack(task, shared.settings.plan.max_body)?;
     wishes.timeout = wishes.timeout.or(shared.settings.task_timeout);
-    Ok(Job::new(parcel, wishes, wants_slot))
+    Ok(Job::new(&shared.settings.name, parcel, wishes, wants_slot))
 }
 
 /// A job that somebody waits for; dropping it cancels the job.

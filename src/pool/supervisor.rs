@@ -8,18 +8,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 
 use super::answers::{Ring, answer};
 use super::job::{Job, Outcome};
 use super::life::Event;
 use super::seat::Seat;
 use super::state::{End, Ending, Next, Phase, Shared};
+use super::trace;
 use crate::channel::inbox::Inbox;
 use crate::channel::socket::Socket;
 use crate::error::{SpawnError, TaskError};
 use crate::process::kept::{Exit, Kept, KillOnDrop};
 use crate::process::spawn::died;
 use crate::process::start::{self, Worker};
+use crate::process::{ChildStderr, ChildStdout};
 use crate::sys::ledger::Reader;
 use crate::sys::socket::{self, Ready};
 use crate::task::Parcel;
@@ -78,6 +81,10 @@ pub(super) struct Process {
     /// Tasks that are off the desk, with what they are to be resolved with.
     pub(super) answered: Vec<(Arc<Job>, Outcome)>,
     pub(super) endings: Vec<Ending>,
+    /// With how many bytes in memory it is replaced.
+    pub(super) max_memory: Option<u64>,
+    /// Who reads its stdout and stderr.
+    listeners: Vec<JoinHandle<()>>,
     /// The task that has been asked to stop by itself.
     pub(super) stopping: Option<Stopping>,
 }
@@ -103,20 +110,36 @@ pub(super) enum Cause {
     Retired(End),
 }
 
+impl Cause {
+    /// What to call it, where the process does not end in order.
+    fn unplanned(self) -> Option<&'static str> {
+        match self {
+            Self::Died => Some("died"),
+            Self::Cancelled => Some("its task was cancelled"),
+            Self::TimedOut => Some("its task timed out"),
+            Self::Retired(_) => None,
+        }
+    }
+}
+
 impl Supervisor {
     async fn run(mut self) {
         let mut pause = FIRST_PAUSE;
+        let mut again = false;
+        let pool = &*Arc::clone(&self.shared).settings.name.clone();
         loop {
             let unneeded = self.shared.state().needs_no_start();
             let started = if unneeded { Err(SpawnError::Cancelled) } else { self.start().await };
             let failed;
             let next = match started {
                 Ok(process) => {
+                    trace::started(pool, &self.seat, Ok(process.child.kept().pid()), again);
                     let end = self.serve(process).await;
                     failed = matches!(end, End::Fruitless { .. });
                     self.shared.ended(&self.seat, end)
                 }
                 Err(cause) => {
+                    trace::started(pool, &self.seat, Err(&cause), again);
                     failed = true;
                     self.shared.start_failed(&self.seat, Arc::new(cause))
                 }
@@ -125,6 +148,7 @@ impl Supervisor {
                 self.left = true;
                 return;
             }
+            again = true;
             if failed {
                 tokio::select! {
                     () = self.unneeded() => {}
@@ -170,18 +194,39 @@ impl Supervisor {
         let name = format!("{}-{}", settings.name, self.seat.index);
         // This takes a millisecond or so, and is not given up half-way: then nobody would know when the process has ended.
         let place = message::Seat { pool: settings.name.clone(), index: self.seat.index as u64 };
-        let worker = start::launch(&settings.plan, &name, Some(place), None).await?;
+        let mut worker = start::launch(&settings.plan, &name, Some(place), None).await?;
         let kept = worker.child.kept().clone();
+        let mut listeners = self.listen(&mut worker)?;
         let ready = tokio::select! {
             biased;
             () = self.unneeded() => Err(SpawnError::Cancelled),
             ready = self.make_ready(worker) => ready,
         };
-        if ready.is_err() {
-            // It was dropped, and so killed.
-            let _ = tokio::time::timeout(KILL_WITHIN, kept.exited()).await;
+        match ready {
+            Ok(mut process) => {
+                process.listeners = listeners;
+                Ok(process)
+            }
+            Err(error) => {
+                // It was dropped, and so killed.
+                let _ = tokio::time::timeout(KILL_WITHIN, kept.exited()).await;
+                heard_out(&mut listeners).await;
+                Err(error)
+            }
         }
-        ready
+    }
+
+    /// Has what the process prints read, if somebody wants it.
+    fn listen(&self, worker: &mut Worker) -> Result<Vec<JoinHandle<()>>, SpawnError> {
+        let (settings, pid) = (&self.shared.settings, worker.child.kept().pid());
+        let mut listeners = Vec::new();
+        if let Some((listener, pipe)) = settings.on_stdout_line.clone().zip(worker.stdout.take()) {
+            listeners.push(tokio::spawn(listener.listen(pid, ChildStdout::new(pipe)?)));
+        }
+        if let Some((listener, pipe)) = settings.on_stderr_line.clone().zip(worker.stderr.take()) {
+            listeners.push(tokio::spawn(listener.listen(pid, ChildStderr::new(pipe)?)));
+        }
+        Ok(listeners)
     }
 
     /// Shakes hands with a new process and runs the pool's start task in it.
@@ -190,14 +235,20 @@ impl Supervisor {
         let Worker { child, socket, mut inbox, outbox, ledger, .. } = worker;
         let (socket, ledger) = (Arc::new(socket), Arc::new(ledger.ok_or(SpawnError::Cancelled)?));
         let mut ring = Ring::new(Reader::new(Arc::clone(&ledger)));
-        self.seat.desk().set_up(child.kept().pid(), Arc::clone(&socket), ledger, outbox);
+        let settings = &self.shared.settings;
+        {
+            let mut desk = self.seat.desk();
+            desk.set_up(child.kept().pid(), Arc::clone(&socket), ledger, outbox);
+            desk.max_tasks = settings.max_tasks.map(a_little_less);
+        }
+        let max_memory = settings.max_memory.map(a_little_less);
         if let Some(task) = &self.shared.settings.on_start {
             self.perform(task, &socket, &mut inbox, &mut ring, child.kept())
                 .await
                 .map_err(|error| SpawnError::StartTask(Box::new(error)))?;
         }
-        let (answers, answered, endings) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Process { child, socket, inbox, ring, answers, answered, endings, stopping: None })
+        let (answers, answered, endings, listeners) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Ok(Process { child, socket, inbox, ring, answers, answered, endings, max_memory, listeners, stopping: None })
     }
 
     /// Runs one of the pool's own tasks in the process and waits for its answer.
@@ -262,6 +313,7 @@ impl Supervisor {
             Cause::TimedOut => Ending::TimedOut,
             Cause::Died | Cause::Retired(_) => Ending::Died,
         };
+        heard_out(&mut process.listeners).await;
         // What it had said before its end counts.
         let _ = process.ring.take(&mut process.answers);
         while let Ok(Some(frame)) = process.inbox.try_frame(&process.socket) {
@@ -270,6 +322,9 @@ impl Supervisor {
         }
         let _ = self.match_answers(&mut process);
         let exit = exit.unwrap_or(Exit::UNKNOWN);
+        if let Some(cause) = cause.unplanned() {
+            trace::died(&self.shared.settings.name, &self.seat, kept.pid(), exit.status, cause);
+        }
         let worked = self.shared.lost(&self.seat, &process.endings, ending, |job| match cause {
             Cause::TimedOut => TaskError::TimedOut,
             Cause::Cancelled => TaskError::Cancelled,
@@ -328,9 +383,28 @@ impl Supervisor {
     }
 }
 
+/// Waits until everything that an ended process has printed was read. Something that has left its group may still hold its
+/// stdout; nobody waits for that.
+async fn heard_out(listeners: &mut Vec<JoinHandle<()>>) {
+    for mut listener in listeners.drain(..) {
+        if tokio::time::timeout(EXIT_WITHIN, &mut listener).await.is_err() {
+            listener.abort();
+        }
+    }
+}
+
+/// Up to a tenth less than a limit, so that workers that started together are not replaced together. A limit below ten is
+/// what it is.
+fn a_little_less(limit: u64) -> u64 {
+    limit - (limit / 10).saturating_mul(random().into()) / 256
+}
+
 /// Between half of a pause and all of it, so that workers that failed together don't start again together.
 fn jittered(pause: Duration) -> Duration {
+    pause / 2 + pause / 2 * u32::from(random()) / 256
+}
+
+fn random() -> u8 {
     use std::hash::{BuildHasher as _, RandomState};
-    let random = RandomState::new().hash_one(0).to_le_bytes()[0];
-    pause / 2 + pause / 2 * u32::from(random) / 256
+    RandomState::new().hash_one(0).to_le_bytes()[0]
 }

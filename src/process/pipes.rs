@@ -188,7 +188,7 @@ impl AsyncWrite for ChildStdin {
 macro_rules! reading_end {
     ($name:ident) => {
         impl $name {
-            pub(super) fn new(fd: Arc<OwnedFd>) -> io::Result<Self> {
+            pub(crate) fn new(fd: Arc<OwnedFd>) -> io::Result<Self> {
                 Pipe::new(fd).map(Self)
             }
 
