@@ -2,9 +2,11 @@
 
 use std::io::ErrorKind;
 use std::process::Stdio;
+use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use multiproc::{Command, Source};
+use tokio::io::AsyncWriteExt as _;
 
 fn piped(script: &str) -> Command {
     Command::shell(script).stdout(Stdio::piped())
@@ -69,6 +71,33 @@ async fn what_was_not_read_as_lines_is_the_output() {
     let mut child = piped("echo one; echo two; echo three").spawn().unwrap();
     assert_eq!(child.lines().next().await.unwrap().unwrap(), "one");
     assert_eq!(child.communicate().await.unwrap().stdout, b"two\nthree\n");
+}
+
+/// The time that is left for what a program leaves running was over, and what the pipe still held was taken for the end.
+#[tokio::test]
+async fn lines_can_be_read_long_after_the_end() {
+    let mut child = piped("echo one; echo two").spawn().unwrap();
+    assert!(child.wait().await.unwrap().success());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(child.lines().try_collect::<Vec<_>>().await.unwrap(), ["one", "two"]);
+    assert_eq!(child.communicate().await.unwrap().stdout, b"");
+}
+
+#[test]
+fn lines_go_on_in_another_runtime() {
+    for first_is_dropped in [false, true] {
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (first, second) = (runtime(), runtime());
+        let mut child = piped("echo one; read x; echo $x").stdin(Stdio::piped()).spawn().unwrap();
+        first.block_on(async { assert_eq!(child.lines().next().await.unwrap().unwrap(), "one") });
+        let first = Some(first).filter(|_| !first_is_dropped);
+        let output = second.block_on(async {
+            child.stdin.take().unwrap().write_all(b"two\n").await.unwrap();
+            child.communicate().await.unwrap()
+        });
+        assert_eq!(output.stdout, b"two\n");
+        drop(first);
+    }
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ pub enum CommandError {
         reason: String,
     },
     /// The program could not be started.
-    #[error("cannot start {program}")]
+    #[error("cannot start {}", if .program.is_empty() { "a program without a name" } else { .program })]
     Spawn {
         /// The program, or the working directory if that is what is missing.
         program: String,

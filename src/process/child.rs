@@ -177,10 +177,7 @@ impl Child {
     /// ```
     pub async fn communicate(&mut self) -> Result<Output, CommandError> {
         self.close_unfed_stdin();
-        if let Phase::Draining { why, .. } = self.exchange.phase {
-            // Somebody waited for the end before. The grace is for those who read.
-            self.exchange.phase = Phase::Draining { why, until: Instant::now() + super::keeper::DRAIN };
-        }
+        self.begin_to_read();
         while !matches!(self.exchange.phase, Phase::Finished { .. }) {
             self.step(Want::Output).await?;
         }
@@ -282,6 +279,13 @@ impl Child {
         // Every group gets it, whatever becomes of one.
         let results: Vec<_> = self.members.iter().map(|member| member.kept.signal_group(signal)).collect();
         results.into_iter().collect()
+    }
+
+    /// If somebody has waited for the end before: what is left in the pipes has its time from now on.
+    pub(super) fn begin_to_read(&mut self) {
+        if let Phase::Draining { why, .. } = self.exchange.phase {
+            self.exchange.phase = Phase::Draining { why, until: Instant::now() + super::keeper::DRAIN };
+        }
     }
 
     fn close_unfed_stdin(&mut self) {

@@ -10,6 +10,7 @@ use rustix::buffer::spare_capacity;
 use rustix::fs::OFlags;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::runtime::{Handle, Id};
 
 use crate::sys::process::{register, write_pipe};
 use crate::sys::socket::duplicate;
@@ -52,6 +53,7 @@ pub(super) enum Pipe {
     Unregistered(Arc<OwnedFd>),
     Registered {
         fd: AsyncFd<Arc<OwnedFd>>,
+        runtime: Id,
         /// How much went through it until it got wider.
         carried: usize,
     },
@@ -116,10 +118,19 @@ impl Pipe {
     }
 
     fn registered(&mut self, interest: Interest) -> io::Result<Option<InUse<'_>>> {
-        if let Self::Unregistered(fd) = self {
-            *self = Self::Registered { fd: register(Arc::clone(fd), interest)?, carried: 0 };
-        }
-        Ok(if let Self::Registered { fd, carried } = self { Some((fd, carried)) } else { None })
+        let here = Handle::try_current().ok().map(|handle| handle.id());
+        // It may be used in one runtime after another, and the former one may be gone.
+        let (fd, carried) = match self {
+            Self::Unregistered(fd) => (&*fd, 0),
+            Self::Registered { fd, runtime, carried } if here.is_some_and(|here| here != *runtime) => {
+                (fd.get_ref(), *carried)
+            }
+            Self::Registered { fd, carried, .. } => return Ok(Some((fd, carried))),
+            Self::Closed => return Ok(None),
+        };
+        let fd = register(Arc::clone(fd), interest)?;
+        *self = Self::Registered { fd, runtime: Handle::current().id(), carried };
+        self.registered(interest)
     }
 
     fn borrow(&self) -> io::Result<BorrowedFd<'_>> {
