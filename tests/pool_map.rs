@@ -283,3 +283,75 @@ async fn a_panic_in_a_chunk_has_its_place() {
     }
     within(pool.close()).await;
 }
+
+fn at_least(time: std::time::Duration) -> u32 {
+    std::thread::sleep(time);
+    std::process::id()
+}
+
+#[tokio::test]
+async fn by_default_few_long_calls_go_one_by_one_to_all_workers() {
+    let pool = ProcessPool::new(4);
+    within(pool.start()).await.unwrap();
+    let results: Vec<_> =
+        within(pool.map(0..100, |_: u32| at_least(std::time::Duration::from_millis(2))).collect()).await;
+    let mut by_worker = std::collections::HashMap::new();
+    for pid in results {
+        *by_worker.entry(pid.unwrap()).or_insert(0) += 1;
+    }
+    assert_eq!(by_worker.len(), 4, "{by_worker:?}");
+    assert_eq!(pool.status().counts.done, 100, "each was a task of its own");
+    within(pool.close()).await;
+}
+
+#[tokio::test]
+async fn by_default_many_short_calls_go_in_chunks_and_keep_their_order_and_read_ahead() {
+    let pool = ProcessPool::new(2);
+    let (inputs, pulled) = counted(0..200_000_u32);
+    let mut map = pool.map(inputs, |n| n + 1);
+    for n in 0..200_000 {
+        assert_eq!(map.size_hint().0, 200_000 - n as usize);
+        assert_eq!(within(map.next()).await.unwrap().unwrap(), n + 1);
+        // Two chunks a worker, of at most 8192 inputs.
+        assert!(pulled.load(Ordering::Relaxed) <= n as usize + 1 + 5 * 8192);
+    }
+    assert!(within(map.next()).await.is_none());
+    let tasks = pool.status().counts.done;
+    assert!(tasks < 2000, "{tasks} tasks");
+    within(pool.close()).await;
+}
+
+/// Among few inputs a death costs its own and none of its neighbours.
+#[tokio::test]
+async fn by_default_a_death_among_few_inputs_takes_no_other() {
+    let pool = ProcessPool::new(2);
+    let results: Vec<_> =
+        within(pool.map(0..100, |n| if n % 10 == 7 { std::process::abort() } else { n }).collect()).await;
+    for (n, result) in results.into_iter().enumerate() {
+        match result {
+            Ok(value) => assert!(value == n && n % 10 != 7),
+            Err(TaskError::Died { .. }) => assert_eq!(n % 10, 7),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    within(pool.close()).await;
+}
+
+/// One long call among short ones makes the chunks behind it small again.
+#[tokio::test]
+async fn inputs_that_become_slow_are_spread_again() {
+    let pool = ProcessPool::new(2);
+    let slow = |n: u32| {
+        if n >= 50_000 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        n
+    };
+    let begun = std::time::Instant::now();
+    let mut map = pool.map(0..50_200_u32, slow);
+    for n in 0..50_200 {
+        assert_eq!(within(map.next()).await.unwrap().unwrap(), n);
+    }
+    assert!(begun.elapsed() < std::time::Duration::from_secs(30));
+    within(pool.close()).await;
+}

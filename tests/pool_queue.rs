@@ -186,3 +186,42 @@ async fn a_task_given_to_a_dying_worker_resolves() {
     assert_eq!((counts.done + counts.died, counts.died), (2000 + warm_up, died));
     within(pool.close()).await;
 }
+
+fn usually_tiny(place: PathBuf, id: u64, long: u64) -> u64 {
+    if id == long {
+        pool_support::meet(&place, id);
+    }
+    id
+}
+
+/// Tasks are sent ahead to a worker whose tasks are short. If one of them turns out to be long, those behind it run elsewhere.
+#[tokio::test]
+async fn no_short_task_waits_behind_a_long_one() {
+    const LONG: u64 = 1000;
+    let pool = ProcessPool::new(2);
+    let meeting = Meeting::new();
+    let mut tasks: Vec<_> =
+        (0..5000).map(|id| tokio::spawn(pool.submit(task!(usually_tiny(meeting.place(), id, LONG))))).collect();
+    let long = tasks.remove(LONG as usize);
+    let guest = meeting.guest().await;
+    let results = within(join_all(tasks)).await;
+    assert_eq!(results.into_iter().filter(|result| matches!(result, Ok(Ok(_)))).count(), 4999);
+    assert!(!long.is_finished(), "it is still at the meeting");
+    guest.go_on().await;
+    assert_eq!(within(long).await.unwrap().unwrap(), LONG);
+    within(pool.close()).await;
+}
+
+/// Each test has a thread of its own, so that nobody else is bound to that CPU.
+#[tokio::test]
+async fn by_default_there_is_a_worker_for_each_usable_cpu() {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let cpus = |pool: &ProcessPool| pool.status().limit;
+    let all = sched_getaffinity(None).unwrap();
+    assert!(cpus(&ProcessPool::default()) <= all.count() as usize);
+    let mut one = CpuSet::new();
+    one.set((0..CpuSet::MAX_CPU).find(|&cpu| all.is_set(cpu)).unwrap());
+    sched_setaffinity(None, &one).unwrap();
+    assert_eq!(cpus(&ProcessPool::default()), 1);
+    assert_eq!(cpus(&ProcessPool::builder().build().unwrap()), 1);
+}
