@@ -1,7 +1,7 @@
 //! Channels beside a bare tokio `UnixStream`, in one run and in one process each side: `cargo bench --bench channels`.
 //!
 //! Plain `std::time` and no framework: each line is the median of nine runs, which is steady enough to compare lines with
-//! each other, and nothing has to be learnt to read it.
+//! each other, and nothing has to be learnt to read it. `-- large` runs that part alone; so do `one_way` and `round_trips`.
 
 use std::time::{Duration, Instant};
 
@@ -20,9 +20,17 @@ const RUNS: usize = 9;
 fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        one_way().await;
-        round_trips().await;
-        large().await;
+        let only = std::env::args().nth(1).filter(|argument| !argument.starts_with('-'));
+        let wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
+        if wanted("one_way") {
+            one_way().await;
+        }
+        if wanted("round_trips") {
+            round_trips().await;
+        }
+        if wanted("large") {
+            large().await;
+        }
     });
 }
 
@@ -250,21 +258,11 @@ async fn large() {
     drop(ours);
     child.join().await.unwrap();
 
-    let (mut ours, theirs) = duplex::<bytes::Bytes, bytes::Bytes>().unwrap();
+    // Side by side, a run of each at a time, so that what else the machine does hits both.
+    let (mut typed, theirs) = duplex::<bytes::Bytes, bytes::Bytes>().unwrap();
     let child = spawn_process(task!(echo_bytes(theirs).await)).await.unwrap();
     let payload = bytes::Bytes::from(source);
-    let mut times = Vec::new();
-    for _ in 0..RUNS {
-        let start = Instant::now();
-        Duplex::send(&ours, payload.clone()).await.unwrap();
-        assert_eq!(ours.recv().await.unwrap().unwrap().len(), LEN);
-        times.push(start.elapsed());
-    }
-    report("  Bytes there and back, Duplex", median(times), 1);
-    drop(ours);
-    child.join().await.unwrap();
-
-    let (mut ours, theirs) = tokio::net::UnixStream::pair().unwrap();
+    let (mut bare, theirs) = tokio::net::UnixStream::pair().unwrap();
     let theirs = theirs.into_std().unwrap();
     let echo = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -276,14 +274,21 @@ async fn large() {
             }
         });
     });
-    let mut times = Vec::new();
+    let (mut typed_times, mut bare_times) = (Vec::new(), Vec::new());
     for _ in 0..RUNS {
         let start = Instant::now();
-        ours.write_all(&payload).await.unwrap();
-        ours.read_exact(&mut target).await.unwrap();
-        times.push(start.elapsed());
+        Duplex::send(&typed, payload.clone()).await.unwrap();
+        assert_eq!(typed.recv().await.unwrap().unwrap().len(), LEN);
+        typed_times.push(start.elapsed());
+        let start = Instant::now();
+        bare.write_all(&payload).await.unwrap();
+        bare.read_exact(&mut target).await.unwrap();
+        bare_times.push(start.elapsed());
     }
-    report("  the same over a bare UnixStream, warm memory", median(times), 1);
-    drop(ours);
+    report("  Bytes there and back, Duplex", median(typed_times), 1);
+    report("  the same over a bare UnixStream, warm memory", median(bare_times), 1);
+    drop(typed);
+    child.join().await.unwrap();
+    drop(bare);
     echo.join().unwrap();
 }

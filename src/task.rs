@@ -10,13 +10,13 @@ use std::marker::PhantomData;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::{BoxError, Panic, SpawnError, TaskError};
 use crate::sys::image::{self, Entry};
-use crate::wire::body::{self, EncodeError};
+use crate::wire::body::{self, EncodeError, Parts};
 use crate::wire::fds;
 use crate::wire::frame::Frame;
 use crate::wire::message::{Failure, Run};
@@ -285,7 +285,7 @@ macro_rules! task {
 }
 
 /// What the worker calls for a task: decodes the arguments, runs, encodes the result into `out`.
-pub(crate) type Runner = fn(Bytes, Vec<OwnedFd>, &mut BytesMut, usize) -> Result<Vec<OwnedFd>, Failure>;
+pub(crate) type Runner = fn(Bytes, Vec<OwnedFd>, &mut Parts, usize) -> Result<Vec<OwnedFd>, Failure>;
 
 /// Gives each task type its entry, a constant in the executable.
 trait HasEntry {
@@ -296,18 +296,13 @@ impl<T: Task> HasEntry for T {
     const ENTRY: &'static Entry<Runner> = &Entry::new(type_name::<T>, run::<T>);
 }
 
-fn run<T: Task>(
-    arguments: Bytes,
-    arrived: Vec<OwnedFd>,
-    out: &mut BytesMut,
-    max: usize,
-) -> Result<Vec<OwnedFd>, Failure> {
-    let task: T =
-        fds::provide(arrived, || body::decode(&arguments)).map_err(|error| Failure::Decode(error.to_string()))?;
+fn run<T: Task>(arguments: Bytes, arrived: Vec<OwnedFd>, out: &mut Parts, max: usize) -> Result<Vec<OwnedFd>, Failure> {
+    let task: T = fds::provide(arrived, || body::decode_shared(&arguments))
+        .map_err(|error| Failure::Decode(error.to_string()))?;
     // A large argument has been decoded; its bytes need not stay while the task runs.
     drop(arguments);
     let output = task.run();
-    let (encoded, leaving) = fds::collect(|| body::encode(&output, out, max));
+    let (encoded, leaving) = fds::collect(|| out.encode(&output, max));
     match encoded {
         Ok(()) => Ok(leaving),
         Err(EncodeError::Failed(error)) => Err(Failure::Encode(error.to_string())),
@@ -325,6 +320,8 @@ pub(crate) fn resolve(run: &Run) -> Option<&'static Entry<Runner>> {
 pub(crate) struct Parcel {
     pub(crate) name: &'static str,
     pub(crate) body: Bytes,
+    /// What follows the body's beginning.
+    pub(crate) more: Vec<Bytes>,
     pub(crate) fds: Vec<OwnedFd>,
 }
 
@@ -363,10 +360,14 @@ impl From<PackError> for TaskError {
 pub(crate) fn pack<T: Task>(task: &T, max: usize) -> Result<Parcel, PackError> {
     let name = type_name::<T>();
     let entry = image::offset_of(T::ENTRY).ok_or(PackError::Foreign { task: name })?;
-    let mut body = Run::begin(entry, check(name));
-    let packed = catch_unwind(AssertUnwindSafe(|| fds::collect(|| body::encode(task, &mut body, max))));
+    let mut parts = Parts::new(Run::begin(entry, check(name)));
+    let packed = catch_unwind(AssertUnwindSafe(|| fds::collect(|| parts.encode(task, max))));
     match packed {
-        Ok((Ok(()), fds)) => Ok(Parcel { name: task.task_name(), body: Run::finish(body), fds }),
+        Ok((Ok(()), fds)) => {
+            let (body, more) =
+                if parts.is_written() { (Run::finish(parts.written), Vec::new()) } else { parts.take(0) };
+            Ok(Parcel { name: task.task_name(), body, more, fds })
+        }
         Ok((Err(EncodeError::Failed(source)), _)) => Err(PackError::Encode(source)),
         Ok((Err(EncodeError::TooLarge { len, max }), _)) => Err(PackError::TooLarge { len, max }),
         Err(payload) => Err(PackError::Panicked(Panic::new(panic_message(payload)))),
@@ -376,7 +377,7 @@ pub(crate) fn pack<T: Task>(task: &T, max: usize) -> Result<Parcel, PackError> {
 /// Decodes a task's result from the frame that brought it.
 pub(crate) fn unpack<R: DeserializeOwned>(frame: Frame) -> Result<R, TaskError> {
     let Frame { body, fds: arrived, .. } = frame;
-    match catch_unwind(AssertUnwindSafe(|| fds::provide(arrived, || body::decode(&body)))) {
+    match catch_unwind(AssertUnwindSafe(|| fds::provide(arrived, || body::decode_shared(&body)))) {
         Ok(Ok(result)) => Ok(result),
         Ok(Err(error)) => Err(TaskError::Decode(error)),
         Err(payload) => Err(TaskError::Panicked(Panic::new(panic_message(payload)))),

@@ -12,11 +12,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::task::{Context, Poll, ready};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use super::socket::Socket;
 use crate::error::RecvError;
-use crate::sys::socket::{self, Ready, Received};
+use crate::sys::buffer::{Buffer, LARGE};
+use crate::sys::socket::{self, Ready, Received, Wait};
 use crate::wire::frame::{Decoder, Frame, HEAD_LEN, Head};
 
 /// How much is read at once where no larger frame is under way.
@@ -66,12 +67,28 @@ pub(crate) struct Batch {
     pub(crate) within: usize,
 }
 
+/// A body in memory of its own, of which pages are taken as bytes come: it is read straight to where it stays.
+#[derive(Debug)]
+struct Large {
+    buffer: Buffer,
+    len: usize,
+    filled: usize,
+}
+
+impl Large {
+    fn here(&self) -> &[u8] {
+        &self.buffer.bytes()[..self.filled]
+    }
+}
+
 /// Frames that are arriving.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     bytes: BytesMut,
     batches: VecDeque<Batch>,
     decoder: Decoder,
+    /// The body of a large frame that is under way.
+    large: Option<Large>,
     state: State,
     /// Whether the last read took all that was there: the socket then says when there is more, and to try once more before
     /// that would only cost a call.
@@ -85,7 +102,8 @@ impl Inbox {
 
     /// An inbox that goes on where another one stood; see [`unread`](Self::unread).
     pub(crate) fn resume(max_body: usize, bytes: BytesMut, batches: VecDeque<Batch>) -> Self {
-        Self { bytes, batches, decoder: Decoder::new(max_body), state: State::Open, drained: false }
+        let decoder = Decoder::new(max_body);
+        Self { bytes, batches, decoder, large: None, state: State::Open, drained: false }
     }
 
     /// Bounds the bodies that come from now on, in bytes.
@@ -97,7 +115,7 @@ impl Inbox {
     pub(crate) fn unread(&self) -> Result<(BytesMut, &VecDeque<Batch>), RecvError> {
         match self.state {
             State::Broken(breach) => Err(breach.into()),
-            State::Open | State::Ended | State::Cut => Ok((self.decoder.unread(&self.bytes), &self.batches)),
+            State::Open | State::Ended | State::Cut => Ok((self.decoder.unread(self.here()), &self.batches)),
         }
     }
 
@@ -165,9 +183,7 @@ impl Inbox {
             }
             if matches!(&read, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
                 before_waiting()?;
-                let want = self.make_room();
-                read = socket::wait_into(socket, &mut self.bytes, want);
-                self.drained = read.as_ref().is_ok_and(|received| received.has_drained(want));
+                read = self.read_or(socket, Wait::Yes);
             }
             self.took(read)?;
         }
@@ -194,16 +210,47 @@ impl Inbox {
         if matches!(self.state, State::Broken(_)) {
             return Ok(None);
         }
+        if self.large.is_some() {
+            return self.large_frame();
+        }
         match self.decoder.decode(&mut self.bytes) {
-            Ok(None) => Ok(None),
-            Ok(Some((head, body))) => {
-                let fds = self.claim(&head)?;
-                Ok(Some(Frame { kind: head.kind, id: head.id, body, fds }))
+            Ok(None) => {
+                if let Some(head) = self.decoder.begun()
+                    && head.len >= LARGE
+                {
+                    let mut buffer = Buffer::new(head.len)?;
+                    let filled = self.bytes.len();
+                    buffer.bytes_mut()[..filled].copy_from_slice(&self.bytes);
+                    self.bytes.clear();
+                    self.large = Some(Large { buffer, len: head.len, filled });
+                }
+                Ok(None)
             }
+            Ok(Some((head, body))) => self.frame_of(head, body).map(Some),
             Err(RecvError::TooLarge { len, max }) => Err(self.broken(Breach::TooLarge { len, max })),
             Err(RecvError::Protocol { reason }) => Err(self.refuse(reason)),
             Err(other) => Err(other),
         }
+    }
+
+    /// The large frame, if its body is here whole.
+    fn large_frame(&mut self) -> Result<Option<Frame>, RecvError> {
+        if let Some(Large { buffer, len, .. }) = self.large.take_if(|large| large.filled == large.len)
+            && let Some(head) = self.decoder.skip_body()
+        {
+            return self.frame_of(head, buffer.into_bytes(len)).map(Some);
+        }
+        Ok(None)
+    }
+
+    fn frame_of(&mut self, head: Head, body: Bytes) -> Result<Frame, RecvError> {
+        let fds = self.claim(&head)?;
+        Ok(Frame { kind: head.kind, id: head.id, body, more: Vec::new(), fds })
+    }
+
+    /// What is here of the frame that is under way.
+    fn here(&self) -> &[u8] {
+        self.large.as_ref().map_or(&self.bytes, Large::here)
     }
 
     /// The fds of a frame that is being taken. They come with its first byte, so they are here before its last one.
@@ -223,24 +270,30 @@ impl Inbox {
         }
     }
 
-    /// Reads once.
+    /// Reads once, without waiting.
     fn read(&mut self, socket: &Socket) -> io::Result<Received> {
-        let want = self.make_room();
-        let read = socket::recv_into(socket, &mut self.bytes, want);
+        self.read_or(socket, Wait::No)
+    }
+
+    fn read_or(&mut self, socket: &Socket, wait: Wait) -> io::Result<Received> {
+        let (read, limit) = if let Some(Large { buffer, len, filled }) = &mut self.large {
+            let end = (*len).min(*filled + LARGE_READ);
+            let limit = end - *filled;
+            let read = socket::recv_over(socket, &mut buffer.bytes_mut()[*filled..end], wait);
+            *filled += read.as_ref().map_or(0, |received| received.len);
+            (read, limit)
+        } else {
+            // The buffer is only grown in proportion to what has come, whatever a header announced.
+            let missing = self.decoder.missing(&self.bytes);
+            let limit = if missing > READ { missing.min(self.bytes.len().max(READ)) } else { READ };
+            self.bytes.reserve(limit);
+            (socket::recv_into(socket, &mut self.bytes, limit, wait), limit)
+        };
         self.drained = match &read {
-            Ok(received) => received.has_drained(want),
+            Ok(received) => received.has_drained(limit),
             Err(error) => error.kind() == io::ErrorKind::WouldBlock,
         };
         read
-    }
-
-    /// Reserves what the next read is to take. The buffer is only grown in proportion to what has come, whatever a header
-    /// announced.
-    fn make_room(&mut self) -> usize {
-        let missing = self.decoder.missing(&self.bytes);
-        let want = if missing > READ { missing.min(LARGE_READ).min(self.bytes.len().max(READ)) } else { READ };
-        self.bytes.reserve(want);
-        want
     }
 
     /// Notes what a read gave.
@@ -251,7 +304,7 @@ impl Inbox {
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => self.ended(),
             Ok(Received { fds, fds_lost: lost, .. }) => {
                 if !fds.is_empty() || lost {
-                    self.batches.push_back(Batch { fds, lost, within: self.decoder.held(&self.bytes) });
+                    self.batches.push_back(Batch { fds, lost, within: self.decoder.held(self.here()) });
                 }
                 if self.batches.len() > MAX_BATCHES {
                     return Err(self.refuse("file descriptors that no frame announced"));
@@ -275,6 +328,7 @@ impl Inbox {
     fn broken(&mut self, breach: Breach) -> RecvError {
         self.state = State::Broken(breach);
         self.bytes = BytesMut::new();
+        self.large = None;
         self.batches.clear();
         breach.into()
     }

@@ -68,14 +68,21 @@ impl Part {
 impl Outbox {
     /// Appends a frame. Gives the position in the stream at which it will have left; see [`sent`](Self::sent).
     pub(crate) fn push(&mut self, frame: Frame) -> u64 {
-        let Frame { kind, id, body, fds } = frame;
-        self.push_shared(kind, id, &body, fds)
+        let Frame { kind, id, body, more, fds } = frame;
+        self.push_shared(kind, id, (&body, &more), fds)
     }
 
     /// As [`push`](Self::push), for a body that somebody keeps: a small one is copied, a larger one shared.
-    pub(crate) fn push_shared(&mut self, kind: u8, id: u64, body: &Bytes, fds: Vec<OwnedFd>) -> u64 {
-        let head = Head { len: body.len(), kind, fds: fds.len(), id };
-        self.pushed += (HEAD_LEN + body.len()) as u64;
+    pub(crate) fn push_shared(
+        &mut self,
+        kind: u8,
+        id: u64,
+        (body, more): (&Bytes, &[Bytes]),
+        fds: Vec<OwnedFd>,
+    ) -> u64 {
+        let len = body.len() + more.iter().map(Bytes::len).sum::<usize>();
+        let head = Head { len, kind, fds: fds.len(), id };
+        self.pushed += (HEAD_LEN + len) as u64;
         let copied = if body.len() <= COPY { body.len() } else { 0 };
         let room = HEAD_LEN + copied;
         let fds_free = fds.is_empty();
@@ -93,8 +100,9 @@ impl Outbox {
                 self.pieces.push_back(Piece { bytes: Part::Gathered(bytes), fds });
             }
         }
-        if copied < body.len() {
-            self.pieces.push_back(Piece { bytes: Part::Whole(body.clone()), fds: Vec::new() });
+        let whole = (copied < body.len()).then_some(body);
+        for bytes in whole.into_iter().chain(more) {
+            self.pieces.push_back(Piece { bytes: Part::Whole(bytes.clone()), fds: Vec::new() });
         }
         self.pushed
     }

@@ -63,7 +63,7 @@ pub fn from_parent<A, B>() -> Result<Duplex<A, B>, ParentError> {
     let socket = Slot::Stdin.take()?;
     *taken = true;
     // No more than that: behind it the messages begin.
-    sys::recv_into(&socket, &mut BytesMut::with_capacity(HEAD_LEN), HEAD_LEN)?;
+    sys::recv_into(&socket, &mut BytesMut::with_capacity(HEAD_LEN), HEAD_LEN, sys::Wait::No)?;
     Ok(Duplex::new(socket))
 }
 

@@ -13,7 +13,7 @@ use super::socket::Socket;
 use super::{Receiver, SharedBytes, SharedBytesMut, value};
 use crate::error::RecvError;
 use crate::sys::memory;
-use crate::sys::socket::{self, Ready};
+use crate::sys::socket::{self, Ready, Wait};
 use crate::wire::frame::{Frame, VALUE};
 
 /// A frame's bytes.
@@ -21,11 +21,14 @@ fn wire(frame: &Frame) -> Vec<u8> {
     let mut bytes = Vec::new();
     frame.put_head(&mut bytes);
     bytes.extend_from_slice(&frame.body);
+    for piece in &frame.more {
+        bytes.extend_from_slice(piece);
+    }
     bytes
 }
 
 fn text(text: &str) -> Vec<u8> {
-    wire(&value::encode(&text, 1000).unwrap())
+    wire(&value::encode(&text, usize::MAX).unwrap())
 }
 
 fn pair() -> (OwnedFd, Receiver<String>) {
@@ -168,7 +171,7 @@ fn shared_bytes_that_somebody_could_still_write_or_that_are_too_few_are_refused(
     let mut rx = Receiver::<SharedBytes>::new(ours);
     let bytes = |len| SharedBytesMut::new(len).unwrap().freeze().unwrap();
     let frame = value::encode(&bytes(100), 1000).unwrap();
-    let unsealed = memory::write(&[7; 100]).unwrap();
+    let unsealed = memory::write([[7; 100]]).unwrap();
     let shorter = value::encode(&bytes(99), 1000).unwrap();
     let null = std::fs::File::open("/dev/null").unwrap();
     for other in [unsealed.as_fd(), shorter.fds[0].as_fd(), null.as_fd()] {
@@ -207,6 +210,53 @@ async fn one_runtime_waits_to_read_and_to_write_at_once() {
     assert!(poll_fn(|cx| Poll::Ready(writing.as_mut().poll(cx))).await.is_pending());
     self::write(&theirs, &text("while it is full"));
     assert!(reading.await.unwrap().is_some());
-    while socket::recv_into(&theirs, &mut BytesMut::with_capacity(1 << 20), 1 << 20).is_ok() {}
+    while socket::recv_into(&theirs, &mut BytesMut::with_capacity(1 << 20), 1 << 20, Wait::No).is_ok() {}
     assert_eq!(writing.await.unwrap(), 4096);
+}
+
+/// As for small frames, for one whose body is read into memory of its own; and an end that travels in the middle of it
+/// takes along what has come.
+#[test]
+fn a_large_frame_is_whole_or_truncated_wherever_its_sender_ends() {
+    let body = "large".repeat(400_000);
+    let whole = text(&body);
+    let cuts = [0, 1, 15, 16, 17, 40, 100_000, whole.len() / 2, whole.len() - 1, whole.len()];
+    for (cut, travels) in cuts.into_iter().flat_map(|cut| [(cut, false), (cut, true)]) {
+        let (theirs, mut rx) = pair();
+        let bytes = whole[..cut].to_vec();
+        let writer = std::thread::spawn(move || {
+            let mut theirs = std::os::unix::net::UnixStream::from(theirs);
+            std::io::Write::write_all(&mut theirs, &bytes).unwrap();
+        });
+        if travels {
+            // Takes in what has come so far, however much that is.
+            let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let polled = runtime.block_on(async { pin!(rx.recv()).poll(&mut cx).map(Result::unwrap) });
+            match polled {
+                Poll::Pending => {}
+                Poll::Ready(received) => {
+                    assert_eq!(received, (cut == whole.len()).then(|| body.clone()));
+                    writer.join().unwrap();
+                    continue;
+                }
+            }
+            let frame = value::encode(&rx, usize::MAX).unwrap();
+            let mut bytes = Vec::new();
+            for piece in &frame.more {
+                bytes.extend_from_slice(piece);
+            }
+            rx = value::decode(Frame { body: [&frame.body[..], &bytes].concat().into(), more: Vec::new(), ..frame })
+                .unwrap();
+        }
+        for _ in 0..2 {
+            match rx.blocking_recv() {
+                Ok(Some(text)) => assert!(text == body && cut == whole.len()),
+                Ok(None) => assert!(cut == 0 || cut == whole.len(), "cut at {cut}"),
+                Err(RecvError::Truncated) => assert!(cut > 0 && cut < whole.len(), "cut at {cut}"),
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+        writer.join().unwrap();
+    }
 }

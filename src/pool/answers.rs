@@ -39,7 +39,8 @@ impl Ring {
                 return Err(Misbehaved);
             }
             // A copy of its own, as short as it is: a part of the buffer would keep all of it for as long as nobody looks.
-            let frame = Frame { kind: head.kind, id: head.id, body: Bytes::copy_from_slice(body), fds: Vec::new() };
+            let body = Bytes::copy_from_slice(body);
+            let frame = Frame { kind: head.kind, id: head.id, body, ..Frame::default() };
             answers.push(answer(frame)?.ok_or(Misbehaved)?);
             rest = next;
         }

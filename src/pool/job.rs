@@ -53,6 +53,8 @@ pub(super) struct Job {
 struct Cell {
     stage: Stage,
     body: Bytes,
+    /// What follows the body's beginning.
+    more: Vec<Bytes>,
     fds: Vec<OwnedFd>,
     /// How often it may be run again after its worker's death.
     retries: u32,
@@ -92,6 +94,7 @@ impl Job {
             cell: Mutex::new(Cell {
                 stage: Stage::Queued,
                 body: parcel.body,
+                more: parcel.more,
                 fds: parcel.fds,
                 retries,
                 attempt: 1,
@@ -144,7 +147,7 @@ impl Job {
                 if cell.attempt > 1 {
                     outbox.push(Frame { kind: Kind::Attempt as u8, id: cell.attempt.into(), ..Frame::default() });
                 }
-                outbox.push_shared(Kind::Run as u8, id, &cell.body, fds);
+                outbox.push_shared(Kind::Run as u8, id, (&cell.body, &cell.more), fds);
                 true
             }
             Err(error) => {
@@ -157,7 +160,8 @@ impl Job {
 
     /// Whether it may be sent to a worker that is still busy with another.
     pub(super) fn may_go_ahead(&self) -> bool {
-        !self.wants_slot && self.cell().body.len() <= LARGEST_AHEAD
+        let cell = self.cell();
+        !self.wants_slot && cell.more.is_empty() && cell.body.len() <= LARGEST_AHEAD
     }
 
     /// It was sent and not begun: puts it back. `false`: nobody wants it any more.
@@ -290,6 +294,7 @@ impl Cell {
         });
         self.stage = stage;
         self.body = Bytes::new();
+        self.more = Vec::new();
         self.fds.clear();
     }
 }

@@ -265,7 +265,13 @@ impl Supervisor {
         {
             let mut desk = self.seat.desk();
             let id = desk.take_id();
-            desk.outbox.push(Frame { kind: Kind::Run as u8, id, body: task.body.clone(), fds });
+            desk.outbox.push(Frame {
+                kind: Kind::Run as u8,
+                id,
+                body: task.body.clone(),
+                more: task.more.clone(),
+                fds,
+            });
         }
         let answer = async {
             // If it can't be written, the process is ending, which the read sees.

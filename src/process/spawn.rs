@@ -406,8 +406,8 @@ impl ProcessBuilder {
         let packed = start::permitted().and_then(|_| Ok(task::pack(&task, self.plan.max_body)?));
         drop(task);
         async move {
-            let Parcel { name, body, fds } = packed?;
-            let run = Frame { kind: Kind::Run as u8, id: 1, body, fds };
+            let Parcel { name, body, more, fds } = packed?;
+            let run = Frame { kind: Kind::Run as u8, id: 1, body, more, fds };
             let mut worker = start::start(&self.plan, &self.name, Some(run)).await?;
             Ok(Process {
                 stdin: worker.stdin.take().map(ChildStdin::new).transpose()?,

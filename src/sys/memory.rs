@@ -3,7 +3,8 @@
 //! A slice of bytes may only lie over pages that nobody can write or take away. What makes that true is a set of seals that
 //! the kernel keeps, whoever made the memfd; see `memfd_create(2)` and `F_ADD_SEALS` in `fcntl(2)`.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::slice;
@@ -14,19 +15,13 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::socket::above_stdio;
 
-/// Puts bytes into a new memfd.
-pub(crate) fn write(bytes: &[u8]) -> io::Result<OwnedFd> {
-    let fd = above_stdio(memfd_create(c"multiproc", MemfdFlags::CLOEXEC)?)?;
-    let mut written = 0;
-    while written < bytes.len() {
-        match rustix::io::pwrite(&fd, &bytes[written..], written as u64) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => written += count,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
+/// Puts bytes into a new memfd, one piece behind the other.
+pub(crate) fn write(pieces: impl IntoIterator<Item = impl AsRef<[u8]>>) -> io::Result<OwnedFd> {
+    let mut file = File::from(above_stdio(memfd_create(c"multiproc", MemfdFlags::CLOEXEC)?)?);
+    for piece in pieces {
+        file.write_all(piece.as_ref())?;
     }
-    Ok(fd)
+    Ok(file.into())
 }
 
 /// Appends the first `len` bytes of a memfd to `out`. Anything but a memfd of just that length is an error: another kind

@@ -6,6 +6,7 @@
 use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::slice;
 use std::sync::Arc;
 
 use bytes::{BufMut as _, BytesMut};
@@ -127,23 +128,38 @@ fn receive(socket: impl AsFd, buf: &mut [MaybeUninit<u8>], flags: libc::c_int) -
     Ok(Received { len: received, fds, fds_lost: message.msg_flags & libc::MSG_CTRUNC != 0 })
 }
 
+/// Whether a receive may wait until something is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// Only for the one reader of a socket: see [`wait`].
+    Yes,
+    No,
+}
+
+impl Wait {
+    fn flags(self) -> libc::c_int {
+        match self {
+            Self::Yes => 0,
+            Self::No => libc::MSG_DONTWAIT,
+        }
+    }
+}
+
 /// Receives into the room that `buf` reserved, or into `limit` bytes of it if that is less; see [`receive`].
-pub(crate) fn recv_into(socket: impl AsFd, buf: &mut BytesMut, limit: usize) -> io::Result<Received> {
-    receive_into(socket, buf, limit, libc::MSG_DONTWAIT)
-}
-
-/// As [`recv_into`], and waits until something is there: for the only reader of a socket, see [`wait`].
-pub(crate) fn wait_into(socket: impl AsFd, buf: &mut BytesMut, limit: usize) -> io::Result<Received> {
-    receive_into(socket, buf, limit, 0)
-}
-
-fn receive_into(socket: impl AsFd, buf: &mut BytesMut, limit: usize, flags: libc::c_int) -> io::Result<Received> {
+pub(crate) fn recv_into(socket: impl AsFd, buf: &mut BytesMut, limit: usize, wait: Wait) -> io::Result<Received> {
     let room = buf.spare_capacity_mut();
     let limit = limit.min(room.len());
-    let received = receive(socket, &mut room[..limit], flags)?;
+    let received = receive(socket, &mut room[..limit], wait.flags())?;
     // SAFETY: recv initialised the first `received.len` bytes of the spare capacity.
     unsafe { buf.advance_mut(received.len) };
     Ok(received)
+}
+
+/// Receives over the bytes of `buf`; see [`receive`].
+pub(crate) fn recv_over(socket: impl AsFd, buf: &mut [u8], wait: Wait) -> io::Result<Received> {
+    // SAFETY: `MaybeUninit<u8>` has the layout of `u8`, and `receive` only writes bytes that are initialised.
+    let room = unsafe { slice::from_raw_parts_mut(buf.as_mut_ptr().cast(), buf.len()) };
+    receive(socket, room, wait.flags())
 }
 
 /// Ends the direction in which `socket` sends: its peer reads the end once it has read what came before; shutdown(2).
@@ -287,7 +303,7 @@ mod tests {
 
     fn read(socket: &OwnedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
         let mut buf = BytesMut::with_capacity(64);
-        let received = recv_into(socket, &mut buf, 64)?;
+        let received = recv_into(socket, &mut buf, 64, Wait::No)?;
         assert!(!received.fds_lost);
         Ok((buf.to_vec(), received.fds))
     }

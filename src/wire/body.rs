@@ -2,11 +2,14 @@
 //!
 //! Says what happens to the buffer when it fails; how a value is written and read is in `writer.rs` and `budget.rs`.
 
-use bytes::BytesMut;
+use std::mem;
+
+use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{BoxError, SendError};
+use crate::wire::writer::Apart;
 use crate::wire::{budget, writer};
 
 /// Why a value has no body.
@@ -31,7 +34,7 @@ impl From<EncodeError> for SendError {
 pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut BytesMut, max: usize) -> Result<(), EncodeError> {
     let max = (max as u64).min(u64::from(u32::MAX));
     let appended = Appended::to(out);
-    match writer::write(value, &mut *appended.out, max) {
+    match writer::write(value, &mut *appended.out, None, max) {
         Ok(len) if len <= max => {
             appended.keep();
             Ok(())
@@ -41,9 +44,72 @@ pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut BytesMut, max: 
     }
 }
 
+/// A body that is being made: what was written, and large fields that stay where they are.
+#[derive(Debug, Default)]
+pub(crate) struct Parts {
+    pub(crate) written: BytesMut,
+    apart: Vec<Apart>,
+}
+
+impl Parts {
+    /// A body that begins with these bytes.
+    pub(crate) fn new(written: BytesMut) -> Self {
+        Self { written, apart: Vec::new() }
+    }
+
+    /// Appends the value, as [`encode`] does; after an error or a panic it is of no more use.
+    pub(crate) fn encode<T: Serialize + ?Sized>(&mut self, value: &T, max: usize) -> Result<(), EncodeError> {
+        let max = (max as u64).min(u64::from(u32::MAX));
+        match writer::write(value, &mut self.written, Some(&mut self.apart), max) {
+            Ok(len) if len <= max => Ok(()),
+            Ok(len) => Err(EncodeError::TooLarge { len, max }),
+            Err(fault) => Err(EncodeError::Failed(fault.into())),
+        }
+    }
+
+    /// Whether all of it was written.
+    pub(crate) fn is_written(&self) -> bool {
+        self.apart.is_empty()
+    }
+
+    /// Goes back to the first `len` bytes written.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.apart.clear();
+        self.written.truncate(len);
+    }
+
+    /// Takes the body behind its first `start` written bytes: its beginning, and the pieces that follow that.
+    pub(crate) fn take(&mut self, start: usize) -> (Bytes, Vec<Bytes>) {
+        let mut rest = self.written.split_off(start);
+        if self.apart.is_empty() {
+            return (rest.freeze(), Vec::new());
+        }
+        let mut pieces = Vec::with_capacity(self.apart.len() * 2);
+        let mut from = start;
+        let mut first = None;
+        for (at, part) in mem::take(&mut self.apart) {
+            let written = rest.split_to(at - from).freeze();
+            from = at;
+            match first {
+                None => first = Some(written),
+                Some(_) => pieces.push(written),
+            }
+            pieces.push(part);
+        }
+        pieces.push(rest.freeze());
+        pieces.retain(|piece| !piece.is_empty());
+        (first.unwrap_or_default(), pieces)
+    }
+}
+
 /// Reads a value that takes all of `body`.
 pub(crate) fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, BoxError> {
     Ok(budget::read(body)?)
+}
+
+/// As [`decode`]; large fields of `Bytes` are parts of `body`, and no copies.
+pub(crate) fn decode_shared<T: DeserializeOwned>(body: &Bytes) -> Result<T, BoxError> {
+    Ok(budget::read_shared(body)?)
 }
 
 /// Cuts a buffer back to what it held, unless told to keep the rest: also when a user's `Serialize` panics.
@@ -75,7 +141,7 @@ impl Drop for Appended<'_> {
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
-    use bytes::Bytes;
+    use bytes::Buf as _;
     use serde::{Serializer, ser};
 
     use super::*;
@@ -117,5 +183,25 @@ mod tests {
         encode(&(1u8, &field), &mut out, usize::MAX).unwrap();
         assert_eq!(out.len(), field.len() + 4);
         assert!(out.capacity() < field.len() + 1024);
+    }
+
+    #[test]
+    fn a_body_in_pieces_reads_as_one() {
+        let field = Bytes::from(vec![7; 1 << 20]);
+        let value = (1u8, field.clone(), "between".to_owned(), vec![3u8; 2 << 20], field.clone());
+        let mut parts = Parts::new(BytesMut::from("head"));
+        parts.encode(&value, usize::MAX).unwrap();
+        let (first, more) = parts.take(4);
+        assert_eq!(parts.written, "head");
+        assert!(more.len() == 5 && more[0].as_ptr() == field.as_ptr());
+        let mut whole = BytesMut::from(first.chunk());
+        for piece in &more {
+            whole.extend_from_slice(piece);
+        }
+        let whole = whole.freeze();
+        let read: (u8, Bytes, String, Vec<u8>, Bytes) = decode_shared(&whole).unwrap();
+        assert!(read == value);
+        assert!(whole.as_ptr_range().contains(&read.1.as_ptr()), "it was not copied");
+        assert!(matches!(parts.encode(&value, 100), Err(EncodeError::TooLarge { len: 4_194_318.., max: 100 })));
     }
 }

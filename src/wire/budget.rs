@@ -25,13 +25,17 @@
 //!
 //! The format is postcard's: it reads the primitives, this file what is made of them. It knows nothing of frames.
 
+use bytes::Bytes;
 use postcard::de_flavors::Slice;
 use serde::de::{
     DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer as _, MapAccess, SeqAccess, VariantAccess, Visitor,
 };
 use serde::{Deserialize, de};
 
+use crate::sys::{buffer, identity};
 use crate::wire::fault::Fault;
+use crate::wire::known;
+use crate::wire::writer::APART;
 
 /// How many levels may nest; writing keeps to it too, so that the error is at the one who can change something.
 pub(crate) const MAX_DEPTH: usize = 128;
@@ -42,9 +46,20 @@ const FREE: usize = 16 << 20;
 /// The bytes of values that a body may become for each of its own bytes.
 const PER_BYTE: usize = 256;
 
+/// A field that is a part of the body keeps all of it, which is at most so many times as large.
+const MOST_KEPT: usize = 8;
+
 /// Reads a value that takes all of `body`.
 pub(crate) fn read<'de, T: Deserialize<'de>>(body: &'de [u8]) -> Result<T, Fault> {
-    let mut reader = Reader::new(body);
+    read_with(Reader::new(body))
+}
+
+/// As [`read`]; large fields of `Bytes` are parts of `body`, and no copies.
+pub(crate) fn read_shared<'de, T: Deserialize<'de>>(body: &'de Bytes) -> Result<T, Fault> {
+    read_with(Reader { shared: Some(body), ..Reader::new(body) })
+}
+
+fn read_with<'de, T: Deserialize<'de>>(mut reader: Reader<'de>) -> Result<T, Fault> {
     let value = T::deserialize(Level { reader: &mut reader, depth: MAX_DEPTH })?;
     if reader.postcard.finalize()?.is_empty() { Ok(value) } else { Err(Fault::new("bytes are left after the value")) }
 }
@@ -52,6 +67,8 @@ pub(crate) fn read<'de, T: Deserialize<'de>>(body: &'de [u8]) -> Result<T, Fault
 /// The way through the body, and what may still be made of it.
 struct Reader<'de> {
     postcard: postcard::Deserializer<'de, Slice<'de>>,
+    /// The body, if parts of it may be kept.
+    shared: Option<&'de Bytes>,
     /// Bytes of values.
     budget: usize,
     /// Bytes of the body that no list has claimed for its elements.
@@ -62,6 +79,7 @@ impl<'de> Reader<'de> {
     fn new(body: &'de [u8]) -> Self {
         Self {
             postcard: postcard::Deserializer::from_bytes(body),
+            shared: None,
             budget: body.len().saturating_mul(PER_BYTE).saturating_add(FREE),
             unclaimed: body.len(),
         }
@@ -184,7 +202,22 @@ impl<'de> Deserializer<'de> for Level<'_, 'de> {
         deserialize_str: &'de str => visit_borrowed_str,
         deserialize_string: &'de str => visit_borrowed_str,
         deserialize_bytes: &'de [u8] => visit_borrowed_bytes,
-        deserialize_byte_buf: &'de [u8] => visit_borrowed_bytes,
+    }
+
+    /// Large bytes are not copied into a `Bytes`, and once into anything else that owns them.
+    #[inline]
+    fn deserialize_byte_buf<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, Fault> {
+        let bytes: &'de [u8] = self.take()?;
+        if bytes.len() < APART {
+            return visitor.visit_borrowed_bytes(bytes);
+        }
+        if let Some(shared) = self.reader.shared.filter(|shared| shared.len() / MOST_KEPT <= bytes.len())
+            && known::reads::<V, Bytes>()
+            && let Ok(value) = identity::cast(shared.slice_ref(bytes))
+        {
+            return Ok(value);
+        }
+        visitor.visit_byte_buf(buffer::copy_to_vec(bytes))
     }
 
     #[inline]
@@ -223,6 +256,13 @@ impl<'de> Deserializer<'de> for Level<'_, 'de> {
     #[inline]
     fn deserialize_seq<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, Fault> {
         self.enter::<V::Value>()?;
+        // The compiler decides the first of these. Byte by byte, as serde sees it, it becomes the same.
+        if identity::is::<V::Value, Vec<u8>>() && known::reads::<V, Vec<u8>>() {
+            let bytes: &'de [u8] = self.take()?;
+            if let Ok(value) = identity::cast(buffer::copy_to_vec(bytes)) {
+                return Ok(value);
+            }
+        }
         visitor.visit_seq(self.list()?)
     }
 

@@ -52,18 +52,24 @@ pub(crate) struct Frame {
     pub(crate) kind: u8,
     pub(crate) id: u64,
     pub(crate) body: Bytes,
+    /// Of a frame that leaves, what follows the body's beginning; of one that has come, nothing.
+    pub(crate) more: Vec<Bytes>,
     pub(crate) fds: Vec<OwnedFd>,
 }
 
 impl Frame {
     /// Writes the header that this frame has on the wire.
     pub(crate) fn put_head(&self, out: &mut impl BufMut) {
-        Head { len: self.body.len(), kind: self.kind, fds: self.fds.len(), id: self.id }.put(out);
+        Head { len: self.body_len(), kind: self.kind, fds: self.fds.len(), id: self.id }.put(out);
     }
 
     /// How many bytes the frame takes on the wire.
     pub(crate) fn wire_len(&self) -> usize {
-        HEAD_LEN + self.body.len()
+        HEAD_LEN + self.body_len()
+    }
+
+    fn body_len(&self) -> usize {
+        self.body.len() + self.more.iter().map(Bytes::len).sum::<usize>()
     }
 }
 
@@ -203,6 +209,15 @@ impl Decoder {
         broken.into()
     }
 
+    /// Ends the frame that has begun, whose body went elsewhere. Gives its header.
+    pub(crate) fn skip_body(&mut self) -> Option<Head> {
+        let head = self.begun().copied();
+        if head.is_some() {
+            self.state = State::Head;
+        }
+        head
+    }
+
     /// How many more bytes the frame that has begun needs, or 0 between frames.
     pub(crate) fn missing(&self, bytes: &BytesMut) -> usize {
         match self.state {
@@ -214,12 +229,12 @@ impl Decoder {
     }
 
     /// How many bytes are here from the beginning of the frame that has begun.
-    pub(crate) fn held(&self, bytes: &BytesMut) -> usize {
+    pub(crate) fn held(&self, bytes: &[u8]) -> usize {
         if matches!(self.state, State::Body(_)) { HEAD_LEN + bytes.len() } else { bytes.len() }
     }
 
     /// The stream's bytes from the beginning of the frame that has begun, so that another decoder can go on.
-    pub(crate) fn unread(&self, bytes: &BytesMut) -> BytesMut {
+    pub(crate) fn unread(&self, bytes: &[u8]) -> BytesMut {
         let mut all = BytesMut::with_capacity(HEAD_LEN + bytes.len());
         if let State::Body(head) = self.state {
             head.put(&mut all);
@@ -239,7 +254,7 @@ mod tests {
     use super::*;
 
     fn wire(kind: u8, id: u64, body: &'static [u8]) -> BytesMut {
-        let frame = Frame { kind, id, body: Bytes::from_static(body), fds: Vec::new() };
+        let frame = Frame { kind, id, body: Bytes::from_static(body), ..Frame::default() };
         let mut bytes = BytesMut::new();
         frame.put_head(&mut bytes);
         bytes.extend_from_slice(body);

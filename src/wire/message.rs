@@ -197,5 +197,5 @@ pub(crate) fn frame<T: Serialize>(kind: Kind, id: u64, message: &T) -> Frame {
     let mut bytes = BytesMut::new();
     // Strings are cut before they get here, and nothing else in these types can fail; an empty body is refused there.
     let _ = body::encode(message, &mut bytes, usize::MAX);
-    Frame { kind: kind as u8, id, body: bytes.freeze(), fds: Vec::new() }
+    Frame { kind: kind as u8, id, body: bytes.freeze(), ..Frame::default() }
 }

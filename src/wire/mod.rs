@@ -13,6 +13,7 @@ pub(crate) mod frame;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
+mod known;
 pub(crate) mod message;
 pub(crate) mod writer;
 

@@ -6,28 +6,57 @@
 
 use std::fmt::{Display, Write as _};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 use serde::ser::{self, Serializer};
 
+use crate::sys::buffer::{Buffer, LARGE};
+use crate::sys::identity;
 use crate::wire::budget::MAX_DEPTH;
 use crate::wire::fault::Fault;
+
+/// Fields of bytes from this size on need not be copied behind the others.
+pub(crate) const APART: usize = 64 * 1024;
+
+/// Bytes that stay where they are, and their place: behind so many bytes of those that were written.
+pub(crate) type Apart = (usize, Bytes);
 
 /// Appends the value to `out` unless it is over `max` bytes, and says how many bytes it takes.
 ///
 /// Past the limit nothing is stored any more and the rest is only counted, which gives the exact length for the error.
-pub(crate) fn write<T: Serialize + ?Sized>(value: &T, out: &mut BytesMut, max: u64) -> Result<u64, Fault> {
-    let mut postcard = postcard::Serializer { output: Limited { out, len: 0, max } };
-    value.serialize(Level { postcard: &mut postcard, depth: MAX_DEPTH })?;
+/// With somewhere to put them, large fields of bytes are put `apart` and not into `out`.
+pub(crate) fn write<T: Serialize + ?Sized>(
+    value: &T,
+    out: &mut BytesMut,
+    apart: Option<&mut Vec<Apart>>,
+    max: u64,
+) -> Result<u64, Fault> {
+    let mut postcard = postcard::Serializer { output: Limited { out, apart, len: 0, max } };
+    Level { postcard: &mut postcard, depth: MAX_DEPTH }.value(value)?;
     Ok(postcard.output.len)
 }
 
 /// Where postcard's bytes go: checked against the limit before the buffer grows.
 struct Limited<'a> {
     out: &'a mut BytesMut,
+    apart: Option<&'a mut Vec<Apart>>,
     len: u64,
     max: u64,
+}
+
+impl Limited<'_> {
+    /// Puts large bytes apart if there is a place for them; says whether.
+    fn put_apart(&mut self, len: usize, bytes: impl FnOnce() -> Option<Bytes>) -> bool {
+        let Some(apart) = &mut self.apart else { return false };
+        let total = self.len + len as u64;
+        if total <= self.max {
+            let Some(bytes) = bytes() else { return false };
+            apart.push((self.out.len(), bytes));
+        }
+        self.len = total;
+        true
+    }
 }
 
 impl Flavor for Limited<'_> {
@@ -40,6 +69,10 @@ impl Flavor for Limited<'_> {
 
     #[inline]
     fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        // In memory of its own it is copied once, and into pages that are there already.
+        if bytes.len() >= LARGE && self.put_apart(bytes.len(), || Buffer::copy(bytes).ok()) {
+            return Ok(());
+        }
         // No value has 2^64 bytes.
         self.len += bytes.len() as u64;
         if self.len <= self.max {
@@ -74,6 +107,29 @@ impl<'b> Level<'_, 'b> {
     #[inline]
     fn place(&mut self) -> Level<'_, 'b> {
         Level { postcard: &mut *self.postcard, depth: self.depth }
+    }
+
+    /// Writes what stands here.
+    #[inline]
+    fn value<T: Serialize + ?Sized>(self, value: &T) -> Result<(), Fault> {
+        // The compiler decides these two.
+        if let Some(bytes) = identity::known::<T, Bytes>(value) {
+            self.bytes(bytes)
+        } else if let Some(bytes) = identity::known::<T, Vec<u8>>(value) {
+            // Byte by byte, as serde sees it, it becomes the same.
+            self.enter()?.serialize_bytes(bytes)
+        } else {
+            value.serialize(self)
+        }
+    }
+
+    fn bytes(mut self, bytes: &Bytes) -> Result<(), Fault> {
+        if bytes.len() < APART || self.postcard.output.apart.is_none() {
+            return self.serialize_bytes(bytes);
+        }
+        self.put(&bytes.len())?;
+        self.postcard.output.put_apart(bytes.len(), || Some(bytes.clone()));
+        Ok(())
     }
 
     #[inline]
@@ -162,7 +218,7 @@ impl Serializer for Level<'_, '_> {
     #[inline]
     fn serialize_some<T: Serialize + ?Sized>(mut self, value: &T) -> Result<(), Fault> {
         self.put(&1u8)?;
-        value.serialize(self.enter()?)
+        self.enter()?.value(value)
     }
 
     #[inline]
@@ -182,7 +238,7 @@ impl Serializer for Level<'_, '_> {
 
     #[inline]
     fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> Result<(), Fault> {
-        value.serialize(self.enter()?)
+        self.enter()?.value(value)
     }
 
     #[inline]
@@ -193,7 +249,7 @@ impl Serializer for Level<'_, '_> {
         _: &'static str,
         value: &T,
     ) -> Result<(), Fault> {
-        value.serialize(self.variant(variant)?)
+        self.variant(variant)?.value(value)
     }
 
     #[inline]
@@ -241,13 +297,13 @@ macro_rules! parts {
 
             #[inline]
             fn $part<T: Serialize + ?Sized>(&mut self, part: &T) -> Result<(), Fault> {
-                part.serialize(self.place())
+                self.place().value(part)
             }
 
             $(
                 #[inline]
                 fn $also<T: Serialize + ?Sized>(&mut self, part: &T) -> Result<(), Fault> {
-                    part.serialize(self.place())
+                    self.place().value(part)
                 }
             )?
 
@@ -275,7 +331,7 @@ macro_rules! fields {
 
             #[inline]
             fn serialize_field<T: Serialize + ?Sized>(&mut self, _: &'static str, field: &T) -> Result<(), Fault> {
-                field.serialize(self.place())
+                self.place().value(field)
             }
 
             /// Fields have no names on the wire, so a reader would take the next field for this one.
@@ -302,13 +358,49 @@ mod tests {
 
     fn bytes<T: Serialize>(value: &T) -> BytesMut {
         let mut out = BytesMut::new();
-        let len = write(value, &mut out, u64::MAX).unwrap();
+        let len = write(value, &mut out, None, u64::MAX).unwrap();
         assert_eq!(len, out.len() as u64);
         out
     }
 
     fn text<T: Serialize>(value: &T) -> String {
-        write(value, &mut BytesMut::new(), u64::MAX).unwrap_err().to_string()
+        write(value, &mut BytesMut::new(), None, u64::MAX).unwrap_err().to_string()
+    }
+
+    #[derive(Serialize)]
+    struct Holds<'a> {
+        shared: Option<Bytes>,
+        list: Vec<Bytes>,
+        own: Vec<u8>,
+        text: &'a str,
+    }
+
+    #[test]
+    fn large_fields_are_put_apart_and_the_bytes_are_the_same() {
+        for len in [0, APART - 1, APART, LARGE] {
+            let bytes = Bytes::from(vec![7; len]);
+            let text = "x".repeat(len);
+            let list = vec![bytes.clone(), Bytes::from_static(b"small")];
+            let value = Holds { shared: Some(bytes.clone()), list, own: vec![9; len], text: &text };
+            let (mut out, mut apart) = (BytesMut::new(), Vec::new());
+            let total = write(&value, &mut out, Some(&mut apart), u64::MAX).unwrap();
+            let shared = apart.iter().filter(|(_, part)| part.as_ptr() == bytes.as_ptr()).count();
+            assert_eq!(shared, if len < APART { 0 } else { 2 });
+            assert_eq!(apart.len() - shared, if len < LARGE { 0 } else { 2 });
+            let mut whole = Vec::new();
+            let mut from = 0;
+            for (at, part) in &apart {
+                whole.extend_from_slice(&out[from..*at]);
+                whole.extend_from_slice(part);
+                from = *at;
+            }
+            whole.extend_from_slice(&out[from..]);
+            assert_eq!(whole.len() as u64, total);
+            assert!(whole == postcard::to_allocvec(&value).unwrap());
+            let mut apart = Vec::new();
+            let counted = write(&value, &mut BytesMut::new(), Some(&mut apart), 10).unwrap();
+            assert!(counted == total && apart.is_empty());
+        }
     }
 
     #[derive(Serialize)]
@@ -346,7 +438,7 @@ mod tests {
     fn past_the_limit_nothing_is_stored_and_the_length_is_exact() {
         let mut out = BytesMut::new();
         let value = (vec![7u8; 10], vec![0u64; 1_000_000], "end");
-        assert_eq!(write(&value, &mut out, 20).unwrap(), 11 + 3 + 1_000_000 + 4);
+        assert_eq!(write(&value, &mut out, None, 20).unwrap(), 11 + 3 + 1_000_000 + 4);
         assert!(out.len() <= 20 && out.capacity() < 256, "{}", out.capacity());
     }
 

@@ -8,7 +8,7 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
-use bytes::{BufMut as _, BytesMut};
+use bytes::BufMut as _;
 
 use super::{context, panic};
 use crate::channel::inbox::Inbox;
@@ -19,6 +19,7 @@ use crate::process::start;
 use crate::sys::ledger::{Ledger, RING, Writer};
 use crate::sys::socket::{self, Ready};
 use crate::task;
+use crate::wire::body::Parts;
 use crate::wire::frame::{Frame, HEAD_LEN, Head};
 use crate::wire::message::{self, Failure, Hello, Kind, Life, Run};
 
@@ -34,7 +35,7 @@ pub(super) struct Server<'a> {
     outbox: Outbox,
     answers: Option<Answers>,
     /// Results are encoded here, behind room for a header.
-    scratch: BytesMut,
+    scratch: Parts,
     max_body: usize,
     life: Life,
     /// Which attempt at its task the next Run is.
@@ -53,7 +54,7 @@ impl<'a> Server<'a> {
         install_hook(socket);
         let answers = ledger.map(|ledger| Answers { ring: Writer::new(Arc::clone(&ledger)), ledger, told: 0 });
         let max_body = usize::try_from(hello.max_body).unwrap_or(usize::MAX);
-        let (outbox, scratch) = (Outbox::default(), BytesMut::new());
+        let (outbox, scratch) = (Outbox::default(), Parts::default());
         Self { socket, inbox, outbox, answers, scratch, max_body, life: hello.life, attempt: 1 }
     }
 
@@ -91,8 +92,8 @@ impl<'a> Server<'a> {
     fn perform(&mut self, frame: Frame, attempt: u32) -> io::Result<bool> {
         let Frame { id, body, fds, .. } = frame;
         context::begin(id, attempt);
-        self.scratch.clear();
-        self.scratch.put_bytes(0, HEAD_LEN);
+        self.scratch.truncate(0);
+        self.scratch.written.put_bytes(0, HEAD_LEN);
         let outcome = match Run::parse(body).and_then(|run| Some((task::resolve(&run)?, run.arguments))) {
             None => Err(Failure::Decode("the parent named a function that is not in this executable".into())),
             Some((entry, arguments)) => {
@@ -108,7 +109,7 @@ impl<'a> Server<'a> {
             Ok(fds) => (Kind::Done, fds),
             Err(failure) => {
                 self.scratch.truncate(HEAD_LEN);
-                self.scratch.extend_from_slice(&message::frame(Kind::Failed, id, &failure).body);
+                self.scratch.written.extend_from_slice(&message::frame(Kind::Failed, id, &failure).body);
                 (Kind::Failed, Vec::new())
             }
         };
@@ -120,19 +121,21 @@ impl<'a> Server<'a> {
     fn answer(&mut self, kind: Kind, id: u64, fds: Vec<OwnedFd>) -> io::Result<()> {
         if let Some(answers) = &mut self.answers
             && fds.is_empty()
-            && self.scratch.len() <= SMALL
+            && self.scratch.is_written()
+            && self.scratch.written.len() <= SMALL
         {
-            let head = Head { len: self.scratch.len() - HEAD_LEN, kind: kind as u8, fds: 0, id };
-            head.put(&mut &mut self.scratch[..HEAD_LEN]);
-            if answers.ring.append(&self.scratch) {
+            let scratch = &mut self.scratch.written;
+            let head = Head { len: scratch.len() - HEAD_LEN, kind: kind as u8, fds: 0, id };
+            head.put(&mut &mut scratch[..HEAD_LEN]);
+            if answers.ring.append(scratch) {
                 if answers.ring.written() - answers.told >= GATHER {
                     tell(&mut self.answers, &mut self.outbox, self.socket);
                 }
                 return Ok(());
             }
         }
-        let body = self.scratch.split_off(HEAD_LEN).freeze();
-        self.outbox.push(Frame { kind: kind as u8, id, body, fds });
+        let (body, more) = self.scratch.take(HEAD_LEN);
+        self.outbox.push(Frame { kind: kind as u8, id, body, more, fds });
         // At once: in the outbox it would be lost to the next task's crash.
         flush(&mut self.outbox, self.socket)
     }

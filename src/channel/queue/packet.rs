@@ -10,6 +10,7 @@
 //! the packets alone, lets only a few of them be under way.
 
 use std::io::{self, IoSlice};
+use std::iter;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
@@ -19,7 +20,7 @@ use serde::de::DeserializeOwned;
 
 use crate::channel::value;
 use crate::error::{RecvError, SendError};
-use crate::sys::socket::Received;
+use crate::sys::socket::{Received, Wait};
 use crate::sys::{memory, socket};
 use crate::wire::frame::{Frame, HEAD_LEN, Head, VALUE};
 
@@ -44,15 +45,25 @@ pub(super) struct Packet {
 impl Packet {
     pub(super) fn new<T: Serialize>(item: &T, max: usize) -> Result<Self, SendError> {
         let mut frame = value::encode(item, max)?;
-        let rest = if frame.body.len() > INLINE { Some(memory::write(&frame.body[INLINE..])?) } else { None };
-        if rest.is_some() {
+        let long = frame.wire_len() > PACKET;
+        if long {
             frame.kind = CONTINUED;
         }
         let mut head = [0; HEAD_LEN];
         frame.put_head(&mut &mut head[..]);
-        let Frame { mut body, mut fds, .. } = frame;
-        body.truncate(INLINE);
-        fds.extend(rest);
+        let Frame { mut body, mut more, mut fds, .. } = frame;
+        if long {
+            // A beginning that is shorter than that fills up with what follows it.
+            if body.len() < INLINE {
+                let mut filled = BytesMut::from(&body[..]);
+                for piece in &mut more {
+                    filled.extend_from_slice(&piece.split_to(piece.len().min(INLINE - filled.len())));
+                }
+                body = filled.freeze();
+            }
+            let rest = body.split_off(INLINE);
+            fds.push(memory::write(iter::once(&rest).chain(&more))?);
+        }
         Ok(Self { head, body, fds })
     }
 
@@ -75,7 +86,7 @@ pub(super) fn recv<T: DeserializeOwned>(
         let mut buffer = buffer.lock().unwrap_or_else(PoisonError::into_inner);
         buffer.clear();
         buffer.reserve(PACKET);
-        match socket::recv_into(socket, &mut buffer, PACKET) {
+        match socket::recv_into(socket, &mut buffer, PACKET, Wait::No) {
             Ok(Received { len: 0, .. }) => return Ok(None),
             Ok(received) => (buffer.split(), received),
             Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
@@ -103,7 +114,7 @@ fn parse(mut bytes: BytesMut, received: Received, max: usize) -> Result<Frame, R
         }
         _ => return Err(refused("a packet that is no item")),
     }
-    Ok(Frame { kind: VALUE, id: 0, body: bytes.freeze(), fds })
+    Ok(Frame { kind: VALUE, body: bytes.freeze(), fds, ..Frame::default() })
 }
 
 fn refused(reason: &'static str) -> RecvError {

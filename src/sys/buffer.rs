@@ -1,0 +1,205 @@
+//! Memory for large bodies: huge pages, and used again.
+//!
+//! To have a page given by the kernel costs about as much as to fill it: a fault, and zeros that nobody reads. So memory
+//! of a body that is no longer needed is kept for the next one, marked so that the kernel may take the pages back when it
+//! is short of them (`MADV_FREE` in madvise(2)).
+
+use std::io;
+use std::mem;
+use std::ptr::{self, NonNull};
+use std::slice;
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+
+/// From this size on a body gets memory of its own, in bytes.
+pub(crate) const LARGE: usize = 1 << 20;
+
+/// A huge page, in bytes.
+const HUGE: usize = 2 << 20;
+
+/// How much is kept for later, in bytes.
+const KEPT: usize = 128 << 20;
+
+/// Memory of whole pages. What is in it at first is arbitrary, but initialised.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    start: NonNull<u8>,
+    capacity: usize,
+}
+
+// SAFETY: it is a plain range of memory that it alone owns.
+unsafe impl Send for Buffer {}
+// SAFETY: a shared reference to it only reads, and whoever writes has it mutably.
+unsafe impl Sync for Buffer {}
+
+static SPARE: Mutex<Vec<Buffer>> = Mutex::new(Vec::new());
+
+impl Buffer {
+    /// Takes at least `len` bytes of addresses; what the kernel gives are the pages that are used.
+    pub(crate) fn new(len: usize) -> io::Result<Self> {
+        let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that is far too large is left for a body that needs it.
+        let fits = |buffer: &Self| buffer.capacity >= len && buffer.capacity / 2 <= len;
+        if let Some(found) = spare.iter().rposition(fits) {
+            return Ok(spare.remove(found));
+        }
+        drop(spare);
+        Self::map(len).or_else(|_| {
+            // It may be the spare ones that are in the way.
+            let kept = mem::take(&mut *SPARE.lock().unwrap_or_else(PoisonError::into_inner));
+            drop(kept);
+            Self::map(len)
+        })
+    }
+
+    /// A copy of these bytes.
+    pub(crate) fn copy(bytes: &[u8]) -> io::Result<Bytes> {
+        let mut buffer = Self::new(bytes.len())?;
+        buffer.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+        Ok(buffer.into_bytes(bytes.len()))
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: the range is mapped, `capacity` bytes long, and anonymous memory is initialised: with zeros, or with what
+        // we wrote; nobody writes it while it is borrowed.
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.capacity) }
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and it is mapped writable and borrowed mutably.
+        unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.capacity) }
+    }
+
+    /// The first `len` bytes of it; the memory comes back when the last of their clones is gone.
+    pub(crate) fn into_bytes(self, len: usize) -> Bytes {
+        Bytes::from_owner(Filled { len: len.min(self.capacity), buffer: Kept(Some(self)) })
+    }
+
+    fn map(len: usize) -> io::Result<Self> {
+        let page = rustix::param::page_size();
+        let capacity = len.max(1).checked_next_multiple_of(page).ok_or(io::ErrorKind::OutOfMemory)?;
+        let whole = capacity.checked_add(HUGE).ok_or(io::ErrorKind::OutOfMemory)?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: without MAP_FIXED the kernel chooses a range that is free, so no memory in use is changed.
+        let mapped = unsafe { mmap_anonymous(ptr::null_mut(), whole, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
+        // Huge pages lie at multiples of their size, and the kernel doesn't begin there by itself.
+        let before = mapped.cast::<u8>().align_offset(HUGE);
+        // SAFETY: `before < HUGE`, so `before + capacity < whole`, all of it ours, and nothing points into what is given back.
+        let start = unsafe {
+            let start = mapped.cast::<u8>().add(before);
+            if before > 0 {
+                munmap(mapped, before)?;
+            }
+            munmap(start.add(capacity).cast(), HUGE - before)?;
+            start
+        };
+        let start = NonNull::new(start).ok_or_else(|| io::Error::other("mapped at null"))?;
+        let buffer = Self { start, capacity };
+        buffer.advise(Advice::LinuxHugepage);
+        Ok(buffer)
+    }
+
+    /// Says something that may be ignored.
+    fn advise(&self, advice: Advice) {
+        // SAFETY: the range is ours, and none of the advices that are given changes bytes that anybody may still read:
+        // `MADV_FREE` is given when no borrow of them is left.
+        let _ = unsafe { madvise(self.start.as_ptr().cast(), self.capacity, advice) };
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: the range is ours, and no slice of it outlives its owner, by their borrows.
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.capacity) };
+    }
+}
+
+struct Filled {
+    buffer: Kept,
+    len: usize,
+}
+
+impl AsRef<[u8]> for Filled {
+    fn as_ref(&self) -> &[u8] {
+        self.buffer.0.as_ref().map_or(&[], |buffer| &buffer.bytes()[..self.len])
+    }
+}
+
+/// Keeps its memory for the next one when it is dropped.
+struct Kept(Option<Buffer>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let Some(buffer) = self.0.take().filter(|buffer| buffer.capacity <= KEPT) else { return };
+        buffer.advise(Advice::LinuxFree);
+        let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut total = buffer.capacity + spare.iter().map(|buffer| buffer.capacity).sum::<usize>();
+        let mut oldest = 0;
+        while total > KEPT {
+            total -= spare[oldest].capacity;
+            oldest += 1;
+        }
+        let gone: Vec<_> = spare.drain(..oldest).collect();
+        spare.push(buffer);
+        drop(spare);
+        drop(gone);
+    }
+}
+
+/// A copy of large bytes for somebody who wants to own it as a `Vec`, on huge pages where it has room for them.
+pub(crate) fn copy_to_vec(bytes: &[u8]) -> Vec<u8> {
+    if bytes.len() < HUGE {
+        return bytes.to_vec();
+    }
+    let mut copy: Vec<u8> = Vec::with_capacity(bytes.len());
+    let room = copy.spare_capacity_mut();
+    let before = room.as_ptr().cast::<u8>().align_offset(HUGE);
+    let whole = room.len().saturating_sub(before) / HUGE * HUGE;
+    if whole > 0 {
+        // SAFETY: whole huge pages inside the vector's own memory; the advice changes no bytes.
+        let _ = unsafe { madvise(room.as_mut_ptr().add(before).cast(), whole, Advice::LinuxHugepage) };
+    }
+    copy.extend_from_slice(bytes);
+    copy
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_holds_what_was_put_into_it_and_is_aligned_for_huge_pages() {
+        for len in [0, 1, LARGE, HUGE - 1, HUGE, 5 * HUGE + 4097] {
+            let buffer = Buffer::map(len).unwrap();
+            assert!(buffer.start.as_ptr().addr().is_multiple_of(HUGE));
+            assert!(buffer.capacity >= len && buffer.capacity < len + 8192);
+            let bytes = vec![len.to_le_bytes()[0] | 1; len];
+            assert!(Buffer::copy(&bytes).unwrap() == bytes);
+            assert!(copy_to_vec(&bytes) == bytes);
+        }
+    }
+
+    #[test]
+    fn memory_is_used_again_once_nobody_reads_it() {
+        // A size that no other test has.
+        let len = 7 * HUGE + 12_345;
+        let first = Buffer::copy(&vec![1; len]).unwrap();
+        let (place, part) = (first.as_ptr(), first.slice(5..10));
+        drop(first);
+        let second = Buffer::copy(&vec![2; len]).unwrap();
+        assert_ne!(second.as_ptr(), place, "a part of it is still read");
+        assert_eq!(part[..], [1; 5]);
+        drop(part);
+        let third = Buffer::copy(&vec![3; len]).unwrap();
+        assert_eq!(third.as_ptr(), place);
+        assert!(third[..] == vec![3; len][..] && second[..] == vec![2; len][..]);
+    }
+
+    #[test]
+    fn what_cannot_be_had_is_an_error() {
+        assert!(Buffer::new(usize::MAX).is_err());
+        assert!(Buffer::new(1 << 50).is_err());
+    }
+}
