@@ -1,0 +1,325 @@
+//! The pool, channels and starts beside what the kernel allows, in one run: `cargo bench --bench limits [one-core]`.
+//!
+//! What counts is the ratio of figures that were taken in turns. `one-core` leaves out what needs two.
+
+mod support;
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream as StdStream;
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use futures::{SinkExt as _, StreamExt as _};
+use multiproc::{Duplex, ProcessPool, Receiver, Sender, call, channel, duplex, spawn_process, task};
+use support::{cpu_time, each, line, median, micros};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+
+fn main() {
+    multiproc::init();
+    if std::env::args().any(|arg| arg == "nothing") {
+        return;
+    }
+    let one_core = std::env::args().any(|arg| arg == "one-core");
+    let place = if one_core { "one core" } else { "free" };
+    let current = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let multi = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    for (name, runtime) in [("current_thread", &current), ("multi_thread", &multi)] {
+        runtime.block_on(there_and_back(&format!("{place}, {name}")));
+        if !one_core {
+            runtime.block_on(many(name));
+        }
+    }
+    current.block_on(channels(place));
+    if !one_core {
+        current.block_on(starts("host as it is"));
+        let touched = vec![1_u8; 4 << 30];
+        current.block_on(starts("host with 4 GiB touched"));
+        drop(std::hint::black_box(touched));
+    }
+}
+
+/// A socket to a thread that gives back what it reads, `size` bytes at a time.
+fn echo(size: usize) -> UnixStream {
+    let (ours, mut theirs) = StdStream::pair().unwrap();
+    std::thread::spawn(move || {
+        let mut bytes = vec![0; size];
+        while theirs.read_exact(&mut bytes).is_ok() && theirs.write_all(&bytes).is_ok() {}
+    });
+    ours.set_nonblocking(true).unwrap();
+    UnixStream::from_std(ours).unwrap()
+}
+
+async fn ping(socket: &mut UnixStream, size: usize, rounds: u32) -> Duration {
+    let mut bytes = vec![7; size];
+    each(rounds, async {
+        for _ in 0..rounds {
+            socket.write_all(&bytes).await.unwrap();
+            socket.read_exact(&mut bytes).await.unwrap();
+        }
+    })
+    .await
+}
+
+async fn one_by_one(pool: &ProcessPool, rounds: u32) -> Duration {
+    each(rounds, async {
+        for n in 0..rounds {
+            assert_eq!(pool.submit(call(|n: u32| n + 1, n)).await.unwrap(), n + 1);
+        }
+    })
+    .await
+}
+
+async fn there_and_back(place: &str) {
+    const ROUNDS: u32 = 2_000;
+    let pool = ProcessPool::new(1);
+    one_by_one(&pool, ROUNDS).await;
+    let mut raw = echo(40);
+    let times = in_turns!(11; ping(&mut raw, 40, ROUNDS), one_by_one(&pool, ROUNDS));
+    let row = format!("one task, {place}");
+    line(&row, "limit: bare socket", micros(times[0]), "µs");
+    line(&row, "multiproc", micros(times[1]), "µs");
+    pool.close().await;
+}
+
+/// How many a second, and how much CPU all of that takes, here and in the workers.
+async fn many(runtime: &str) {
+    const TASKS: u32 = 100_000;
+    let pool = ProcessPool::new(2);
+    pool.start().await.unwrap();
+    let used = || {
+        let workers =
+            pool.status().details.iter().filter_map(|worker| worker.pid).map(|pid| cpu_time(&pid.to_string())).sum();
+        (cpu_time("self"), workers)
+    };
+    let mut cpu: Vec<(Duration, Duration)> = Vec::new();
+    let mut at_once = async || {
+        let before: (Duration, Duration) = used();
+        let took = each(TASKS, async {
+            let results = join_all((0..TASKS).map(|n| pool.submit(call(|n: u32| n + 1, n)))).await;
+            assert!(results.into_iter().zip(1..).all(|(result, n)| result.unwrap() == n));
+        })
+        .await;
+        let after = used();
+        cpu.push(((after.0 - before.0) / TASKS, (after.1 - before.1) / TASKS));
+        took
+    };
+    let blocking = async || {
+        each(TASKS, async {
+            let results = join_all((0..TASKS).map(|n| tokio::task::spawn_blocking(move || n + 1))).await;
+            assert!(results.into_iter().zip(1..).all(|(result, n)| result.unwrap() == n));
+        })
+        .await
+    };
+    let times = in_turns!(5; blocking(), at_once());
+    let row = format!("100,000 tasks at once, {runtime}");
+    line(&row, "in-process: spawn_blocking", 1e6 / micros(times[0]), "/s");
+    line(&row, "multiproc", 1e6 / micros(times[1]), "/s");
+    line(&row, "multiproc: CPU of the host", micros(median(cpu.iter().map(|cpu| cpu.0).collect())), "µs");
+    line(&row, "multiproc: CPU of the workers", micros(median(cpu.iter().map(|cpu| cpu.1).collect())), "µs");
+
+    let looping = async |rounds: u32| {
+        each(256 * rounds, async {
+            let callers = (0..256).map(|_| {
+                let pool = pool.clone();
+                tokio::spawn(async move { one_by_one(&pool, rounds).await })
+            });
+            join_all(callers).await.into_iter().for_each(|caller| drop(caller.unwrap()));
+        })
+        .await
+    };
+    let write_each = async |rounds: u32| {
+        each(256 * rounds, async {
+            let callers = (0..256).map(|_| {
+                let mut socket = echo(40);
+                tokio::spawn(async move { ping(&mut socket, 40, rounds).await })
+            });
+            join_all(callers).await.into_iter().for_each(|caller| drop(caller.unwrap()));
+        })
+        .await
+    };
+    let times = in_turns!(5; write_each(50), looping(1_000));
+    let row = format!("256 callers in a loop, {runtime}");
+    line(&row, "a bare socket and a thread for each", 1e6 / micros(times[0]), "/s");
+    line(&row, "multiproc", 1e6 / micros(times[1]), "/s");
+
+    let jobs = async || {
+        each(1, async {
+            for result in join_all((0..400).map(|_| pool.submit(call(|()| spin(), ())))).await {
+                result.unwrap();
+            }
+        })
+        .await
+    };
+    let in_process = async || {
+        each(1, async {
+            let threads = (0..2).map(|_| {
+                tokio::task::spawn_blocking(|| {
+                    for _ in 0..200 {
+                        spin();
+                    }
+                })
+            });
+            join_all(threads).await;
+        })
+        .await
+    };
+    let times = in_turns!(5; in_process(), jobs());
+    let row = format!("400 jobs of 1 ms, {runtime}");
+    line(&row, "limit: two threads", micros(times[0]) / 1e3, "ms");
+    line(&row, "multiproc", micros(times[1]) / 1e3, "ms");
+    pool.close().await;
+}
+
+/// A millisecond of work.
+fn spin() {
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(1) {
+        std::hint::spin_loop();
+    }
+}
+
+type Message = [u64; 4];
+
+async fn count(mut rx: Receiver<Message>, done: Sender<u32>) {
+    let mut count = 0;
+    while let Some(message) = rx.recv().await.unwrap() {
+        count += 1;
+        if message[0] == 0 {
+            done.send(count).await.unwrap();
+        }
+    }
+}
+
+async fn give_back(mut end: Duplex<u64, u64>) {
+    while let Some(n) = end.next().await {
+        end.send(n.unwrap()).await.unwrap();
+    }
+}
+
+async fn channels(place: &str) {
+    const MESSAGES: u32 = 100_000;
+    let (mut tx, rx) = channel::<Message>().unwrap();
+    let (done, mut counted) = channel().unwrap();
+    let child = spawn_process(task!(count(rx, done).await)).await.unwrap();
+    let (ours, mut theirs) = StdStream::pair().unwrap();
+    std::thread::spawn(move || {
+        let (mut bytes, mut total) = (vec![0; 64 << 10], 0);
+        while let Ok(read @ 1..) = theirs.read(&mut bytes) {
+            total += read;
+            if total >= 20 * MESSAGES as usize {
+                total -= 20 * MESSAGES as usize;
+                theirs.write_all(&[1]).unwrap();
+            }
+        }
+    });
+    ours.set_nonblocking(true).unwrap();
+    let mut raw = UnixStream::from_std(ours).unwrap();
+    // The last one asks for the count.
+    let message = |n: u32| [u64::from(n + 1 < MESSAGES), 1, 2, 3];
+    let mut awaited = async |tx: &Sender<Message>| {
+        each(MESSAGES, async {
+            for n in 0..MESSAGES {
+                tx.send(message(n)).await.unwrap();
+            }
+            counted.recv().await.unwrap();
+        })
+        .await
+    };
+    let mut write_each = async || {
+        each(MESSAGES, async {
+            for _ in 0..MESSAGES {
+                raw.write_all(&[7; 20]).await.unwrap();
+            }
+            raw.read_exact(&mut [0]).await.unwrap();
+        })
+        .await
+    };
+    let row = format!("one way, each awaited, {place}");
+    let times = in_turns!(7; write_each(), awaited(&tx));
+    line(&row, "limit: a bare write each", 1e6 / micros(times[0]), "/s");
+    line(&row, "multiproc", 1e6 / micros(times[1]), "/s");
+
+    let mut waiting = async |tx: &Sender<Message>| {
+        each(MESSAGES, async {
+            for first in (0..MESSAGES).step_by(500) {
+                let sends = (first..first + 500).map(|n| tx.send(message(n)));
+                for sent in join_all(sends).await {
+                    sent.unwrap();
+                }
+            }
+            counted.recv().await.unwrap();
+        })
+        .await
+    };
+    let times = in_turns!(7; waiting(&tx));
+    line(&format!("one way, 500 waiting, {place}"), "multiproc", 1e6 / micros(times[0]), "/s");
+    let mut fed = async || {
+        each(MESSAGES, async {
+            for n in 0..MESSAGES {
+                tx.feed(message(n)).await.unwrap();
+            }
+            tx.flush().await.unwrap();
+            counted.recv().await.unwrap();
+        })
+        .await
+    };
+    let times = in_turns!(7; fed());
+    line(&format!("one way, fed to the Sink, {place}"), "multiproc", 1e6 / micros(times[0]), "/s");
+    drop(tx);
+    child.join().await.unwrap();
+
+    let (mut ours, theirs) = duplex::<u64, u64>().unwrap();
+    let child = spawn_process(task!(give_back(theirs).await)).await.unwrap();
+    let (raw, far) = UnixStream::pair().unwrap();
+    let (mut raw, far) = (raw, far.into_std().unwrap());
+    // Both sides of the limit are tokio's, as both sides of the channel are.
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut far = UnixStream::from_std(far).unwrap();
+            let mut bytes = [0; 18];
+            while far.read_exact(&mut bytes).await.is_ok() && far.write_all(&bytes).await.is_ok() {}
+        });
+    });
+    let mut typed = async |rounds: u32| {
+        each(rounds, async {
+            for n in 0..u64::from(rounds) {
+                Duplex::send(&ours, n).await.unwrap();
+                assert_eq!(ours.recv().await.unwrap(), Some(n));
+            }
+        })
+        .await
+    };
+    let row = format!("typed message there and back, {place}");
+    let times = in_turns!(11; ping(&mut raw, 18, 2_000), typed(2_000));
+    line(&row, "limit: tokio's UnixStream", micros(times[0]), "µs");
+    line(&row, "multiproc", micros(times[1]), "µs");
+    drop(ours);
+    child.join().await.unwrap();
+}
+
+async fn starts(host: &str) {
+    let bare = async || {
+        each(1, async {
+            let mut command = std::process::Command::new("/proc/self/exe");
+            assert!(command.arg("nothing").status().unwrap().success());
+        })
+        .await
+    };
+    let function = async || {
+        each(1, async { assert_eq!(spawn_process(call(|n: u32| n + 1, 1)).await.unwrap().join().await.unwrap(), 2) })
+            .await
+    };
+    let first_result = async || {
+        let pool = ProcessPool::new(2);
+        let took = each(1, async { assert_eq!(pool.submit(call(|n: u32| n + 1, 1)).await.unwrap(), 2) }).await;
+        pool.close().await;
+        took
+    };
+    let times = in_turns!(51; bare(), function(), first_result());
+    let row = format!("start to end, {host}");
+    line(&row, "limit: this executable, bare", micros(times[0]), "µs");
+    line(&row, "multiproc: spawn_process and join", micros(times[1]), "µs");
+    line(&row, "multiproc: new pool to first result", micros(times[2]), "µs");
+}
