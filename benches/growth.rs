@@ -43,9 +43,9 @@ async fn idle() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     let before = (cpu_time("self"), cpu_time(&pid));
     tokio::time::sleep(Duration::from_secs(1)).await;
-    line("idle for a second", "CPU of the worker", micros(cpu_time(&pid) - before.1), "µs");
+    line("idle for a second", "CPU of the worker", micros(cpu_time(&pid).saturating_sub(before.1)), "µs");
     // The sleep itself is some of this.
-    line("idle for a second", "CPU of the host", micros(cpu_time("self") - before.0), "µs");
+    line("idle for a second", "CPU of the host", micros(cpu_time("self").saturating_sub(before.0)), "µs");
     pool.close().await;
 }
 

@@ -101,7 +101,7 @@ async fn many(runtime: &str) {
         })
         .await;
         let after = used();
-        cpu.push(((after.0 - before.0) / TASKS, (after.1 - before.1) / TASKS));
+        cpu.push((after.0.saturating_sub(before.0) / TASKS, after.1.saturating_sub(before.1) / TASKS));
         took
     };
     let blocking = async || {
@@ -124,7 +124,7 @@ async fn many(runtime: &str) {
                 let pool = pool.clone();
                 tokio::spawn(async move { one_by_one(&pool, rounds).await })
             });
-            join_all(callers).await.into_iter().for_each(|caller| drop(caller.unwrap()));
+            join_all(callers).await.into_iter().for_each(|caller| _ = caller.unwrap());
         })
         .await
     };
@@ -134,7 +134,7 @@ async fn many(runtime: &str) {
                 let mut socket = echo(40);
                 tokio::spawn(async move { ping(&mut socket, 40, rounds).await })
             });
-            join_all(callers).await.into_iter().for_each(|caller| drop(caller.unwrap()));
+            join_all(callers).await.into_iter().for_each(|caller| _ = caller.unwrap());
         })
         .await
     };

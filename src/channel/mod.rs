@@ -15,6 +15,8 @@
 //! ```
 
 mod block;
+#[cfg(test)]
+mod cost;
 mod departure;
 mod duplex;
 mod fd;

@@ -61,6 +61,8 @@ pub(crate) fn send(socket: impl AsFd, bufs: &[IoSlice<'_>], fds: &[BorrowedFd<'_
         control.attach(&mut message, fds);
     }
     loop {
+        #[cfg(test)]
+        calls::add();
         // SAFETY: `message` points at `bufs` (an IoSlice is an iovec by its documented layout) and at `control`, both of
         // which outlive the call; sendmsg only reads through them.
         let sent = unsafe { libc::sendmsg(socket.as_fd().as_raw_fd(), &raw const message, SEND_FLAGS) };
@@ -111,6 +113,8 @@ fn receive(socket: impl AsFd, buf: &mut [MaybeUninit<u8>], flags: libc::c_int) -
     message.msg_control = control.0.as_mut_ptr().cast();
     message.msg_controllen = mem::size_of_val(&control.0);
     let received = loop {
+        #[cfg(test)]
+        calls::add();
         // SAFETY: `message` points at `buf` and `control` with their true lengths, and both outlive the call.
         let received = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, flags) };
         if let Ok(received) = usize::try_from(received) {
@@ -294,6 +298,24 @@ pub(crate) fn wait(socket: impl AsFd, ready: Ready) -> io::Result<()> {
             Err(rustix::io::Errno::INTR) => {}
             result => return Ok(result.map(|_| ())?),
         }
+    }
+}
+
+/// How often this thread has called sendmsg and recvmsg, so that a test can say what something costs.
+#[cfg(test)]
+pub(crate) mod calls {
+    use std::cell::Cell;
+
+    thread_local! {
+        static CALLS: Cell<u32> = const { Cell::new(0) };
+    }
+
+    pub(super) fn add() {
+        CALLS.set(CALLS.get() + 1);
+    }
+
+    pub(crate) fn count() -> u32 {
+        CALLS.get()
     }
 }
 
