@@ -115,8 +115,8 @@ async fn many(runtime: &str) {
     let row = format!("100,000 tasks at once, {runtime}");
     line(&row, "in-process: spawn_blocking", 1e6 / micros(times[0]), "/s");
     line(&row, "multiproc", 1e6 / micros(times[1]), "/s");
-    line(&row, "multiproc: CPU of the host", micros(median(cpu.iter().map(|cpu| cpu.0).collect())), "µs");
-    line(&row, "multiproc: CPU of the workers", micros(median(cpu.iter().map(|cpu| cpu.1).collect())), "µs");
+    line(&row, "multiproc: CPU of the host", micros(median(cpu.iter().map(|cpu| cpu.0).collect())), "µs CPU");
+    line(&row, "multiproc: CPU of the workers", micros(median(cpu.iter().map(|cpu| cpu.1).collect())), "µs CPU");
 
     let looping = async |rounds: u32| {
         each(256 * rounds, async {
