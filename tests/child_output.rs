@@ -195,6 +195,19 @@ async fn an_open_file_can_be_given_a_number() {
 }
 
 #[tokio::test]
+async fn it_runs_as_another_user_where_that_is_allowed() {
+    let result = Command::shell("id -u; id -g; id -G").uid(65534).gid(65533).read().await;
+    if rustix::process::geteuid().is_root() {
+        assert_eq!(result.unwrap(), "65534\n65533\n65533");
+    } else {
+        let refused = result.unwrap_err();
+        assert!(
+            matches!(&refused, CommandError::Spawn { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied)
+        );
+    }
+}
+
+#[tokio::test]
 async fn limits_umask_priority_and_session_are_set() {
     let command = Command::shell("umask; ulimit -n; ulimit -v; ulimit -t; nice")
         .umask(0o027)
