@@ -10,6 +10,7 @@ pub use context::{Worker, worker};
 pub(crate) use panic::catch;
 
 use std::ffi::OsString;
+use std::io;
 use std::os::unix::ffi::OsStringExt as _;
 use std::process;
 use std::sync::Arc;
@@ -137,41 +138,43 @@ fn work(socket: Socket, slot: Slot) -> ! {
     sys::fill_stdio().expect("a worker needs /dev/null where its parent had no stdio");
     sys::close_inherited().expect("a worker needs /proc to see what it inherited");
     let socket = Arc::new(socket);
-    watch_parent(Arc::clone(&socket));
+    let watched = watch_parent(Arc::clone(&socket)).map_err(|error| format!("cannot start its watch thread: {error}"));
     if tokio::runtime::Handle::try_current().is_ok() {
         // Inside a runtime a task could not block, nor drive one of its own.
-        let thread = thread::Builder::new().name("task".into()).stack_size(8 << 20).spawn(move || serve(&socket, slot));
-        let _ = thread.expect("a worker inside a runtime needs a thread").join();
+        let theirs = Arc::clone(&socket);
+        let thread = thread::Builder::new().name("task".into()).stack_size(8 << 20);
+        match thread.spawn(move || serve(&theirs, slot, watched)) {
+            Ok(thread) => drop(thread.join()),
+            Err(error) => serve(&socket, slot, Err(format!("cannot start its task thread: {error}"))),
+        }
         process::abort()
     }
-    serve(&socket, slot)
+    serve(&socket, slot, watched)
 }
 
 /// Starts the thread that ends this process and its group when the parent is gone.
-fn watch_parent(socket: Arc<Socket>) {
+fn watch_parent(socket: Arc<Socket>) -> io::Result<()> {
     sys::continue_at_parents_end();
     // Opened here, so that a task finds the same fds each time, and can't be quicker than the watch.
     let watch = sys::ParentWatch::new(&*socket);
-    thread::Builder::new()
-        .name("parent-watch".into())
-        .stack_size(64 << 10)
-        .spawn(move || {
-            sys::block_signals();
-            watch.wait(&*socket);
-            sys::kill_own_group()
-        })
-        .expect("a worker needs a thread that watches its parent");
+    let thread = thread::Builder::new().name("parent-watch".into()).stack_size(64 << 10);
+    thread.spawn(move || {
+        sys::block_signals();
+        watch.wait(&*socket);
+        sys::kill_own_group()
+    })?;
+    Ok(())
 }
 
-/// Shakes hands, serves, and ends the process.
-fn serve(socket: &Socket, slot: Slot) -> ! {
+/// Shakes hands, serves, and ends the process. One that is not able to, for want of threads say, tells the parent why.
+fn serve(socket: &Socket, slot: Slot, able: Result<(), String>) -> ! {
     let mut inbox = Inbox::new(DEFAULT_MAX_BODY + Run::HEAD_LEN);
     let hello = match inbox.blocking_frame(socket) {
         Ok(Some(frame)) if frame.kind == Kind::Hello as u8 => frame,
         // The parent gave up, or is none.
         _ => process::exit(start::EXIT_NO_PARENT),
     };
-    let greeted = greet(hello, slot);
+    let greeted = able.and_then(|()| greet(hello, slot));
     let mut outbox = Outbox::default();
     outbox.push(match &greeted {
         Ok((hello, _)) => message::frame(Kind::Ready, 0, &hello.image),
