@@ -6,7 +6,8 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
-use multiproc::{Receiver, Sender, channel, spawn_process, task};
+use futures::FutureExt as _;
+use multiproc::{Receiver, RecvError, Sender, channel, spawn_process, task};
 
 multiproc::test_support!();
 
@@ -206,4 +207,17 @@ async fn many_tasks_and_threads_send_through_one_reference() {
         next[who as usize] += 1;
     }
     assert_eq!(next, [EACH; 8]);
+}
+
+/// What had come was received or not, depending on whether the receive before it had emptied the socket.
+#[test]
+fn outside_a_runtime_what_is_there_is_received_and_waiting_is_an_error() {
+    let (tx, mut rx) = channel::<u32>().unwrap();
+    for n in 0..3 {
+        assert!(matches!(rx.recv().now_or_never(), Some(Err(RecvError::Io(_)))), "there is no reactor to wait with");
+        tx.blocking_send(n).unwrap();
+        assert!(matches!(rx.recv().now_or_never(), Some(Ok(Some(got))) if got == n));
+    }
+    drop(tx);
+    assert!(matches!(rx.recv().now_or_never(), Some(Ok(None))));
 }

@@ -126,7 +126,16 @@ impl Socket {
                 result => return Poll::Ready(result.map(|(read, _)| read)),
             }
         }
-        let readiness = self.readiness(Ready::Read)?;
+        let readiness = match self.readiness(Ready::Read) {
+            Ok(readiness) => readiness,
+            // Outside a runtime what is there can be taken all the same; only waiting is an error.
+            Err(error) => {
+                return Poll::Ready(match read() {
+                    Err(empty) if empty.kind() == io::ErrorKind::WouldBlock => Err(error),
+                    result => result.map(|(read, _)| read),
+                });
+            }
+        };
         readiness.is_waited_for.store(true, Ordering::Relaxed);
         loop {
             let mut guard = ready!(readiness.fd.poll_read_ready(cx))?;
