@@ -12,8 +12,9 @@ pub mod wire;
 mod worker;
 
 pub use channel::{
-    Client, Duplex, Fd, Listener, Peer, QueueReceiver, QueueSender, Receiver, Sender, SharedBytes, SharedBytesMut,
-    blocking_connect, blocking_serve, channel, connect, connect_to, duplex, from_parent, queue, serve,
+    AckedQueue, AckedReceiver, Client, Delivery, Duplex, Fd, Listener, Peer, QueueReceiver, QueueSender, Receiver,
+    Sender, SharedBytes, SharedBytesMut, SharedSlice, SharedSliceMut, blocking_connect, blocking_serve, channel,
+    connect, connect_to, duplex, from_parent, queue, serve,
 };
 pub use error::{
     BoxError, CallError, CommandError, Panic, ParentError, RecvError, SendError, SpawnError, TaskError, TryRecvError,

@@ -17,11 +17,11 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::{Sink, Stream};
 use multiproc::{
-    Call, CallError, Child, Client, Command, CommandError, Duplex, ExitStatus, Fd, Listener, Map, Output, Panic,
-    ParentError, Peer, PoolBuilder, PoolStatus, Process, ProcessBuilder, ProcessPool, QueueReceiver, QueueSender,
-    Receiver, RecvError, SendError, Sender, SharedBytes, SharedBytesMut, SpawnError, Stdio, Submit, Task, TaskError,
-    TaskHandle, TrySubmitError, blocking_connect, blocking_serve, call, channel, connect, connect_to, duplex,
-    from_parent, queue, serve, spawn_process, task,
+    AckedQueue, AckedReceiver, Call, CallError, Child, Client, Command, CommandError, Delivery, Duplex, ExitStatus, Fd,
+    Listener, Map, Output, Panic, ParentError, Peer, PoolBuilder, PoolStatus, Process, ProcessBuilder, ProcessPool,
+    QueueReceiver, QueueSender, Receiver, RecvError, SendError, Sender, SharedBytes, SharedBytesMut, SharedSlice,
+    SharedSliceMut, SpawnError, Stdio, Submit, Task, TaskError, TaskHandle, TrySubmitError, blocking_connect,
+    blocking_serve, call, channel, connect, connect_to, duplex, from_parent, queue, serve, spawn_process, task,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{Decoder, Encoder};
@@ -88,6 +88,11 @@ fn handles_may_be_shared_and_shown_and_errors_go_anywhere() {
     handle::<SharedBytes>();
     handle::<SharedBytesMut>();
     handle::<Fd<std::fs::File>>();
+    handle::<AckedQueue<String>>();
+    handle::<AckedReceiver<String>>();
+    handle::<Delivery<String>>();
+    handle::<SharedSlice<u64>>();
+    handle::<SharedSliceMut<u64>>();
     error::<TaskError>();
     error::<SpawnError>();
     error::<TrySubmitError<u32>>();

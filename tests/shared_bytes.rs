@@ -3,7 +3,9 @@
 #![expect(clippy::needless_pass_by_value, reason = "a task owns its arguments")]
 
 use bytes::Bytes;
-use multiproc::{Duplex, SharedBytes, SharedBytesMut, channel, duplex, spawn_process, task};
+use multiproc::{
+    Duplex, SharedBytes, SharedBytesMut, SharedSlice, SharedSliceMut, channel, duplex, spawn_process, task,
+};
 
 multiproc::test_support!();
 
@@ -78,4 +80,32 @@ async fn four_processes_work_on_one_array_with_no_copy() {
         child.join().await.unwrap();
     }
     assert_eq!(sum, bytes.iter().map(|byte| u64::from(*byte)).sum::<u64>());
+}
+
+fn squares(numbers: SharedSlice<u64>) -> SharedSlice<[u32; 2]> {
+    let mut squares = SharedSliceMut::<[u32; 2]>::new(numbers.len()).unwrap();
+    for (square, n) in squares.iter_mut().zip(&*numbers) {
+        *square = [u32::try_from(*n).unwrap(), u32::try_from(n * n).unwrap()];
+    }
+    squares.freeze().unwrap()
+}
+
+#[tokio::test]
+async fn slices_of_plain_data_arrive_as_such() {
+    for len in [0, 1, 1000, 3 << 20] {
+        let mut numbers = SharedSliceMut::<u64>::new(len).unwrap();
+        for (number, n) in numbers.iter_mut().zip((0..1000).cycle()) {
+            *number = n;
+        }
+        let child = spawn_process(task!(squares(numbers.freeze().unwrap()))).await.unwrap();
+        let squares = child.join().await.unwrap();
+        assert_eq!(squares.len(), len);
+        assert!(squares.iter().zip((0..1000).cycle()).all(|(square, n)| *square == [n, n * n]));
+    }
+}
+
+#[test]
+fn bytes_that_are_no_whole_number_of_elements_are_refused() {
+    assert!(SharedSlice::<u32>::try_from(pattern(7)).is_err());
+    assert_eq!(SharedSlice::<u32>::try_from(pattern(8)).unwrap().len(), 2);
 }

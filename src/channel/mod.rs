@@ -8,12 +8,14 @@
 //!  service/                        calls: requests and their answers, many at once over one duplex
 //!  listener/                       duplexes between processes that are no relatives
 //!  queue/                          many to many: items as packets, on a socket that all holders share
+//!  acked/                          items that are done when a consumer says so, by a broker
 //!  shared.rs                       bytes that are not copied at all
 //!  fd.rs                           files, sockets and pipes as values
 //!  outbox.rs   inbox.rs            frames that leave and arrive, gathered
 //!  socket.rs                       a socket that tasks and threads can wait for
 //! ```
 
+mod acked;
 mod block;
 #[cfg(test)]
 mod cost;
@@ -32,6 +34,7 @@ mod sender;
 mod sending;
 mod service;
 mod shared;
+mod slice;
 pub(crate) mod socket;
 #[cfg(test)]
 mod tests;
@@ -41,6 +44,7 @@ mod value;
 
 use std::io;
 
+pub use acked::{AckedQueue, AckedReceiver, Delivery};
 pub use duplex::{Duplex, duplex};
 pub use fd::Fd;
 pub use listener::{Listener, Peer, blocking_connect, connect, connect_to};
@@ -51,6 +55,7 @@ pub use receiver::Receiver;
 pub use sender::Sender;
 pub use service::{Client, blocking_serve, serve};
 pub use shared::{SharedBytes, SharedBytesMut};
+pub use slice::{SharedSlice, SharedSliceMut};
 
 use crate::sys::socket as sys;
 

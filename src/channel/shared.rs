@@ -13,8 +13,8 @@ use crate::sys::memory::{Draft, Sealed};
 
 /// Bytes that are being written, and can be shared with other processes once they are [frozen](Self::freeze).
 ///
-/// They lie in memory of their own (a memfd), zeroed at first and aligned to a page, so they can be viewed as a slice of
-/// plain numbers too, for example with `bytemuck::cast_slice_mut`.
+/// They lie in memory of their own (a memfd), zeroed at first and aligned to a page. As numbers or other plain data they
+/// are a [`SharedSliceMut`](crate::SharedSliceMut).
 ///
 /// # Examples
 ///
@@ -91,6 +91,10 @@ impl fmt::Debug for SharedBytesMut {
 ///
 /// Nobody can change the bytes, not even the process that wrote them: the kernel keeps them sealed. Memory that comes from
 /// another process is refused unless its seals say so (a `Decode` error), so a slice of it stays what it is.
+///
+/// Memory is never used a second time: a seal can't be broken, and without one somebody could write what others read. So
+/// each new value costs its pages, which are huge ones where the system allows it (`shmem_enabled` in
+/// Documentation/admin-guide/mm/transhuge.rst of Linux).
 ///
 /// It pays from some hundred KiB on, and where several processes read the same: below that, a `Vec<u8>` or
 /// [`Bytes`] in a message is faster than making the memory.

@@ -5,13 +5,14 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::slice;
 
 use bytes::BytesMut;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use super::socket::above_stdio;
 
@@ -57,9 +58,10 @@ impl Draft {
     pub(crate) fn new(len: usize) -> io::Result<Self> {
         let fd = above_stdio(memfd_create(c"multiproc", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?)?;
         ftruncate(&fd, len as u64)?;
-        // All pages at once: one fault a page later would cost more than writing them.
-        let flags = MapFlags::SHARED | MapFlags::POPULATE;
-        let mapping = Mapping::new(&fd, len, ProtFlags::READ | ProtFlags::WRITE, flags)?;
+        let mapping = Mapping::new(&fd, len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED)?;
+        // All pages at once, and huge ones if there are such: one fault a page later would cost more than writing them.
+        mapping.advise(Advice::LinuxHugepage);
+        mapping.advise(Advice::LinuxPopulateWrite);
         Ok(Self { fd, mapping })
     }
 
@@ -111,6 +113,7 @@ impl Sealed {
         // Before Linux 6.7 memory with this seal can't be mapped as shared. Nothing is ever written to it, so a private
         // mapping shows the same pages.
         let mapping = Mapping::new(&fd, len, ProtFlags::READ, MapFlags::PRIVATE)?;
+        mapping.advise(Advice::LinuxHugepage);
         Ok(Self { fd, mapping })
     }
 
@@ -124,6 +127,9 @@ impl Sealed {
         &self.fd
     }
 }
+
+/// Where memory of no length lies: at a multiple of a page, and nowhere.
+const NO_PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
 /// A range of addresses that a file lies under; mmap(2). Of no length, it is no range at all.
 #[derive(Debug)]
@@ -140,13 +146,22 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     fn new(fd: impl AsFd, len: usize, protection: ProtFlags, flags: MapFlags) -> io::Result<Self> {
         if len == 0 {
-            // mmap refuses this; a slice of no length may lie anywhere but at null.
-            return Ok(Self { start: NonNull::dangling(), len });
+            // mmap refuses this; a slice of no length may lie anywhere but at null. Whoever views it as plain data expects a
+            // page's alignment, as of any other.
+            return Ok(Self { start: NonNull::without_provenance(NO_PAGE), len });
         }
         // SAFETY: without MAP_FIXED the kernel chooses a range that is free, so no memory in use is changed.
         let start = unsafe { mmap(ptr::null_mut(), len, protection, flags, fd, 0) }?;
         let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at null"))?;
         Ok(Self { start, len })
+    }
+
+    /// Says something that may be ignored.
+    fn advise(&self, advice: Advice) {
+        if self.len > 0 {
+            // SAFETY: the range is ours, and none of the advices that are given changes its bytes.
+            let _ = unsafe { madvise(self.start.as_ptr().cast(), self.len, advice) };
+        }
     }
 }
 

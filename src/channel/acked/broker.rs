@@ -1,0 +1,248 @@
+//! Who has which item: the one place that knows, in the process that made the queue. It knows nothing of what items are.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use super::{ACK, AGAIN, ASK, BACK, END, LEAVE, word};
+use crate::channel::inbox::Inbox;
+use crate::channel::sending::Sending;
+use crate::sys::socket;
+use crate::wire::frame::{Frame, VALUE};
+
+/// How many items may wait for a receiver.
+const MOST_ITEMS: usize = 1024;
+
+/// How many bytes of items may wait for a receiver, besides one item.
+const MOST_BYTES: usize = 16 << 20;
+
+#[derive(Debug, Default)]
+pub(super) struct Broker {
+    state: Mutex<State>,
+    /// An item has left `waiting` or is done.
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<Item>,
+    /// Of those that wait.
+    bytes: usize,
+    /// The items that are with a receiver, by their ids.
+    given: BTreeMap<u64, (u64, Item)>,
+    receivers: BTreeMap<u64, Receiver>,
+    /// Who waits for an item, in the order in which they asked.
+    asking: VecDeque<u64>,
+    last_item: u64,
+    last_receiver: u64,
+    /// No more items will be put in.
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Receiver {
+    sending: Arc<Sending>,
+    /// What it was given for its last `Ask`.
+    last: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Item {
+    id: u64,
+    body: Bytes,
+    more: Vec<Bytes>,
+    fds: Vec<OwnedFd>,
+    again: bool,
+}
+
+impl Item {
+    fn len(&self) -> usize {
+        self.body.len() + self.more.iter().map(Bytes::len).sum::<usize>()
+    }
+
+    fn frame(&self) -> io::Result<Frame> {
+        let fds = self.fds.iter().map(socket::duplicate).collect::<io::Result<_>>()?;
+        let kind = if self.again { AGAIN } else { VALUE };
+        Ok(Frame { kind, id: self.id, body: self.body.clone(), more: self.more.clone(), fds })
+    }
+}
+
+/// Frames that are to be sent when the lock is free.
+type Leaving = Vec<(Arc<Sending>, Frame)>;
+
+impl Broker {
+    /// Takes an item in when there is room for it.
+    pub(super) async fn put(&self, frame: Frame) {
+        let mut frame = Some(frame);
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            // From here on a change is noticed.
+            changed.as_mut().enable();
+            if self.try_put(&mut frame) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn try_put(&self, frame: &mut Option<Frame>) -> bool {
+        let mut state = self.state();
+        if !state.has_room() {
+            return false;
+        }
+        if let Some(Frame { body, more, fds, .. }) = frame.take() {
+            state.last_item += 1;
+            let id = state.last_item;
+            state.wait(Item { id, body, more, fds, again: false });
+            self.release(state);
+        }
+        true
+    }
+
+    pub(super) async fn finished(&self) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.state().is_done() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Says that no more items will come.
+    pub(super) fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        self.release(state);
+    }
+
+    /// Serves a receiver until it is gone, and takes back what it has then.
+    pub(super) async fn serve(self: Arc<Self>, sending: Arc<Sending>) {
+        let who = self.enter(&sending);
+        // All that it says fits into headers.
+        let mut inbox = Inbox::new(0);
+        // However it ends, by a close, a death, or words that make no sense: what it has goes to others.
+        while let Ok(Some(frame)) = inbox.frame(sending.socket()).await {
+            if !self.hear(who, &frame) {
+                break;
+            }
+        }
+        self.gone(who);
+    }
+
+    fn enter(&self, sending: &Arc<Sending>) -> u64 {
+        let mut state = self.state();
+        state.last_receiver += 1;
+        let who = state.last_receiver;
+        state.receivers.insert(who, Receiver { sending: Arc::clone(sending), last: None });
+        self.release(state);
+        who
+    }
+
+    /// Takes a receiver's word. `false`: it makes no sense.
+    fn hear(&self, who: u64, frame: &Frame) -> bool {
+        let mut state = self.state();
+        match frame.kind {
+            ASK if !state.asking.contains(&who) => state.asking.push_back(who),
+            ACK => state.ack(who, frame.id),
+            BACK => state.take_back(|id, holder| holder == who && id == frame.id),
+            LEAVE => state.leave(who),
+            _ => return false,
+        }
+        self.release(state);
+        true
+    }
+
+    fn gone(&self, who: u64) {
+        let mut state = self.state();
+        state.receivers.remove(&who);
+        state.asking.retain(|asking| *asking != who);
+        state.take_back(|_, holder| holder == who);
+        self.release(state);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends an access: gives what can be given, and tells those who wait.
+    fn release(&self, mut state: MutexGuard<'_, State>) {
+        let leaving = state.give();
+        drop(state);
+        for (sending, frame) in leaving {
+            // A receiver that can't be sent to is going, and its reader sees that.
+            let _ = sending.post(frame);
+        }
+        self.changed.notify_waiters();
+    }
+}
+
+impl State {
+    fn has_room(&self) -> bool {
+        self.waiting.len() < MOST_ITEMS && self.bytes < MOST_BYTES
+    }
+
+    fn is_done(&self) -> bool {
+        self.waiting.is_empty() && self.given.is_empty()
+    }
+
+    fn wait(&mut self, item: Item) {
+        self.bytes += item.len();
+        self.waiting.push_back(item);
+    }
+
+    fn ack(&mut self, who: u64, id: u64) {
+        if self.given.get(&id).is_some_and(|(holder, _)| *holder == who) {
+            self.given.remove(&id);
+        }
+    }
+
+    /// Puts items that somebody has in front of those that wait, in the order in which they were sent.
+    fn take_back(&mut self, which: impl Fn(u64, u64) -> bool) {
+        let back: Vec<_> = self.given.extract_if(.., |id, (holder, _)| which(*id, *holder)).collect();
+        for (_, (_, mut item)) in back.into_iter().rev() {
+            item.again = true;
+            self.bytes += item.len();
+            self.waiting.push_front(item);
+        }
+    }
+
+    /// A receiver takes nothing more. What it asked for it either gets no more, or was given and has not looked at.
+    fn leave(&mut self, who: u64) {
+        let asking = self.asking.len();
+        self.asking.retain(|asking| *asking != who);
+        if asking == self.asking.len()
+            && let Some(last) = self.receivers.get_mut(&who).and_then(|receiver| receiver.last.take())
+        {
+            self.take_back(|id, holder| holder == who && id == last);
+        }
+    }
+
+    /// Gives items to those who ask; or the end, to all.
+    fn give(&mut self) -> Leaving {
+        let mut leaving = Leaving::new();
+        while let (Some(item), Some(&who)) = (self.waiting.front(), self.asking.front()) {
+            // With no fd free for a duplicate the item waits for what happens next.
+            let Ok(frame) = item.frame() else { break };
+            self.asking.pop_front();
+            let Some(receiver) = self.receivers.get_mut(&who) else { continue };
+            let Some(item) = self.waiting.pop_front() else { break };
+            self.bytes -= item.len();
+            receiver.last = Some(item.id);
+            leaving.push((Arc::clone(&receiver.sending), frame));
+            self.given.insert(item.id, (who, item));
+        }
+        if self.closed && self.is_done() {
+            self.asking.clear();
+            for receiver in std::mem::take(&mut self.receivers).into_values() {
+                leaving.push((receiver.sending, word(END, 0)));
+            }
+        }
+        leaving
+    }
+}

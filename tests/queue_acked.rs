@@ -1,0 +1,254 @@
+//! Queues with acknowledgement: whatever becomes of a consumer, its items are done by another one.
+
+#![expect(clippy::needless_pass_by_value, reason = "a task owns its arguments")]
+
+use std::io::{PipeWriter, Read as _, Write as _};
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+use futures::StreamExt as _;
+use multiproc::{AckedQueue, AckedReceiver, Fd, RecvError, SendError, Sender, channel, spawn_process, task};
+
+multiproc::test_support!();
+
+/// Polls it once, and drops it.
+fn now<F: Future>(future: F) -> Poll<F::Output> {
+    pin!(future).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+#[tokio::test]
+async fn items_come_in_order_and_the_end_comes_when_all_are_done() {
+    let queue = AckedQueue::new();
+    let mut rx = queue.receiver().unwrap();
+    for n in 0..100u32 {
+        queue.send(n).await.unwrap();
+    }
+    for n in 0..100 {
+        let delivery = rx.recv().await.unwrap().unwrap();
+        assert!(*delivery == n && !delivery.is_redelivered());
+        delivery.ack().unwrap();
+    }
+    queue.finished().await;
+    drop(queue);
+    for _ in 0..3 {
+        assert!(rx.recv().await.unwrap().is_none());
+    }
+}
+
+#[test]
+fn it_needs_no_runtime() {
+    let queue = AckedQueue::new();
+    let mut rx = queue.receiver().unwrap();
+    queue.blocking_send("hello".to_owned()).unwrap();
+    let delivery = rx.blocking_recv().unwrap().unwrap();
+    assert_eq!(*delivery, "hello");
+    delivery.ack().unwrap();
+    drop(queue);
+    assert!(rx.blocking_recv().unwrap().is_none());
+}
+
+#[tokio::test]
+async fn what_is_dropped_without_an_ack_is_delivered_again_and_marked() {
+    let queue = AckedQueue::new();
+    let (mut one, mut other) = (queue.receiver().unwrap(), queue.receiver().unwrap());
+    for n in 0..3u32 {
+        queue.send(n).await.unwrap();
+    }
+    let first = one.recv().await.unwrap().unwrap();
+    let second = other.recv().await.unwrap().unwrap();
+    assert_eq!((*first, *second), (0, 1));
+    drop(first);
+    let again = one.recv().await.unwrap().unwrap();
+    assert!(*again == 0 && again.is_redelivered(), "before those that were sent after it");
+    again.ack().unwrap();
+    second.ack().unwrap();
+    let third = one.recv().await.unwrap().unwrap();
+    assert!(*third == 2 && !third.is_redelivered());
+    // The queue does not end while somebody may give an item back.
+    drop(queue);
+    drop(third);
+    let third = other.recv().await.unwrap().unwrap();
+    assert!(*third == 2 && third.is_redelivered());
+    third.ack().unwrap();
+    assert!(one.recv().await.unwrap().is_none());
+    assert!(other.recv().await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_receiver_that_goes_gives_back_what_nobody_has_looked_at_and_keeps_what_is_worked_on() {
+    let queue = AckedQueue::new();
+    let mut one = queue.receiver().unwrap();
+    queue.send(1u32).await.unwrap();
+    let delivery = one.recv().await.unwrap().unwrap();
+    // Asks for the next, which comes and is not taken.
+    assert!(now(one.recv()).is_pending());
+    queue.send(2).await.unwrap();
+    drop(one);
+    let mut other = queue.receiver().unwrap();
+    let second = other.recv().await.unwrap().unwrap();
+    assert_eq!(*second, 2);
+    second.ack().unwrap();
+    delivery.ack().unwrap();
+    queue.finished().await;
+}
+
+fn take_and_wait(mut rx: AckedReceiver<u32>, took: Sender<u32>) {
+    while let Some(delivery) = rx.blocking_recv().unwrap() {
+        if *delivery == 0 {
+            delivery.ack().unwrap();
+            continue;
+        }
+        took.blocking_send(*delivery).unwrap();
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_item_whose_holder_was_killed_is_delivered_again() {
+    let queue = AckedQueue::new();
+    let (took, mut taken) = channel().unwrap();
+    let mut child = spawn_process(task!(take_and_wait(queue.receiver().unwrap(), took))).await.unwrap();
+    for n in [0, 0, 7, 8] {
+        queue.send(n).await.unwrap();
+    }
+    assert_eq!(taken.recv().await.unwrap(), Some(7));
+    child.kill().unwrap();
+    child.wait().await.unwrap();
+    let mut rx = queue.receiver().unwrap();
+    for (n, again) in [(7, true), (8, false)] {
+        let delivery = rx.recv().await.unwrap().unwrap();
+        assert_eq!((*delivery, delivery.is_redelivered()), (n, again));
+        delivery.ack().unwrap();
+    }
+    queue.finished().await;
+}
+
+async fn work(mut rx: AckedReceiver<u32>, done: multiproc::QueueSender<u32>) {
+    while let Some(delivery) = rx.next().await {
+        let delivery = delivery.unwrap();
+        // One in ten kills its consumer the first time: before its work, or between its work and its ack.
+        if *delivery % 10 == 3 && !delivery.is_redelivered() {
+            std::process::abort();
+        }
+        done.send(*delivery).await.unwrap();
+        if *delivery % 10 == 7 && !delivery.is_redelivered() {
+            std::process::abort();
+        }
+        delivery.ack().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn consumers_are_killed_and_nothing_is_lost() {
+    const ITEMS: u32 = 100;
+    let queue = AckedQueue::new();
+    let (done, results) = multiproc::queue().unwrap();
+    let queue = std::sync::Arc::new(queue);
+    let mut consumers = tokio::task::JoinSet::new();
+    for _ in 0..3 {
+        let (queue, done) = (std::sync::Arc::clone(&queue), done.clone());
+        consumers.spawn(async move {
+            loop {
+                let rx = queue.receiver().unwrap();
+                let child = spawn_process(task!(work(rx, done.clone()).await)).await.unwrap();
+                let _ = child.join().await;
+            }
+        });
+    }
+    for n in 0..ITEMS {
+        queue.send(n).await.unwrap();
+    }
+    queue.finished().await;
+    consumers.shutdown().await;
+    drop(done);
+    let mut seen = std::collections::BTreeMap::new();
+    while let Some(n) = results.recv().await.unwrap() {
+        *seen.entry(n).or_insert(0) += 1;
+    }
+    assert_eq!(seen.len(), ITEMS as usize);
+    for (n, times) in seen {
+        assert_eq!(times, if n % 10 == 7 { 2 } else { 1 }, "{n}");
+    }
+}
+
+#[tokio::test]
+async fn large_items_and_fds_are_delivered_again_too() {
+    let queue = AckedQueue::new();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    queue.send((vec![7u8; 3 << 20], Fd::from(writer))).await.unwrap();
+    for round in 0..3 {
+        let mut rx: AckedReceiver<(Vec<u8>, Fd<PipeWriter>)> = queue.receiver().unwrap();
+        let mut delivery = rx.recv().await.unwrap().unwrap();
+        assert!(delivery.0 == vec![7; 3 << 20] && delivery.is_redelivered() == (round > 0));
+        delivery.1.write_all(b"x").unwrap();
+        if round == 2 {
+            delivery.ack().unwrap();
+        }
+    }
+    queue.finished().await;
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "xxx", "and then they are closed here");
+}
+
+#[tokio::test]
+async fn a_sender_waits_while_too_many_items_wait() {
+    let queue = AckedQueue::new();
+    let mut sent = 0u32;
+    while now(queue.send(sent)).is_ready() {
+        sent += 1;
+    }
+    assert_eq!(sent, 1024);
+    let mut rx = queue.receiver().unwrap();
+    let (result, ()) = tokio::join!(queue.send(sent), async {
+        rx.recv().await.unwrap().unwrap().ack().unwrap();
+    });
+    result.unwrap();
+}
+
+fn even<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let n: u32 = serde::Deserialize::deserialize(deserializer)?;
+    if n.is_multiple_of(2) { Ok(n) } else { Err(serde::de::Error::custom("odd")) }
+}
+
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct Even(#[serde(deserialize_with = "even")] u32);
+
+#[tokio::test]
+async fn an_item_that_nobody_can_decode_is_an_error_once() {
+    let queue = AckedQueue::new();
+    let mut rx = queue.receiver().unwrap();
+    queue.send(Even(1)).await.unwrap();
+    queue.send(Even(2)).await.unwrap();
+    assert!(matches!(rx.recv().await, Err(RecvError::Decode(_))));
+    let delivery = rx.recv().await.unwrap().unwrap();
+    assert_eq!(delivery.0, 2);
+    delivery.ack().unwrap();
+    queue.finished().await;
+    assert!(matches!(queue.max_message(0).send(Even(2)).await, Err(SendError::TooLarge { .. })));
+}
+
+fn make_and_exit() -> AckedReceiver<u32> {
+    let queue = AckedQueue::new();
+    queue.blocking_send(7).unwrap();
+    let rx = queue.receiver().unwrap();
+    std::mem::forget(queue);
+    rx
+}
+
+#[tokio::test]
+async fn a_queue_whose_process_ended_is_no_clean_end() {
+    let mut rx = spawn_process(task!(make_and_exit())).await.unwrap().join().await.unwrap();
+    loop {
+        match rx.recv().await {
+            Ok(Some(delivery)) => assert_eq!(*delivery, 7),
+            Ok(None) => panic!("an end that nobody said"),
+            Err(error) => {
+                assert!(matches!(error, RecvError::Truncated));
+                break;
+            }
+        }
+    }
+}
