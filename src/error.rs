@@ -5,6 +5,7 @@
 
 mod call;
 mod command;
+mod sync;
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -17,6 +18,7 @@ use std::time::Duration;
 pub use call::CallError;
 pub use command::{CommandError, ParentError};
 use serde::{Deserialize, Serialize};
+pub use sync::SyncError;
 
 /// A boxed source error, as the `Encode`, `Decode` and `Broken` variants carry it.
 pub type BoxError = Box<dyn Error + Send + Sync + 'static>;

@@ -6,6 +6,7 @@ mod channel;
 mod error;
 mod pool;
 mod process;
+pub mod sync;
 mod sys;
 mod task;
 pub mod wire;
@@ -17,8 +18,8 @@ pub use channel::{
     connect, connect_to, duplex, from_parent, queue, serve,
 };
 pub use error::{
-    BoxError, CallError, CommandError, Panic, ParentError, RecvError, SendError, SpawnError, TaskError, TryRecvError,
-    TrySendError, TrySubmitError,
+    BoxError, CallError, CommandError, Panic, ParentError, RecvError, SendError, SpawnError, SyncError, TaskError,
+    TryRecvError, TrySendError, TrySubmitError,
 };
 pub use pool::{
     Counts, Map, PoolBuilder, PoolStatus, ProcessPool, Quantiles, Submit, TaskHandle, WorkerState, WorkerStatus,

@@ -16,12 +16,14 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::{Sink, Stream};
+use multiproc::sync::{Barrier, BarrierWait, Event, Semaphore, SemaphorePermit, WatchReceiver, WatchSender, watch};
 use multiproc::{
     AckedQueue, AckedReceiver, Call, CallError, Child, Client, Command, CommandError, Delivery, Duplex, ExitStatus, Fd,
     Listener, Map, Output, Panic, ParentError, Peer, PoolBuilder, PoolStatus, Process, ProcessBuilder, ProcessPool,
     QueueReceiver, QueueSender, Receiver, RecvError, SendError, Sender, SharedBytes, SharedBytesMut, SharedSlice,
-    SharedSliceMut, SpawnError, Stdio, Submit, Task, TaskError, TaskHandle, TrySubmitError, blocking_connect,
-    blocking_serve, call, channel, connect, connect_to, duplex, from_parent, queue, serve, spawn_process, task,
+    SharedSliceMut, SpawnError, Stdio, Submit, SyncError, Task, TaskError, TaskHandle, TrySubmitError,
+    blocking_connect, blocking_serve, call, channel, connect, connect_to, duplex, from_parent, queue, serve,
+    spawn_process, task,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{Decoder, Encoder};
@@ -85,6 +87,12 @@ fn handles_may_be_shared_and_shown_and_errors_go_anywhere() {
     handle::<QueueReceiver<u32>>();
     handle::<Client<u32, u8>>();
     handle::<Listener<u32, u8>>();
+    handle::<Semaphore>();
+    handle::<SemaphorePermit>();
+    handle::<Event>();
+    handle::<Barrier>();
+    handle::<WatchSender<u32>>();
+    handle::<WatchReceiver<u32>>();
     handle::<SharedBytes>();
     handle::<SharedBytesMut>();
     handle::<Fd<std::fs::File>>();
@@ -100,6 +108,7 @@ fn handles_may_be_shared_and_shown_and_errors_go_anywhere() {
     error::<RecvError>();
     error::<CommandError>();
     error::<CallError>();
+    error::<SyncError>();
     error::<ParentError>();
 }
 
@@ -207,6 +216,24 @@ async fn channels() -> Result<(), Box<dyn std::error::Error>> {
     let _: Result<String, CallError> = client.blocking_call(1);
     let (_, theirs): (Duplex<u8, String>, Duplex<String, u8>) = duplex()?;
     let _: Result<(), RecvError> = blocking_serve(theirs, |n: u8| n.to_string());
+    let semaphore: Semaphore = Semaphore::new(3)?;
+    future::<Result<SemaphorePermit, SyncError>>(semaphore.acquire());
+    let _: Option<SemaphorePermit> = semaphore.clone().try_acquire().await?;
+    let _: bool = semaphore.blocking_acquire()?.after_death();
+    let event: Event = Event::new()?;
+    future::<Result<(), SyncError>>(event.wait());
+    let _: bool = event.is_set().await?;
+    let _: ((), ()) = (event.set().await?, event.clear().await?);
+    let _: ((), (), ()) = (event.blocking_set()?, event.blocking_clear()?, event.blocking_wait()?);
+    let barrier: Barrier = Barrier::new(3)?;
+    future::<Result<BarrierWait, SyncError>>(barrier.wait());
+    let met: BarrierWait = barrier.blocking_wait()?;
+    let _: (bool, bool) = (met.is_leader(), met.after_death());
+    let (sender, mut receiver): (WatchSender<u8>, WatchReceiver<u8>) = watch(1)?;
+    future::<Result<(), SendError>>(sender.send(1));
+    let _: Result<(), SendError> = sender.blocking_send(1);
+    let _: (Option<u8>, Option<u8>) = (receiver.recv().await?, receiver.blocking_recv()?);
+    let _: (u8, u8) = (receiver.latest().await?, receiver.blocking_latest()?);
     let listener: Listener<u8, String> = Listener::bind("/tmp/a/b")?;
     let _: Listener<u8, String> = Listener::bind_for("/tmp/a/b", |peer| peer.uid == 1)?;
     future::<io::Result<(Duplex<u8, String>, Peer)>>(listener.accept());

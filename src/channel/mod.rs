@@ -6,6 +6,7 @@
 //!  parent.rs                       a channel between two programs
 //!  departure.rs  flusher.rs        one frame's way out; and who goes on when the socket is full
 //!  service/                        calls: requests and their answers, many at once over one duplex
+//!  broker.rs                       one process that keeps something for many; see `sync/`
 //!  listener/                       duplexes between processes that are no relatives
 //!  queue/                          many to many: items as packets, on a socket that all holders share
 //!  acked/                          items that are done when a consumer says so, by a broker
@@ -17,6 +18,7 @@
 
 mod acked;
 mod block;
+pub(crate) mod broker;
 #[cfg(test)]
 mod cost;
 mod departure;
@@ -40,7 +42,7 @@ pub(crate) mod socket;
 mod tests;
 mod travel;
 mod turns;
-mod value;
+pub(crate) mod value;
 
 use std::io;
 

@@ -9,7 +9,7 @@ use crate::wire::fds;
 use crate::wire::frame::{Frame, VALUE};
 
 /// Makes a frame of a value and the fds in it. `max` bounds the body in bytes.
-pub(super) fn encode<T: Serialize>(value: &T, max: usize) -> Result<Frame, SendError> {
+pub(crate) fn encode<T: Serialize>(value: &T, max: usize) -> Result<Frame, SendError> {
     let mut parts = Parts::default();
     let (encoded, fds) = fds::collect(|| parts.encode(value, max));
     encoded?;
@@ -18,7 +18,7 @@ pub(super) fn encode<T: Serialize>(value: &T, max: usize) -> Result<Frame, SendE
 }
 
 /// Reads the value of a frame, and closes the fds that are no part of it.
-pub(super) fn decode<T: DeserializeOwned>(frame: Frame) -> Result<T, RecvError> {
+pub(crate) fn decode<T: DeserializeOwned>(frame: Frame) -> Result<T, RecvError> {
     let Frame { body, fds: arrived, .. } = frame;
     fds::provide(arrived, || body::decode_shared(&body)).map_err(RecvError::Decode)
 }

@@ -138,6 +138,12 @@ impl Calls {
         poll_fn(|cx| call.poll(cx, &mut leaving)).await
     }
 
+    /// Posts a request whose answer nobody waits for.
+    pub(crate) fn tell(&self, request: Frame) -> Result<(), SendError> {
+        let id = self.table().next();
+        self.sending.post(Frame { id, ..request })
+    }
+
     /// Hands the client to another process, by way of `give`.
     pub(crate) fn hand_over<R, E: serde::ser::Error>(&self, give: impl FnOnce(&Sides) -> Result<R, E>) -> Result<R, E> {
         // No reader takes anything meanwhile.

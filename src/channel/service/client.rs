@@ -97,6 +97,11 @@ impl<Req: Serialize, Resp: DeserializeOwned> Client<Req, Resp> {
         answer(block_on(self.calls.call(request, || Place::Flusher))?)
     }
 
+    /// Sends a request whose answer nobody waits for, without waiting.
+    pub(crate) fn tell(&self, request: Req) -> Result<(), CallError> {
+        Ok(self.calls.tell(self.request(request)?)?)
+    }
+
     fn request(&self, request: Req) -> Result<Frame, CallError> {
         Ok(Frame { kind: REQUEST, ..value::encode(&request, self.max)? })
     }

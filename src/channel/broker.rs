@@ -1,0 +1,132 @@
+//! One process that keeps something for many: each holder has a socket of its own to it, whose end is the news of its end.
+//!
+//! ```text
+//!  Holder ── Client ── socket ──▶ attend: serve ── Desk ──┐
+//!  Holder ── Client ── socket ──▶ attend: serve ── Desk ──┴── what they share
+//! ```
+//!
+//! It runs on the flusher's thread of the process that made it. A holder that travels is a new socket, whose other end the
+//! old holder passes to the broker; so no process needs to wait for another one to hand its own on. A holder is killed at
+//! any moment: its desk is dropped, which gives back what it held, and nobody else was ever in the middle of anything.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::{Client, Duplex, duplex, flusher, serve};
+use crate::error::CallError;
+
+/// What the broker does for one holder. Dropping it is the holder's end, after which nobody asks any more.
+pub(crate) trait Desk: Send + Sync + Sized + 'static {
+    /// What kinds of holders there are.
+    type Role: Serialize + DeserializeOwned + Send + 'static;
+    type Request: Serialize + DeserializeOwned + Send + 'static;
+    type Answer: Serialize + DeserializeOwned + Send + 'static;
+    /// What all desks share.
+    type Shared: Send + Sync + 'static;
+
+    fn open(shared: &Arc<Self::Shared>, role: Self::Role) -> Self;
+
+    /// Does what the holder asks. It must not block. It is dropped if the holder no longer wants it, and before the desk.
+    fn handle(self: &Arc<Self>, request: Self::Request) -> impl Future<Output = Self::Answer> + Send;
+}
+
+/// What a holder says.
+#[derive(Serialize, Deserialize)]
+#[serde(bound = "")]
+enum Said<D: Desk> {
+    Do(D::Request),
+    /// Here is another holder. `None` answers it, and nobody reads that.
+    Share(D::Role, Box<End<D>>),
+}
+
+/// The broker's end of a holder's socket.
+type End<D> = Duplex<Option<<D as Desk>::Answer>, Said<D>>;
+
+/// One who has a desk at the broker; a value that can be sent any number of times.
+pub(crate) struct Holder<D: Desk> {
+    client: Client<Said<D>, Option<D::Answer>>,
+}
+
+impl<D: Desk> Holder<D> {
+    /// Makes a broker in this process, and its first holder. The broker ends with the last one.
+    pub(crate) fn found(shared: D::Shared, role: D::Role) -> io::Result<Self> {
+        let (ours, theirs) = duplex()?;
+        flusher::runtime()?.spawn(attend::<D>(theirs, Arc::new(shared), role));
+        Ok(Self { client: Client::new(ours) })
+    }
+
+    /// Makes another holder.
+    pub(crate) fn share(&self, role: D::Role) -> io::Result<Self> {
+        Ok(Self { client: Client::new(self.another(role)?) })
+    }
+
+    fn another(&self, role: D::Role) -> io::Result<Duplex<Said<D>, Option<D::Answer>>> {
+        let (ours, theirs) = duplex()?;
+        self.client.tell(Said::Share(role, Box::new(theirs))).map_err(io::Error::other)?;
+        Ok(ours)
+    }
+
+    /// Asks, and waits for the answer.
+    ///
+    /// # Cancel safety
+    /// Dropping it withdraws the question.
+    pub(crate) async fn ask(&self, request: D::Request) -> Result<D::Answer, CallError> {
+        self.client.call(Said::Do(request)).await?.ok_or(CallError::Unanswered)
+    }
+
+    /// As [`ask`](Self::ask), on this thread.
+    pub(crate) fn blocking_ask(&self, request: D::Request) -> Result<D::Answer, CallError> {
+        self.client.blocking_call(Said::Do(request))?.ok_or(CallError::Unanswered)
+    }
+
+    /// Says something that needs no answer, without waiting.
+    pub(crate) fn tell(&self, request: D::Request) {
+        // A broker that has gone keeps nothing that could be given back.
+        let _ = self.client.tell(Said::Do(request));
+    }
+
+    /// A new holder in a message.
+    pub(crate) fn serialize<S: Serializer>(&self, role: D::Role, serializer: S) -> Result<S::Ok, S::Error> {
+        self.another(role).map_err(serde::ser::Error::custom)?.serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, De: Deserializer<'de>>(deserializer: De) -> Result<Self, De::Error> {
+        Ok(Self { client: Client::new(Duplex::deserialize(deserializer)?) })
+    }
+}
+
+impl<D: Desk> fmt::Debug for Holder<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Holder").finish_non_exhaustive()
+    }
+}
+
+/// Serves one holder to its end.
+fn attend<D: Desk>(end: End<D>, shared: Arc<D::Shared>, role: D::Role) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    let desk = Arc::new(D::open(&shared, role));
+    Box::pin(async move {
+        let handle = |said| {
+            let asked = match said {
+                Said::Do(request) => Some(request),
+                Said::Share(role, end) => {
+                    tokio::spawn(attend::<D>(*end, Arc::clone(&shared), role));
+                    None
+                }
+            };
+            let desk = Arc::clone(&desk);
+            async move {
+                match asked {
+                    Some(request) => Some(desk.handle(request).await),
+                    None => None,
+                }
+            }
+        };
+        // However it ended: the holder is no more.
+        let _ = serve(end, handle).await;
+    })
+}

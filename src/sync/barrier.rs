@@ -1,0 +1,233 @@
+//! A barrier for many processes.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use tokio::sync::watch;
+
+use super::lock;
+use crate::channel::broker::{Desk, Holder};
+use crate::error::SyncError;
+
+/// A point that so many tasks, threads and processes reach together: each waits until all are there, and then all go on.
+///
+/// It can be used again at once. Clones, and what is sent to other processes, are the same barrier.
+///
+/// One that dies or is cancelled while it waits is not there any more: the others wait for another one in its place, and are
+/// told of a death when they go on. One that never comes is waited for: use a timeout.
+///
+/// # Examples
+///
+/// ```
+/// use multiproc::{spawn_process, sync::Barrier, task};
+///
+/// fn meet(barrier: Barrier) -> bool {
+///     barrier.blocking_wait().unwrap().is_leader()
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// multiproc::init();
+/// let barrier = Barrier::new(2)?;
+/// let child = spawn_process(task!(meet(barrier.clone()))).await?;
+/// let leads = barrier.wait().await?.is_leader();
+/// assert_ne!(child.join().await?, leads, "one of them");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Barrier {
+    holder: Arc<Holder<Gate>>,
+    tokens: Arc<AtomicU64>,
+}
+
+/// That all have reached a [`Barrier`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BarrierWait {
+    is_leader: bool,
+    after_death: bool,
+}
+
+impl BarrierWait {
+    /// Whether this is the one of all who may do what is to be done once.
+    pub fn is_leader(&self) -> bool {
+        self.is_leader
+    }
+
+    /// Whether a process died while it waited for the same.
+    pub fn after_death(&self) -> bool {
+        self.after_death
+    }
+}
+
+impl Barrier {
+    /// Makes a barrier for so many; with 0 or 1 nobody waits.
+    ///
+    /// # Errors
+    ///
+    /// If the system gives no sockets, or no thread.
+    pub fn new(parties: usize) -> io::Result<Self> {
+        let meeting = Meeting { parties, round: watch::Sender::new(Round::default()) };
+        Ok(Self::over(Holder::found(meeting, ())?))
+    }
+
+    fn over(holder: Holder<Gate>) -> Self {
+        Self { holder: Arc::new(holder), tokens: Arc::default() }
+    }
+
+    /// Waits until all are there.
+    ///
+    /// # Errors
+    ///
+    /// `Closed` if the process that made the barrier has ended, `Io` if the system refuses.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before all are there, it does not count any more.
+    pub async fn wait(&self) -> Result<BarrierWait, SyncError> {
+        let token = self.tokens.fetch_add(1, Ordering::Relaxed);
+        let mut waiting = Waiting { holder: &self.holder, token, over: false };
+        let answer = self.holder.ask(Request::Wait(token)).await;
+        waiting.over = true;
+        answer?.ok_or(SyncError::Closed)
+    }
+
+    /// As [`wait`](Self::wait), on this thread, which it blocks; not for async code.
+    ///
+    /// # Errors
+    ///
+    /// As for [`wait`](Self::wait).
+    pub fn blocking_wait(&self) -> Result<BarrierWait, SyncError> {
+        let token = self.tokens.fetch_add(1, Ordering::Relaxed);
+        self.holder.blocking_ask(Request::Wait(token))?.ok_or(SyncError::Closed)
+    }
+}
+
+/// Tells the broker, behind the cancellation, that it was one and no death.
+struct Waiting<'a> {
+    holder: &'a Holder<Gate>,
+    token: u64,
+    over: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.over {
+            self.holder.tell(Request::Cancelled(self.token));
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+enum Request {
+    Wait(u64),
+    Cancelled(u64),
+}
+
+struct Meeting {
+    parties: usize,
+    round: watch::Sender<Round>,
+}
+
+#[derive(Debug, Default)]
+struct Round {
+    number: u64,
+    /// How many are there.
+    here: usize,
+    /// Somebody died who was there.
+    died: Arc<AtomicBool>,
+}
+
+/// One holder's place before the barrier.
+struct Gate {
+    meeting: Arc<Meeting>,
+    /// Which waits are not over, and of which round they are. What is left of them at the end is a death.
+    waits: Mutex<HashMap<u64, u64>>,
+}
+
+/// One that waits in a round. Dropped before the round is over, it leaves.
+struct Party<'a> {
+    meeting: &'a Meeting,
+    round: u64,
+}
+
+impl Drop for Party<'_> {
+    fn drop(&mut self) {
+        self.meeting.round.send_if_modified(|round| {
+            round.here -= usize::from(round.number == self.round);
+            false
+        });
+    }
+}
+
+impl Meeting {
+    /// One more is there. Gives the round, its news of deaths, and whether it is the last one, which ends the round.
+    fn arrive(&self) -> (u64, Arc<AtomicBool>, bool) {
+        let (mut number, mut died) = (0, Arc::default());
+        let last = self.round.send_if_modified(|round| {
+            (number, died) = (round.number, Arc::clone(&round.died));
+            round.here += 1;
+            let last = round.here >= self.parties;
+            if last {
+                *round = Round { number: number + 1, ..Round::default() };
+            }
+            last
+        });
+        (number, died, last)
+    }
+}
+
+impl Desk for Gate {
+    type Role = ();
+    type Request = Request;
+    type Answer = Option<BarrierWait>;
+    type Shared = Meeting;
+
+    fn open(meeting: &Arc<Meeting>, (): ()) -> Self {
+        Self { meeting: Arc::clone(meeting), waits: Mutex::default() }
+    }
+
+    async fn handle(self: &Arc<Self>, request: Request) -> Option<BarrierWait> {
+        match request {
+            Request::Wait(token) => {
+                let mut rounds = self.meeting.round.subscribe();
+                let (round, died, is_leader) = self.meeting.arrive();
+                if !is_leader {
+                    lock(&self.waits).insert(token, round);
+                    let _party = Party { meeting: &self.meeting, round };
+                    rounds.wait_for(|now| now.number > round).await.ok()?;
+                    lock(&self.waits).remove(&token);
+                }
+                Some(BarrierWait { is_leader, after_death: died.load(Ordering::Acquire) })
+            }
+            Request::Cancelled(token) => {
+                lock(&self.waits).remove(&token);
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        let round = self.meeting.round.borrow();
+        if lock(&self.waits).values().any(|of| *of == round.number) {
+            round.died.store(true, Ordering::Release);
+        }
+    }
+}
+
+impl Serialize for Barrier {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.holder.serialize((), serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Barrier {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Holder::deserialize(deserializer).map(Self::over)
+    }
+}

@@ -1,0 +1,26 @@
+//! What processes wait for each other with: [`Semaphore`], [`Event`], [`Barrier`], and [`watch`] for the newest version of a
+//! value.
+//!
+//! Each is kept by the process that made it, on a thread of this library's own, and is a value that can be sent to any other
+//! process, any number of times. A process that is killed, at whatever moment, gives back what it held and loses its place
+//! in every line; nobody else is harmed. When the process that made one has ended, all that wait for it are told, by
+//! [`SyncError::Closed`](crate::SyncError::Closed).
+//!
+//! They need no runtime to be made. Each method is a message to that process and back, some ten microseconds.
+
+mod barrier;
+mod event;
+mod semaphore;
+mod watch;
+
+pub use barrier::{Barrier, BarrierWait};
+pub use event::Event;
+pub use semaphore::{Semaphore, SemaphorePermit};
+pub use watch::{WatchReceiver, WatchSender, watch};
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What is locked here is right at each step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
