@@ -1,6 +1,7 @@
 //! Child processes: our own functions in one, other people's programs as subprocesses, and the keeper that owns reaping
 //! for every child there is.
 
+mod builder;
 mod child;
 mod command;
 mod exchange;
@@ -17,8 +18,9 @@ pub(crate) mod start;
 mod starter;
 mod verbs;
 
+pub use builder::ProcessBuilder;
 pub use child::Child;
 pub use command::Command;
 pub use lines::Source;
 pub use pipes::{ChildStderr, ChildStdin, ChildStdout};
-pub use spawn::{Process, ProcessBuilder, spawn_process};
+pub use spawn::{Process, spawn_process};

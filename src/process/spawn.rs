@@ -1,30 +1,27 @@
-//! One function in one process: `spawn_process`, its handle and its builder.
+//! One function in one process: `spawn_process`, and its handle; its builder is in `builder.rs`.
 //!
 //! The process is a worker that runs a single task; how it starts is in `start.rs`.
 
 use std::borrow::Cow;
-use std::ffi::OsStr;
 use std::fmt;
-use std::future::Future;
 use std::io;
 use std::marker::PhantomData;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
+use super::builder::ProcessBuilder;
 use super::kept::{Exit, Kept};
 use super::pipes::{ChildStderr, ChildStdin, ChildStdout};
-use super::start::{self, Plan, Worker};
+use super::start::Worker;
 use crate::channel::outbox::Outbox;
 use crate::error::{SpawnError, TaskError};
 use crate::sys::socket::Ready;
-use crate::sys::worker::Slot;
-use crate::task::{self, Parcel, Task};
+use crate::task::{self, Task};
 use crate::wire::frame::Frame;
-use crate::wire::message::{FromWorker, Kind, Life};
+use crate::wire::message::FromWorker;
 
 /// How long a process may take to exit once its task's result is here.
 const EXIT_WITHIN: Duration = Duration::from_secs(5);
@@ -72,7 +69,7 @@ pub async fn spawn_process<T: Task>(task: T) -> Result<Process<T::Output>, Spawn
 /// It exits with 0 when its task has returned, and with 101 when it panicked, as a Rust program does.
 #[must_use = "dropping it kills the process"]
 pub struct Process<T> {
-    /// The writing end of its stdin, if that is [`piped`](Stdio::piped).
+    /// The writing end of its stdin, if that is [`piped`](std::process::Stdio::piped).
     pub stdin: Option<ChildStdin>,
     /// The reading end of its stdout, if that is piped. A process whose output nobody reads waits when the pipe is full.
     pub stdout: Option<ChildStdout>,
@@ -120,11 +117,22 @@ impl Process<()> {
     /// # }
     /// ```
     pub fn builder() -> ProcessBuilder {
-        ProcessBuilder { plan: Plan::new(Life::OneTask), name: String::new() }
+        ProcessBuilder::new()
     }
 }
 
 impl<T> Process<T> {
+    /// The process that a worker with one task is, whose pipes this runtime drives.
+    pub(super) fn new(mut worker: Worker, name: &'static str) -> io::Result<Self> {
+        Ok(Self {
+            stdin: worker.stdin.take().map(ChildStdin::new).transpose()?,
+            stdout: worker.stdout.take().map(ChildStdout::new).transpose()?,
+            stderr: worker.stderr.take().map(ChildStderr::new).transpose()?,
+            running: Running { worker, name, reply: Reply::Awaited },
+            output: PhantomData,
+        })
+    }
+
     /// The process id; `None` once it has ended and is reaped.
     ///
     /// The first call gives it even if the process has just ended, unless another call has told so already.
@@ -297,125 +305,5 @@ fn unknown_status() -> io::Error {
 impl<T> fmt::Debug for Process<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Process").field("id", &self.id()).field("task", &self.running.name).finish_non_exhaustive()
-    }
-}
-
-/// How a process is to start; made by [`Process::builder`].
-#[derive(Debug)]
-#[must_use = "a builder does nothing until it spawns"]
-pub struct ProcessBuilder {
-    plan: Plan,
-    name: String,
-}
-
-impl ProcessBuilder {
-    /// Names the process, as `ps` (in the command line) and `top` (the first 15 bytes) show it.
-    pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.name = name.into();
-        self
-    }
-
-    /// Sets an environment variable.
-    pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.plan.edit(|command| _ = command.env(key, value));
-        self
-    }
-
-    /// Removes an environment variable.
-    pub fn env_remove(mut self, key: impl AsRef<OsStr>) -> Self {
-        self.plan.edit(|command| _ = command.env_remove(key));
-        self
-    }
-
-    /// Starts with an empty environment; forgets what was set here before.
-    pub fn env_clear(mut self) -> Self {
-        self.plan.edit(|command| _ = command.env_clear());
-        self
-    }
-
-    /// The working directory. A relative one is relative to this process's.
-    pub fn current_dir(mut self, directory: impl AsRef<Path>) -> Self {
-        self.plan.current_dir(directory.as_ref());
-        self
-    }
-
-    /// Where stdin comes from; /dev/null by default.
-    ///
-    /// One that is not set carries the socket until the process has started. With all three set the process is forked, and
-    /// does not start with `posix_spawn(3)`, which takes the longer the more memory this process uses.
-    pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
-        self.plan.stdio(Slot::Stdin, stdin.into());
-        self
-    }
-
-    /// Where stdout goes; to this process's own by default.
-    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
-        self.plan.stdio(Slot::Stdout, stdout.into());
-        self
-    }
-
-    /// Where stderr goes; to this process's own by default.
-    pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
-        self.plan.stdio(Slot::Stderr, stderr.into());
-        self
-    }
-
-    /// Bounds the process's address space, in bytes; `RLIMIT_AS` in setrlimit(2).
-    ///
-    /// The program's own code and stacks count too, so leave some tens of MiB for them. An allocation past the limit
-    /// fails, which for most Rust code is an abort: the task is then `Died`.
-    pub fn memory_limit(mut self, bytes: u64) -> Self {
-        self.plan.limits.memory = Some(bytes);
-        self
-    }
-
-    /// Bounds the processor time that the process may use, rounded up to seconds; `RLIMIT_CPU` in setrlimit(2).
-    ///
-    /// Over it, it gets SIGXCPU, and a second later SIGKILL: the task is `Died` with that signal.
-    pub fn cpu_time_limit(mut self, time: Duration) -> Self {
-        self.plan.limits.cpu_time = Some(time);
-        self
-    }
-
-    /// Bounds how many fds the process may have open; `RLIMIT_NOFILE` in setrlimit(2). About ten are its own.
-    pub fn open_files_limit(mut self, count: u64) -> Self {
-        self.plan.limits.open_files = Some(count);
-        self
-    }
-
-    /// The process's scheduling priority, from -20 (most) to 19 (least); setpriority(2). Values below ours need a privilege.
-    pub fn nice(mut self, nice: i32) -> Self {
-        self.plan.limits.nice = Some(nice);
-        self
-    }
-
-    /// Starts the process and sends it the task; see [`spawn_process`].
-    ///
-    /// # Errors
-    ///
-    /// As for [`spawn_process`]; `Directory` if the working directory can't be entered, `Handshake` if a limit can't be set.
-    ///
-    /// # Cancel safety
-    ///
-    /// As for [`spawn_process`].
-    pub fn spawn<T: Task>(
-        self,
-        task: T,
-    ) -> impl Future<Output = Result<Process<T::Output>, SpawnError>> + Send + use<T> {
-        // Encoded here, so that the future holds bytes and not a task that may not be Sync.
-        let packed = start::permitted().and_then(|_| Ok(task::pack(&task, self.plan.max_body)?));
-        drop(task);
-        async move {
-            let Parcel { name, body, more, fds } = packed?;
-            let run = Frame { kind: Kind::Run as u8, id: 1, body, more, fds };
-            let mut worker = start::start(&self.plan, &self.name, Some(run)).await?;
-            Ok(Process {
-                stdin: worker.stdin.take().map(ChildStdin::new).transpose()?,
-                stdout: worker.stdout.take().map(ChildStdout::new).transpose()?,
-                stderr: worker.stderr.take().map(ChildStderr::new).transpose()?,
-                running: Running { worker, name, reply: Reply::Awaited },
-                output: PhantomData,
-            })
-        }
     }
 }
