@@ -111,16 +111,20 @@ impl Outbox {
     pub(crate) fn flush(&mut self, socket: impl AsFd) -> io::Result<()> {
         while let Some(first) = self.pieces.front() {
             let fds: Vec<_> = first.fds.iter().map(AsFd::as_fd).collect();
-            let mut slices = [IoSlice::new(&[]); PIECES];
-            let mut count = 0;
-            for piece in self.pieces.iter().take(PIECES) {
-                if count > 0 && !piece.fds.is_empty() {
-                    break;
+            let sent = if self.pieces.len() == 1 {
+                socket::send(&socket, &[IoSlice::new(first.bytes.rest())], &fds)?
+            } else {
+                let mut slices = [IoSlice::new(&[]); PIECES];
+                let mut count = 0;
+                for piece in self.pieces.iter().take(PIECES) {
+                    if count > 0 && !piece.fds.is_empty() {
+                        break;
+                    }
+                    slices[count] = IoSlice::new(piece.bytes.rest());
+                    count += 1;
                 }
-                slices[count] = IoSlice::new(piece.bytes.rest());
-                count += 1;
-            }
-            let sent = socket::send(&socket, &slices[..count], &fds)?;
+                socket::send(&socket, &slices[..count], &fds)?
+            };
             self.advance(sent);
         }
         Ok(())

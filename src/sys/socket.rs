@@ -45,10 +45,15 @@ pub(crate) fn duplicate(fd: impl AsFd) -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(fd, 3)?)
 }
 
-/// Sends what fits without waiting, with `fds` on the first byte; sendmsg(2).
+/// Sends what fits without waiting, with `fds` on the first byte; send(2) for a single piece, sendmsg(2) for more.
 ///
 /// Returns how many bytes left; the fds left with the first of them. `WouldBlock` says that nothing did.
 pub(crate) fn send(socket: impl AsFd, bufs: &[IoSlice<'_>], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let socket = socket.as_fd().as_raw_fd();
+    if let ([buf], []) = (bufs, fds) {
+        // SAFETY: `buf` is that many initialised bytes, which outlive the call.
+        return sent(|| unsafe { libc::send(socket, buf.as_ptr().cast(), buf.len(), SEND_FLAGS) });
+    }
     if fds.len() > MAX_FDS_PER_CALL {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many file descriptors for one message"));
     }
@@ -60,13 +65,17 @@ pub(crate) fn send(socket: impl AsFd, bufs: &[IoSlice<'_>], fds: &[BorrowedFd<'_
     if !fds.is_empty() {
         control.attach(&mut message, fds);
     }
+    // SAFETY: `message` points at `bufs` (an IoSlice is an iovec by its documented layout) and at `control`, both of
+    // which outlive the call; sendmsg only reads through them.
+    sent(|| unsafe { libc::sendmsg(socket, &raw const message, SEND_FLAGS) })
+}
+
+/// Sends until no signal interrupts it.
+fn sent(send: impl Fn() -> libc::ssize_t) -> io::Result<usize> {
     loop {
         #[cfg(test)]
         calls::add();
-        // SAFETY: `message` points at `bufs` (an IoSlice is an iovec by its documented layout) and at `control`, both of
-        // which outlive the call; sendmsg only reads through them.
-        let sent = unsafe { libc::sendmsg(socket.as_fd().as_raw_fd(), &raw const message, SEND_FLAGS) };
-        if let Ok(sent) = usize::try_from(sent) {
+        if let Ok(sent) = usize::try_from(send()) {
             return Ok(sent);
         }
         let error = io::Error::last_os_error();
