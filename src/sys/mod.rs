@@ -13,4 +13,5 @@ pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod rendezvous;
 pub(crate) mod socket;
+pub(crate) mod stack;
 pub(crate) mod worker;

@@ -1,6 +1,6 @@
 //! The body of a frame: a value in postcard's format, made and read within limits.
 //!
-//! Says what happens to the buffer when it fails; how a value is written and read is in `writer.rs` and `budget.rs`.
+//! Says what happens to the buffer when it fails; how a value is written and read is in `writer.rs` and `reader.rs`.
 
 use std::mem;
 
@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{BoxError, SendError};
 use crate::wire::writer::Apart;
-use crate::wire::{budget, writer};
+use crate::wire::{reader, writer};
 
 /// Why a value has no body.
 #[derive(Debug)]
@@ -104,12 +104,12 @@ impl Parts {
 
 /// Reads a value that takes all of `body`.
 pub(crate) fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, BoxError> {
-    Ok(budget::read(body)?)
+    Ok(reader::read(body)?)
 }
 
 /// As [`decode`]; large fields of `Bytes` are parts of `body`, and no copies.
 pub(crate) fn decode_shared<T: DeserializeOwned>(body: &Bytes) -> Result<T, BoxError> {
-    Ok(budget::read_shared(body)?)
+    Ok(reader::read_shared(body)?)
 }
 
 /// Cuts a buffer back to what it held, unless told to keep the rest: also when a user's `Serialize` panics.

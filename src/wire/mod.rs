@@ -5,7 +5,7 @@
 //! limits are checked before memory is taken, and nothing panics.
 
 pub(crate) mod body;
-pub(crate) mod budget;
+mod budget;
 mod codec;
 pub(crate) mod fault;
 pub(crate) mod fds;
@@ -15,6 +15,7 @@ pub(crate) mod frame;
 pub mod fuzz;
 mod known;
 pub(crate) mod message;
+mod reader;
 pub(crate) mod writer;
 
 pub use codec::Codec;

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::*;
+use crate::wire::budget::FREE;
 
 fn text<T: for<'de> Deserialize<'de>>(body: &[u8]) -> String {
     read::<T>(body).err().expect("refused").to_string()
@@ -78,25 +79,47 @@ enum Tree {
     Leaf,
     Two(Box<Tree>, Box<Tree>),
     #[serde(skip)]
-    Wide([[u64; 32]; 4]),
+    Wide([[u64; 32]; 32]),
 }
 
 #[test]
 fn a_tree_of_large_nodes_is_paid_for_by_the_node() {
-    // Each node takes one byte on the wire and 1 KiB in memory; the body pays for a quarter of that.
-    let mut body = Vec::new();
-    for _ in 0..100_000 {
-        body.extend_from_slice(&[1, 0]);
-    }
-    body.push(0);
-    // A list of such trees, each 100 nodes deep on its right.
-    let mut trees = announce(400);
-    for _ in 0..400 {
-        trees.extend_from_slice(&[1, 0].repeat(100));
-        trees.push(0);
-    }
+    // Each node takes one byte on the wire and 8 KiB in memory; the body pays for a part of that.
+    let tree = [[1, 0].repeat(10), vec![0]].concat();
+    let trees = [announce(1000), tree.repeat(1000)].concat();
     assert!(text::<Vec<Tree>>(&trees).contains("more memory"));
-    assert!(text::<Tree>(&body).contains("128 levels"));
+    assert!(read::<Vec<Tree>>(&[announce(10), tree.repeat(10)].concat()).is_ok());
+}
+
+#[test]
+fn large_nodes_end_before_the_stack_of_a_thread_does() {
+    for nodes in [1000, 100_000] {
+        let refused = text::<Tree>(&[1, 0].repeat(nodes));
+        // Where code is optimised well, few levels of a large type may be so many on the stack.
+        assert!(refused.contains("1 MiB of stack") || refused.contains("128 levels"), "{refused}");
+        let refused = text::<Box<Chain>>(&vec![1; nodes]);
+        assert!(refused.contains("1 MiB of stack"), "{refused}");
+    }
+}
+
+/// 64 KiB a node.
+#[derive(Debug, Deserialize)]
+struct Chain {
+    #[expect(dead_code, reason = "only nested")]
+    next: Option<Box<Chain>>,
+    #[expect(dead_code, reason = "there for its size")]
+    #[serde(skip)]
+    wide: Wide,
+}
+
+#[derive(Debug)]
+struct Wide(#[expect(dead_code, reason = "there for its size")] [u64; 8192]);
+
+impl Default for Wide {
+    #[expect(clippy::large_stack_arrays, reason = "that is what it is for")]
+    fn default() -> Self {
+        Self([0; 8192])
+    }
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
