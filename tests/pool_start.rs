@@ -112,19 +112,73 @@ async fn workers_that_cannot_start_break_the_pool_with_the_cause() {
     }
 }
 
+fn fail_without(file: PathBuf) {
+    assert!(file.exists(), "not yet");
+}
+
 #[tokio::test]
 async fn a_pool_that_was_broken_is_tried_again_after_its_window() {
     let parent = folder();
-    let directory = parent.path().join("later");
+    let file = parent.path().join("later");
     let pool = ProcessPool::builder()
         .workers(1)
-        .current_dir(&directory)
+        .on_worker_start(task!(fail_without(file.clone())))
         .restart_limit(1, Duration::from_millis(500))
         .build()
         .unwrap();
     assert!(matches!(within(pool.submit(task!(pid()))).await, Err(TaskError::Broken(_))));
-    std::fs::create_dir(&directory).unwrap();
+    std::fs::write(&file, "").unwrap();
     until(|| pool.try_submit(task!(pid())).is_ok()).await;
+    within(pool.submit(task!(pid()))).await.unwrap();
+    within(pool.close()).await;
+}
+
+fn fail_slowly(place: PathBuf, pause: Duration) {
+    note(&place, 0);
+    std::thread::sleep(pause);
+    panic!("cannot load");
+}
+
+/// There was never more than one failure within the window, and the task waited for ever.
+#[tokio::test]
+async fn starts_that_fail_slowly_break_the_pool_too() {
+    let ledger = Ledger::new();
+    let window = Duration::from_millis(10);
+    let pool = ProcessPool::builder()
+        .workers(1)
+        .on_worker_start(task!(fail_slowly(ledger.place(), 2 * window)))
+        .restart_limit(2, window)
+        .build()
+        .unwrap();
+    assert!(matches!(within(pool.submit(task!(pid()))).await, Err(TaskError::Broken(_))));
+    assert_eq!(ledger.entries().len(), 3);
+    within(pool.close()).await;
+}
+
+/// Nothing has failed in a process that never was: the next task is a new try, long before the window has passed.
+#[tokio::test]
+async fn a_pool_whose_workers_had_no_directory_works_as_soon_as_there_is_one() {
+    let parent = folder();
+    let directory = parent.path().join("later");
+    let pool = ProcessPool::builder()
+        .workers(2)
+        .current_dir(&directory)
+        .restart_limit(1, Duration::from_mins(10))
+        .build()
+        .unwrap();
+    for _ in 0..3 {
+        let results = within(join_all((0..10).map(|_| pool.submit(task!(pid()))))).await;
+        assert!(results.iter().all(|result| matches!(result, Err(TaskError::Broken(_)))), "{results:?}");
+    }
+    until(|| pool.status().details.is_empty()).await;
+    std::fs::create_dir(&directory).unwrap();
+    let meeting = Meeting::new();
+    let two: Vec<_> =
+        (0..2).map(|id| tokio::spawn(pool.submit(task!(meet_and_give_pid(meeting.place(), id))))).collect();
+    drop([meeting.guest().await, meeting.guest().await]);
+    for task in two {
+        within(task).await.unwrap().expect("also two at once, though the limit is still reached");
+    }
     within(pool.submit(task!(pid()))).await.unwrap();
     within(pool.close()).await;
 }

@@ -144,9 +144,12 @@ impl PoolBuilder {
         self
     }
 
-    /// How many failed starts within `window`, without a success in between, are tried again. One more, and tasks fail
-    /// with [`TaskError::Broken`](crate::TaskError::Broken) until the window has passed, unless a worker lives that can
-    /// do them. Default: 5 in 10 s.
+    /// How many failed starts in a row are tried again, however long each takes. One more, and tasks fail with
+    /// [`TaskError::Broken`](crate::TaskError::Broken), unless a worker lives that can do them: those that wait, and those
+    /// that are submitted until `window` has passed since the last failure. Then starts count anew. Default: 5, and 10 s.
+    ///
+    /// Where the starts failed before there was a process (no fd, no memory, no such directory), only the tasks that waited
+    /// fail. The next one is a new try at once, and the pool works again as soon as the shortage is over.
     ///
     /// The death of a worker that had started is no failed start: it costs the task that it was running.
     pub fn restart_limit(mut self, failures: u32, window: Duration) -> Self {

@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 
 use super::job::Job;
 use super::life::{Event, WorkerState};
+use super::lifecycle::had_a_process;
 use super::seat::Seat;
 use super::state::{Ending, Phase, Shared, State};
 use crate::error::{SpawnError, TaskError};
@@ -22,6 +23,8 @@ pub(super) enum Review {
     Unwanted,
     /// All of its tasks were taken away before it had begun one.
     Unloaded,
+    /// It does not begin its task, and has had time enough.
+    Stuck,
 }
 
 /// What a worker does next.
@@ -88,7 +91,8 @@ impl Shared {
         if state.runtime.as_ref().is_none_or(|known| known.id() != runtime.id()) {
             state.runtime = Some(runtime);
         }
-        match self.broken(state) {
+        // Where there was not even a process, for want of fds say, the shortage may be over: this task's start will tell.
+        match self.broken(state).filter(|cause| had_a_process(cause)) {
             Some(cause) if state.ready() == 0 => Err(TaskError::Broken(Box::new(cause))),
             _ => Ok(()),
         }
@@ -118,6 +122,7 @@ impl Shared {
     pub(super) fn place(self: &Arc<Self>, state: &mut State, job: Arc<Job>) {
         if let Some(seat) = state.idle.pop() {
             if seat.give(&job) {
+                state.watch();
                 state.after.write(&seat);
             } else {
                 state.idle.push(seat);
@@ -126,6 +131,11 @@ impl Shared {
             return;
         }
         state.assigned.push_back(job);
+        self.open_seats(state);
+    }
+
+    /// Has workers started for the tasks that wait for one.
+    fn open_seats(&self, state: &mut State) {
         // Where starts fail without end, the workers that live do what there is.
         if !state.seats.is_empty() && self.broken(state).is_some() {
             return;
@@ -218,9 +228,12 @@ impl Shared {
         }
         while let Some(job) = state.assigned.pop_front() {
             if seat.give(&job) {
+                state.watch();
                 state.after.write(seat);
                 // Tasks that were given up in between have freed their slots.
                 self.dispatch(state);
+                // And those that waited for this one's start, because others had failed, need wait no longer.
+                self.open_seats(state);
                 Self::send_ahead(state, seat);
                 return Turn::Busy;
             }
@@ -324,6 +337,20 @@ impl Shared {
             Self::put_back(&mut state, back);
             self.dispatch(&mut state);
             desk = seat.desk();
+        }
+        if desk.is_stuck() {
+            return Review::Stuck;
+        }
+        // What it does not come to takes the next free slot; the worker keeps its own until it is heard of.
+        if desk.is_overdue() && desk.state == WorkerState::Busy {
+            let back = desk.take_back();
+            if desk.load() == 0 {
+                desk.apply(Event::Overdue);
+            }
+            drop(desk);
+            Self::put_back(&mut state, back);
+            self.dispatch(&mut state);
+            return Review::Fine;
         }
         match desk.first() {
             Some(job) if !job.is_wanted() => Review::Unwanted,

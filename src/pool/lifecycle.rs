@@ -18,7 +18,7 @@ impl Shared {
     pub(super) fn started(self: &Arc<Self>) {
         let mut state = self.state();
         state.starting -= 1;
-        state.failures.clear();
+        state.failures = 0;
         state.last_cause = None;
         self.changed.notify_waiters();
     }
@@ -116,14 +116,11 @@ impl Shared {
     /// A start failed. Past the restart limit the pool is broken, and what waits learns why.
     pub(super) fn start_failed(self: &Arc<Self>, seat: &Arc<Seat>, cause: Arc<SpawnError>) -> Next {
         let mut state = self.state();
-        let now = Instant::now();
-        let (limit, window) = self.settings.restart_limit;
-        state.failures.push_back(now);
-        while state.failures.front().is_some_and(|&at| now.duration_since(at) > window) {
-            state.failures.pop_front();
-        }
+        // However long they took: a start that fails slowly, again and again, must not keep its tasks for ever.
+        state.failures = state.failures.saturating_add(1);
+        state.failed_at = Instant::now();
         state.last_cause = Some(cause);
-        let over = state.failures.len() > limit as usize;
+        let over = state.failures > self.settings.restart_limit.0;
         let wanted = match state.phase {
             Phase::Open => true,
             Phase::Closing => state.has_work(),
@@ -132,19 +129,22 @@ impl Shared {
         if wanted && !over {
             return Next::Restart;
         }
-        while state.failures.len() > limit as usize + 1 {
-            state.failures.pop_front();
-        }
         state.starting -= 1;
         self.leave(&mut state, seat);
         Next::Leave
     }
 
-    /// Why no worker can live at the moment: the restart limit is reached within its window.
-    pub(super) fn broken(&self, state: &State) -> Option<Arc<SpawnError>> {
+    /// Why no worker can live at the moment: the restart limit was passed within its window. After that starts count anew.
+    pub(super) fn broken(&self, state: &mut State) -> Option<Arc<SpawnError>> {
         let (limit, window) = self.settings.restart_limit;
-        let recent = state.failures.iter().filter(|at| at.elapsed() <= window).count();
-        if recent > limit as usize { state.last_cause.clone() } else { None }
+        if state.failures <= limit {
+            return None;
+        }
+        if state.failed_at.elapsed() > window {
+            state.failures = 0;
+            return None;
+        }
+        state.last_cause.clone()
     }
 
     /// A seat is given up; if it was the last one, nobody is left to do what waits.
@@ -246,6 +246,11 @@ impl Shared {
             seat.bell.notify_one();
         }
     }
+}
+
+/// Whether a start that failed had got so far that there was a process. Where it had not, a try costs next to nothing.
+pub(super) fn had_a_process(cause: &SpawnError) -> bool {
+    !matches!(cause, SpawnError::Io(_) | SpawnError::Directory { .. } | SpawnError::Executable(_))
 }
 
 fn no_worker(cause: Option<&Arc<SpawnError>>) -> TaskError {

@@ -26,6 +26,7 @@ mod submit;
 mod supervisor;
 mod times;
 mod trace;
+mod watch;
 
 use std::fmt;
 use std::sync::Arc;

@@ -16,6 +16,16 @@ use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
 use crate::sys::ledger::Ledger;
 
+/// At so many looks in a row at which a worker had not begun its task, that is to go elsewhere: 20 to 40 ms, where a worker
+/// that has a CPU takes some 10 µs.
+const OVERDUE: u32 = 2;
+
+/// And at so many it is taken for stuck: a good two seconds.
+const STUCK: u32 = 100;
+
+/// At each so many looks a worker that goes on with the same task is looked at more closely.
+const LONG: u32 = 50;
+
 /// A worker gets tasks ahead for about so long, by the time that its last ones took.
 const AHEAD: Duration = Duration::from_millis(1);
 
@@ -55,6 +65,17 @@ pub(super) struct Desk {
     /// After how many it is replaced.
     pub(super) max_tasks: Option<u64>,
     last_id: u64,
+    seen: Seen,
+}
+
+/// What was seen at the last look, and at how many looks before it.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The first task's number, and whether it had been begun.
+    first: Option<(u64, bool)>,
+    /// How many bytes had been sent to the worker.
+    sent: u64,
+    looks: u32,
 }
 
 /// A task that was sent, under its number.
@@ -120,6 +141,7 @@ impl Desk {
             done: 0,
             max_tasks: None,
             last_id: 0,
+            seen: Seen::default(),
         }
     }
 
@@ -190,6 +212,45 @@ impl Desk {
     /// The task that runs or is about to.
     pub(super) fn first(&self) -> Option<&Arc<Job>> {
         self.sent.front().map(|sent| &sent.job)
+    }
+
+    /// Whether it has something to do that it may not come to.
+    pub(super) fn is_to_be_watched(&self) -> bool {
+        !self.sent.is_empty() || self.state == WorkerState::Stalled
+    }
+
+    /// Looks whether it does something. `true`: its supervisor should, too.
+    pub(super) fn look(&mut self) -> bool {
+        let begun = self.ledger.as_ref().map_or(0, |ledger| ledger.begun());
+        let first = self.sent.front().map(|first| (first.id, first.id <= begun));
+        let moved = first != self.seen.first && self.state != WorkerState::Stalled;
+        // A large task is on its way for as long as it takes.
+        if moved || self.outbox.sent() != self.seen.sent || !self.is_to_be_watched() {
+            self.seen = Seen { first, sent: self.outbox.sent(), looks: 0 };
+            return false;
+        }
+        self.seen.looks += 1;
+        self.is_overdue() || self.is_stuck() || self.is_long() && self.seen.looks.is_multiple_of(LONG)
+    }
+
+    /// Whether it has not begun its first task for some time.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.seen.looks >= OVERDUE && self.waits_for_begin()
+    }
+
+    /// Whether it has done nothing for so long that it will not do anything any more.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.seen.looks >= STUCK && (self.state == WorkerState::Stalled || self.waits_for_begin())
+    }
+
+    /// Whether it has run the same task for some time.
+    pub(super) fn is_long(&self) -> bool {
+        self.seen.looks >= LONG && self.sent.front().is_some_and(|first| self.seen.first == Some((first.id, true)))
+    }
+
+    /// Whether its first task is the one that had not been begun at the last look.
+    fn waits_for_begin(&self) -> bool {
+        self.sent.front().is_some_and(|first| self.seen.first == Some((first.id, false)))
     }
 
     /// Asks the first task to stop by itself, and gives its number.

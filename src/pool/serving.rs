@@ -66,12 +66,17 @@ impl Supervisor {
                             Err(Misbehaved) => return Cause::Died,
                         }
                         match self.shared.review(&self.seat) {
-                            Review::Fine => {}
+                            Review::Fine => {
+                                if self.seat.desk().is_long() && has_lost_its_thread(kept.pid()) {
+                                    return Cause::Died;
+                                }
+                            }
                             Review::Unwanted => {
                                 if let Some(cause) = self.stop_task(process, Cause::Cancelled) {
                                     return cause;
                                 }
                             }
+                            Review::Stuck => return Cause::Stuck,
                             Review::Unloaded => break self.shared.answered(&self.seat, &[], false),
                         }
                     }
@@ -147,7 +152,13 @@ impl Supervisor {
         // What lies in the ledger is older than what came through the socket.
         process.ring.take(&mut process.answers)?;
         process.answers.extend(answer(frame)?);
-        self.take_answers(process)
+        match self.take_answers(process)? {
+            // It has come to what was taken from it, and is as good as any other.
+            None if self.seat.desk().state == WorkerState::Stalled => {
+                Ok(Some(self.shared.answered(&self.seat, &[], false)))
+            }
+            turn => Ok(turn),
+        }
     }
 
     /// Resolves the tasks that the worker has answered, and gives it its next ones. `None`: it has answered nothing.
@@ -209,6 +220,13 @@ async fn sleep_until(deadline: Option<Instant>) {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
         None => std::future::pending().await,
     }
+}
+
+/// Whether a process goes on without the thread that ran its tasks, which native code may end by itself: a zombie that has not
+/// exited; proc_pid_stat(5).
+fn has_lost_its_thread(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
 }
 
 /// How many bytes of a process are in memory; `statm` in proc(5).

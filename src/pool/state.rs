@@ -19,6 +19,7 @@ use super::life::WorkerState;
 use super::seat::Seat;
 use super::supervisor;
 use super::times::Times;
+use super::watch;
 use crate::error::{SpawnError, TaskError};
 
 /// The shortest queue that is swept.
@@ -57,8 +58,9 @@ pub(super) struct State {
     /// Permits to swallow, because the pool shrank while they were out.
     pub(super) surplus: usize,
     pub(super) next_index: usize,
-    /// When starts failed lately, oldest first; at most one more than the restart limit.
-    pub(super) failures: VecDeque<Instant>,
+    /// How many starts in a row have failed, and when the last one did.
+    pub(super) failures: u32,
+    pub(super) failed_at: Instant,
     pub(super) last_cause: Option<Arc<SpawnError>>,
     pub(super) counts: Counts,
     /// How many tasks were submitted.
@@ -67,6 +69,8 @@ pub(super) struct State {
     pub(super) sent_ahead: bool,
     /// The runtime that the last task came from; supervisors of new seats run there.
     pub(super) runtime: Option<Handle>,
+    /// Whether somebody looks at the workers from time to time: see `watch.rs`.
+    pub(super) watched: bool,
     /// What is to be done once the lock is gone.
     pub(super) after: After,
 }
@@ -77,6 +81,7 @@ pub(super) struct After {
     pub(super) supervise: Vec<Arc<Seat>>,
     pub(super) resolve: Vec<(Arc<Job>, TaskError)>,
     pub(super) wake: Vec<Waker>,
+    watch: bool,
     /// Whose outbox is to be written. One place is enough: few accesses give tasks to more than one worker.
     write: Option<Arc<Seat>>,
 }
@@ -91,7 +96,7 @@ impl After {
     }
 
     fn is_empty(&self) -> bool {
-        self.supervise.is_empty() && self.resolve.is_empty() && self.wake.is_empty()
+        self.supervise.is_empty() && self.resolve.is_empty() && self.wake.is_empty() && !self.watch
     }
 }
 
@@ -127,7 +132,7 @@ impl Drop for Locked<'_> {
             }
             return;
         }
-        let After { supervise, resolve, wake, .. } = std::mem::take(&mut state.after);
+        let After { supervise, resolve, wake, watch, .. } = std::mem::take(&mut state.after);
         let runtime = state.runtime.clone();
         drop(state);
         if let Some(seat) = write {
@@ -136,6 +141,9 @@ impl Drop for Locked<'_> {
         wake.into_iter().for_each(Waker::wake);
         for (job, error) in resolve {
             job.resolve(Err(error));
+        }
+        if watch {
+            watch::spawn(runtime.as_ref(), self.shared);
         }
         for seat in supervise {
             supervisor::spawn(runtime.as_ref(), Arc::clone(self.shared), seat);
@@ -228,12 +236,14 @@ impl Shared {
                 target,
                 surplus: 0,
                 next_index: 0,
-                failures: VecDeque::new(),
+                failures: 0,
+                failed_at: Instant::now(),
                 last_cause: None,
                 counts: Counts::default(),
                 submitted: 0,
                 sent_ahead: false,
                 runtime: None,
+                watched: false,
                 after: After::default(),
             }),
             changed: Notify::new(),
@@ -267,6 +277,14 @@ impl State {
     /// How many workers are not about to end in order.
     pub(super) fn staying(&self) -> usize {
         self.seats.iter().filter(|seat| seat.desk().state != WorkerState::Draining).count()
+    }
+
+    /// A task was given to a worker: from now on somebody looks whether it comes to it.
+    pub(super) fn watch(&mut self) {
+        if !self.watched {
+            self.watched = true;
+            self.after.watch = true;
+        }
     }
 
     /// Whether a task waits that somebody wants done.

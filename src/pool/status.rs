@@ -72,7 +72,8 @@ impl PoolStatus {
             .collect();
         let waiting = state.waiting.iter().filter(|job| job.is_wanted()).count();
         let ready = |worker: &&WorkerStatus| {
-            matches!(worker.state, WorkerState::Idle | WorkerState::Busy | WorkerState::Draining)
+            use WorkerState::{Busy, Draining, Idle, Stalled};
+            matches!(worker.state, Idle | Busy | Stalled | Draining)
         };
         let (limit, counts, assigned) = (state.target, state.counts, state.assigned.len());
         drop(state);

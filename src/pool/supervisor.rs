@@ -106,6 +106,8 @@ pub(super) enum Cause {
     /// Its task is not wanted any more.
     Cancelled,
     TimedOut,
+    /// It does not begin its task.
+    Stuck,
     /// In order.
     Retired(End),
 }
@@ -117,6 +119,7 @@ impl Cause {
             Self::Died => Some("died"),
             Self::Cancelled => Some("its task was cancelled"),
             Self::TimedOut => Some("its task timed out"),
+            Self::Stuck => Some("it did not begin its task"),
             Self::Retired(_) => None,
         }
     }
@@ -308,6 +311,7 @@ impl Supervisor {
         let exit = match cause {
             Cause::Retired(_) => self.retire(&mut process).await,
             Cause::Cancelled | Cause::TimedOut => self.stop(&kept).await,
+            Cause::Stuck => self.kill(&kept).await,
             // It may have closed its socket on its way out; its own status says more than our SIGKILL.
             Cause::Died => match tokio::time::timeout(EXIT_WITHIN, kept.exited()).await {
                 Ok(exit) => Some(exit),
@@ -317,7 +321,7 @@ impl Supervisor {
         let ending = match cause {
             Cause::Cancelled => Ending::Cancelled,
             Cause::TimedOut => Ending::TimedOut,
-            Cause::Died | Cause::Retired(_) => Ending::Died,
+            Cause::Died | Cause::Stuck | Cause::Retired(_) => Ending::Died,
         };
         heard_out(&mut process.listeners).await;
         // What it had said before its end counts.
@@ -334,7 +338,7 @@ impl Supervisor {
         let worked = self.shared.lost(&self.seat, &process.endings, ending, |job| match cause {
             Cause::TimedOut => TaskError::TimedOut,
             Cause::Cancelled => TaskError::Cancelled,
-            Cause::Died | Cause::Retired(_) => died(&kept, &exit, job.name.clone()),
+            Cause::Died | Cause::Stuck | Cause::Retired(_) => died(&kept, &exit, job.name.clone()),
         });
         for (job, outcome) in process.answered {
             job.resolve(outcome);

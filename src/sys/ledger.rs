@@ -123,6 +123,11 @@ impl Ledger {
         begun
     }
 
+    /// The last task that was begun or taken back.
+    pub(crate) fn begun(&self) -> u64 {
+        self.word(CLAIMED).load(Ordering::Acquire)
+    }
+
     /// Says that task `number` is to stop by itself, in the parent; futex(2) wakes who waits for that.
     pub(crate) fn ask_to_stop(&self, number: u64) {
         self.word(STOP).store(number, Ordering::Release);

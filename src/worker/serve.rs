@@ -47,12 +47,15 @@ struct Answers {
     ledger: Arc<Ledger>,
     ring: Writer,
     told: u64,
+    /// Whether we came to a task that had been taken back: the parent may wonder whether we ever would.
+    passed: bool,
 }
 
 impl<'a> Server<'a> {
     pub(super) fn new(socket: &'a Socket, inbox: Inbox, hello: &Hello, ledger: Option<Arc<Ledger>>) -> Self {
         install_hook(socket);
-        let answers = ledger.map(|ledger| Answers { ring: Writer::new(Arc::clone(&ledger)), ledger, told: 0 });
+        let answers =
+            ledger.map(|ledger| Answers { ring: Writer::new(Arc::clone(&ledger)), ledger, told: 0, passed: false });
         let max_body = usize::try_from(hello.max_body).unwrap_or(usize::MAX);
         let (outbox, scratch) = (Outbox::default(), Parts::default());
         Self { socket, inbox, outbox, answers, scratch, max_body, life: hello.life, attempt: 1 }
@@ -73,7 +76,10 @@ impl<'a> Server<'a> {
                 Ok(Some(frame)) if frame.kind == Kind::Run as u8 => {
                     let attempt = std::mem::replace(&mut self.attempt, 1);
                     // What the parent has taken back runs elsewhere, or nowhere.
-                    if self.answers.as_ref().is_some_and(|answers| !answers.ledger.claim(frame.id)) {
+                    if let Some(answers) = &mut self.answers
+                        && !answers.ledger.claim(frame.id)
+                    {
+                        answers.passed = true;
                         continue;
                     }
                     let Ok(done) = self.perform(frame, attempt) else { return start::EXIT_NO_PARENT };
@@ -141,10 +147,11 @@ impl<'a> Server<'a> {
     }
 }
 
-/// Tells the parent of answers in the ledger that it has not been told of.
+/// Tells the parent of answers in the ledger that it has not been told of, or just that we have come so far.
 fn tell(answers: &mut Option<Answers>, outbox: &mut Outbox, socket: &Socket) {
     let Some(answers) = answers else { return };
-    if answers.told != answers.ring.written() {
+    if answers.told != answers.ring.written() || answers.passed {
+        answers.passed = false;
         answers.told = answers.ring.written();
         outbox.push(Frame { kind: Kind::Bell as u8, ..Frame::default() });
         // If it does not fit now it will when the loop has nothing else to do.
