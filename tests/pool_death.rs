@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use futures::future::join_all;
 use multiproc::{ProcessPool, TaskError, call, is_worker, task};
 use pool_support::{Ledger, Meeting, endless, is_gone, kill, meet, meet_and_give_pid, note, pid, until, within};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 multiproc::test_support!();
@@ -45,7 +46,12 @@ impl Way {
             // SAFETY: not safe at all, which is the point.
             Self::Segfault => unsafe { std::ptr::null_mut::<u8>().write_volatile(1) },
             Self::Abort => std::process::abort(),
-            Self::StackOverflow => return deeper(1) as u32,
+            Self::StackOverflow => {
+                // Where the stack has no limit, all memory would go before it overflows.
+                let limit = Rlimit { current: Some(8 << 20), ..getrlimit(Resource::Stack) };
+                setrlimit(Resource::Stack, limit).unwrap();
+                return deeper(1) as u32;
+            }
             Self::Exit(code) => std::process::exit(code),
         }
         endless();

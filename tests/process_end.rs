@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use multiproc::{Process, SpawnError, TaskError, spawn_process, task};
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use support::{Other, alone, block_on, died, processes_with, running};
 
 multiproc::test_support!();
@@ -35,9 +35,15 @@ fn segfault() -> u8 {
 }
 
 #[expect(unconditional_recursion, reason = "until the stack is full")]
-fn overflow(depth: u64) -> u64 {
-    let frame = std::hint::black_box([depth; 1024]);
-    overflow(depth + 1) + frame[0]
+fn overflow() -> u64 {
+    fn deeper(depth: u64) -> u64 {
+        let frame = std::hint::black_box([depth; 1024]);
+        deeper(depth + 1) + frame[0]
+    }
+    // Where the stack has no limit, all memory would go before it overflows.
+    let limit = Rlimit { current: Some(8 << 20), ..getrlimit(Resource::Stack) };
+    setrlimit(Resource::Stack, limit).unwrap();
+    deeper(1)
 }
 
 fn spin() -> u8 {
@@ -89,7 +95,7 @@ async fn a_signal_is_named() {
 
 #[tokio::test]
 async fn a_stack_overflow_is_a_death() {
-    let child = Process::builder().stderr(Stdio::null()).spawn(task!(overflow(1))).await.unwrap();
+    let child = Process::builder().stderr(Stdio::null()).spawn(task!(overflow())).await.unwrap();
     let signal = died(child.join().await).unwrap().signal().unwrap();
     // Where std's runtime has set up its guard, it says so and aborts.
     assert!([libc::SIGSEGV, libc::SIGABRT].contains(&signal), "{signal}");
