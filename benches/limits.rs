@@ -74,12 +74,16 @@ async fn there_and_back(place: &str) {
     const ROUNDS: u32 = 2_000;
     let pool = ProcessPool::new(1);
     one_by_one(&pool, ROUNDS).await;
+    let busy = ProcessPool::builder().workers(1).busy_poll(Duration::from_micros(50)).build().unwrap();
+    one_by_one(&busy, ROUNDS).await;
     let mut raw = echo(40);
-    let times = in_turns!(11; ping(&mut raw, 40, ROUNDS), one_by_one(&pool, ROUNDS));
+    let times = in_turns!(11; ping(&mut raw, 40, ROUNDS), one_by_one(&pool, ROUNDS), one_by_one(&busy, ROUNDS));
     let row = format!("one task, {place}");
     line(&row, "limit: bare socket", micros(times[0]), "µs");
     line(&row, "multiproc", micros(times[1]), "µs");
+    line(&row, "multiproc, busy_poll(50 µs)", micros(times[2]), "µs");
     pool.close().await;
+    busy.close().await;
 }
 
 /// How many a second, and how much CPU all of that takes, here and in the workers.

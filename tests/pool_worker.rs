@@ -174,3 +174,36 @@ async fn a_cancelled_pool_lets_tasks_stop_by_themselves() {
     assert!(matches!(within(running).await.unwrap(), Err(TaskError::Cancelled)));
     assert_eq!(ledger.entries().len(), 1);
 }
+
+/// How often a process has gone to sleep.
+fn sleeps(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap().trim().parse().unwrap()
+}
+
+fn state(pid: u32) -> char {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat[stat.rfind(')').unwrap()..].chars().nth(2).unwrap()
+}
+
+#[tokio::test]
+async fn a_busy_worker_does_not_sleep_between_tasks() {
+    let pool = ProcessPool::builder().workers(1).busy_poll(Duration::from_mins(1)).build().unwrap();
+    let worker = within(pool.submit(task!(pid()))).await.unwrap();
+    let before = sleeps(worker);
+    for _ in 0..100 {
+        assert_eq!(within(pool.submit(task!(pid()))).await.unwrap(), worker);
+    }
+    let slept = sleeps(worker) - before;
+    assert!(slept < 50, "{slept} times in 100 tasks");
+    within(pool.close()).await;
+    assert!(is_gone(worker), "it saw the end, too");
+}
+
+#[tokio::test]
+async fn a_busy_worker_sleeps_when_its_time_is_over() {
+    let pool = ProcessPool::builder().workers(1).busy_poll(Duration::from_millis(1)).build().unwrap();
+    let worker = within(pool.submit(task!(pid()))).await.unwrap();
+    within(until(|| state(worker) == 'S')).await;
+    assert_eq!(within(pool.submit(task!(pid()))).await.unwrap(), worker, "and wakes");
+}

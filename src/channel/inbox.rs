@@ -11,6 +11,8 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::task::{Context, Poll, ready};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
@@ -55,6 +57,10 @@ impl From<Breach> for RecvError {
             Breach::Protocol(reason) => Self::Protocol { reason },
         }
     }
+}
+
+fn would_block<T>(result: &io::Result<T>) -> bool {
+    matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// The fds of one frame.
@@ -164,10 +170,11 @@ impl Inbox {
     }
 
     /// As [`blocking_frame`](Self::blocking_frame), for a socket that nobody else reads. Calls `before_waiting` each time
-    /// that nothing is left to do but wait.
+    /// that nothing is left to do but wait, looks for more for as long as `busy_poll`, and then sleeps.
     pub(crate) fn frame_or_wait(
         &mut self,
         socket: &Socket,
+        busy_poll: Duration,
         mut before_waiting: impl FnMut() -> io::Result<()>,
     ) -> Result<Option<Frame>, RecvError> {
         loop {
@@ -181,8 +188,11 @@ impl Inbox {
             if !self.drained {
                 read = self.read(socket);
             }
-            if matches!(&read, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+            if would_block(&read) {
                 before_waiting()?;
+                read = self.read_soon(socket, busy_poll);
+            }
+            if would_block(&read) {
                 read = self.read_or(socket, Wait::Yes);
             }
             self.took(read)?;
@@ -275,6 +285,21 @@ impl Inbox {
         self.read_or(socket, Wait::No)
     }
 
+    /// Reads as soon as something is there, and for so long at most. In between, whoever else has work for this core has it:
+    /// our peer, where there is one core only.
+    fn read_soon(&mut self, socket: &Socket, patience: Duration) -> io::Result<Received> {
+        let mut read = Err(io::ErrorKind::WouldBlock.into());
+        if patience.is_zero() {
+            return read;
+        }
+        let begin = Instant::now();
+        while would_block(&read) && begin.elapsed() < patience {
+            thread::yield_now();
+            read = self.read(socket);
+        }
+        read
+    }
+
     fn read_or(&mut self, socket: &Socket, wait: Wait) -> io::Result<Received> {
         let (read, limit) = if let Some(Large { buffer, len, filled }) = &mut self.large {
             let end = (*len).min(*filled + LARGE_READ);
@@ -289,10 +314,7 @@ impl Inbox {
             self.bytes.reserve(limit);
             (socket::recv_into(socket, &mut self.bytes, limit, wait), limit)
         };
-        self.drained = match &read {
-            Ok(received) => received.has_drained(limit),
-            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
-        };
+        self.drained = would_block(&read) || matches!(&read, Ok(received) if received.has_drained(limit));
         read
     }
 

@@ -132,6 +132,17 @@ impl PoolBuilder {
         self
     }
 
+    /// How long a worker that has finished a task looks for the next one before it sleeps: 50 µs, say. Default: not at all.
+    ///
+    /// To wake a sleeping process on another core takes some 20 µs, which a task there and back then doesn't wait for. It is
+    /// for tiny tasks in a chain, each made from the result of the one before; others find the next one there already. The
+    /// price is the worker's CPU time, up to this much a task. It looks between calls of sched_yield(2), so whoever else has
+    /// work for that core does it first.
+    pub fn busy_poll(mut self, window: Duration) -> Self {
+        self.settings.plan.busy_poll = window;
+        self
+    }
+
     /// Ends a worker that had nothing to do for so long; a later task starts a new one. Default: never.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.settings.idle_timeout = Some(timeout);

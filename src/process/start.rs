@@ -96,6 +96,7 @@ pub(crate) struct Plan {
     pub(crate) limits: Limits,
     pub(crate) life: Life,
     pub(crate) max_body: usize,
+    pub(crate) busy_poll: Duration,
 }
 
 impl Plan {
@@ -109,6 +110,7 @@ impl Plan {
             limits: Limits::default(),
             life,
             max_body: DEFAULT_MAX_BODY,
+            busy_poll: Duration::ZERO,
         }
     }
 
@@ -222,6 +224,7 @@ pub(crate) async fn launch(
         limits: plan.limits,
         ledger: plan.life == Life::UntilEnd,
         life: plan.life,
+        busy_poll: plan.busy_poll,
     };
     let mut hello = message::frame(Kind::Hello, 0, &hello);
     let ledger = match plan.life {

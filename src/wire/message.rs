@@ -16,6 +16,7 @@
 //! What a worker says is not trusted: the worst that any bytes can do is to end that worker.
 
 use std::cell::Cell;
+use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -59,6 +60,8 @@ pub(crate) struct Hello {
     /// Whether the first fd that came along is a ledger. Another one behind it, or alone, is put where the socket was.
     pub(crate) ledger: bool,
     pub(crate) life: Life,
+    /// How long the worker looks for more to do before it sleeps.
+    pub(crate) busy_poll: Duration,
 }
 
 /// A worker's place in its pool.

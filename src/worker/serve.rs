@@ -7,6 +7,7 @@
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BufMut as _;
 
@@ -38,6 +39,7 @@ pub(super) struct Server<'a> {
     scratch: Parts,
     max_body: usize,
     life: Life,
+    busy_poll: Duration,
     /// Which attempt at its task the next Run is.
     attempt: u32,
 }
@@ -58,14 +60,24 @@ impl<'a> Server<'a> {
             ledger.map(|ledger| Answers { ring: Writer::new(Arc::clone(&ledger)), ledger, told: 0, passed: false });
         let max_body = usize::try_from(hello.max_body).unwrap_or(usize::MAX);
         let (outbox, scratch) = (Outbox::default(), Parts::default());
-        Self { socket, inbox, outbox, answers, scratch, max_body, life: hello.life, attempt: 1 }
+        Self {
+            socket,
+            inbox,
+            outbox,
+            answers,
+            scratch,
+            max_body,
+            life: hello.life,
+            busy_poll: hello.busy_poll,
+            attempt: 1,
+        }
     }
 
     /// Serves until the parent ends the stream, and gives the process's exit code.
     pub(super) fn run(mut self) -> i32 {
         loop {
             let (socket, outbox, answers) = (self.socket, &mut self.outbox, &mut self.answers);
-            let frame = self.inbox.frame_or_wait(socket, || {
+            let frame = self.inbox.frame_or_wait(socket, self.busy_poll, || {
                 tell(answers, outbox, socket);
                 flush(outbox, socket)
             });
