@@ -4,19 +4,23 @@
 //! hits all of them. No claim rests on one round.
 
 use std::hint::black_box;
+use std::io::{Read as _, Write as _};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use multiproc::Command;
+use rustix::pipe::fcntl_setpipe_size;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::runtime::Runtime;
 
 fn main() {
     // Cargo passes `--bench`; what else there is names one of them.
     let only = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let current = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let multi = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     for (name, bench) in [
-        ("status", status as fn(&tokio::runtime::Runtime)),
+        ("status", status as fn(&Runtime)),
         ("captured", captured),
         ("at-once", at_once),
         ("through-cat", through_cat),
@@ -24,7 +28,10 @@ fn main() {
         ("flat", flat),
     ] {
         if only.as_deref().is_none_or(|only| only == name) {
-            bench(&runtime);
+            println!("current-thread runtime");
+            bench(&current);
+            println!("multi-thread runtime");
+            bench(&multi);
         }
     }
 }
@@ -59,7 +66,7 @@ fn compare(title: &str, rounds: usize, per_round: u32, mut contestants: Vec<Cont
     medians
 }
 
-fn status(runtime: &tokio::runtime::Runtime) {
+fn status(runtime: &Runtime) {
     compare(
         "/bin/true, status",
         15,
@@ -92,7 +99,7 @@ fn status(runtime: &tokio::runtime::Runtime) {
     );
 }
 
-fn captured(runtime: &tokio::runtime::Runtime) {
+fn captured(runtime: &Runtime) {
     compare(
         "/bin/true, captured",
         15,
@@ -112,7 +119,7 @@ fn captured(runtime: &tokio::runtime::Runtime) {
     );
 }
 
-fn at_once(runtime: &tokio::runtime::Runtime) {
+fn at_once(runtime: &Runtime) {
     compare(
         "64 x /bin/true at once",
         15,
@@ -146,7 +153,27 @@ fn at_once(runtime: &tokio::runtime::Runtime) {
 
 const CAT: usize = 256 << 20;
 
-fn through_cat(runtime: &tokio::runtime::Runtime) {
+/// What the kernel allows: two threads, and pipes and reads of 1 MiB, which is as wide as a pipe may be.
+fn cat_limit(input: &[u8], mut take: impl FnMut(&[u8])) {
+    let mut command = std::process::Command::new("cat");
+    let mut cat = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut stdin, mut stdout) = (cat.stdin.take().unwrap(), cat.stdout.take().unwrap());
+    fcntl_setpipe_size(&stdin, 1 << 20).unwrap();
+    fcntl_setpipe_size(&stdout, 1 << 20).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || stdin.write_all(input).unwrap());
+        let mut buf = vec![0; 1 << 20];
+        let mut total = 0;
+        while let count @ 1.. = stdout.read(&mut buf).unwrap() {
+            take(&buf[..count]);
+            total += count;
+        }
+        assert_eq!(total, CAT);
+    });
+    cat.wait().unwrap();
+}
+
+fn through_cat(runtime: &Runtime) {
     let input = Bytes::from(vec![7_u8; CAT]);
     let tokio_cat = || {
         let mut command = tokio::process::Command::new("cat");
@@ -157,6 +184,13 @@ fn through_cat(runtime: &tokio::runtime::Runtime) {
         7,
         1,
         vec![
+            (
+                "limit",
+                Box::new(|| {
+                    let mut output = Vec::with_capacity(CAT);
+                    cat_limit(&input, |bytes| output.extend_from_slice(bytes));
+                }),
+            ),
             (
                 "tokio",
                 Box::new(|| {
@@ -187,6 +221,7 @@ fn through_cat(runtime: &tokio::runtime::Runtime) {
         7,
         1,
         vec![
+            ("limit", Box::new(|| cat_limit(&input, |_| {}))),
             (
                 "tokio",
                 Box::new(|| {
@@ -231,7 +266,7 @@ async fn count(stdout: &mut (impl tokio::io::AsyncRead + Unpin)) -> usize {
 }
 
 /// A start must not cost more in a host that has touched a lot of memory.
-fn large_host(runtime: &tokio::runtime::Runtime) {
+fn large_host(runtime: &Runtime) {
     let run = |title: &str| {
         compare(
             title,
@@ -252,7 +287,7 @@ fn large_host(runtime: &tokio::runtime::Runtime) {
 }
 
 /// Fds, threads and memory after many starts.
-fn flat(runtime: &tokio::runtime::Runtime) {
+fn flat(runtime: &Runtime) {
     let state = || {
         let count = |path| std::fs::read_dir(path).unwrap().count();
         let status = std::fs::read_to_string("/proc/self/status").unwrap();

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use multiproc::{Child, Command, CommandError};
+use rustix::process::Signal;
 use tokio::io::AsyncReadExt as _;
 
 /// A program with a child in the background, both running by the time this returns, and both holding stdout.
@@ -244,4 +245,44 @@ async fn reaped_whether_waited_for_or_not() {
         assert!(start.elapsed() < Duration::from_secs(10));
         tokio::task::yield_now().await;
     }
+}
+
+/// Who waits may look at the end himself, and may then not come to it.
+#[test]
+fn reaped_although_nothing_drives_the_runtime_that_waits() {
+    let asleep = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+    let pid = child.id().unwrap();
+    let mut wait = Box::pin(child.wait());
+    asleep.block_on(async {
+        let poll = std::future::poll_fn(|cx| std::task::Poll::Ready(wait.as_mut().poll(cx)));
+        assert!(poll.await.is_pending());
+    });
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    let start = Instant::now();
+    while std::path::Path::new(&format!("/proc/{pid}")).exists() {
+        assert!(start.elapsed() < Duration::from_secs(10), "still there");
+        std::thread::yield_now();
+    }
+    // That runtime may even be gone.
+    drop(asleep);
+    let another = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    assert_eq!(another.block_on(wait).unwrap().signal(), Some(libc::SIGKILL));
+}
+
+/// A wait that was given up, in whatever runtime, is none.
+#[tokio::test]
+async fn a_wait_given_up_leaves_the_end_to_others() {
+    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+    let pid = child.id().unwrap();
+    for _ in 0..3 {
+        assert!(tokio::time::timeout(Duration::from_millis(1), child.wait()).await.is_err());
+    }
+    child.kill().unwrap();
+    let start = Instant::now();
+    while std::path::Path::new(&format!("/proc/{pid}")).exists() {
+        assert!(start.elapsed() < Duration::from_secs(10), "still there");
+        std::thread::yield_now();
+    }
+    assert_eq!(child.wait().await.unwrap().signal(), Some(libc::SIGKILL));
 }

@@ -82,7 +82,8 @@ fn a_thousand_children_leave_nothing() {
 #[test]
 fn a_verb_dropped_at_any_point_leaves_nothing() {
     alone("a_verb_dropped_at_any_point_leaves_nothing", async || {
-        Command::new("true").output().await.unwrap();
+        // As many at once as there are ever threads to start them.
+        futures::future::join_all((0..64).map(|_| Command::new("true").output())).await;
         let before = (open_fds(), threads());
         let mut finished = 0;
         for polls in 0..400 {
@@ -201,6 +202,28 @@ fn a_shortage_of_processes_is_waited_for_and_then_an_error() {
         refused(Command::new("true").spawn().map(drop));
         refused(Command::new("true").new_session().spawn().map(drop));
         rustix::process::setrlimit(Resource::Nproc, old).unwrap();
+        assert!(Command::new("true").status().await.unwrap().success());
+    });
+}
+
+#[test]
+fn a_shortage_of_memory_is_an_error_that_says_so() {
+    alone("a_shortage_of_memory_is_an_error_that_says_so", async || {
+        Command::new("true").output().await.unwrap();
+        let none = |result: Result<(), CommandError>| match result {
+            Err(CommandError::Spawn { source, .. } | CommandError::Io(source)) => {
+                assert_eq!(source.kind(), std::io::ErrorKind::OutOfMemory, "{source}");
+            }
+            other => panic!("{other:?}"),
+        };
+        let old = rustix::process::getrlimit(Resource::As);
+        // No more than there is: for the stack on which posix_spawn(3) begins, say. What was freed can still be had.
+        drop((0..64).map(|_| vec![1_u8; 1 << 10]).collect::<Vec<_>>());
+        rustix::process::setrlimit(Resource::As, Rlimit { current: Some(0), maximum: old.maximum }).unwrap();
+        let (asynchronous, here) = (Command::new("true").status().await, Command::new("true").spawn());
+        rustix::process::setrlimit(Resource::As, old).unwrap();
+        none(asynchronous.map(drop));
+        none(here.map(drop));
         assert!(Command::new("true").status().await.unwrap().success());
     });
 }

@@ -25,6 +25,10 @@ use crate::sys::process::Usage;
 /// Its end and the end of its pipes are two things: [`wait`](Self::wait) returns when the program has ended, although
 /// something that it started may still hold its pipes. What it left running has 100 ms then to finish writing, and is killed.
 ///
+/// # Panics
+///
+/// Its async methods panic in a tokio runtime without I/O.
+///
 /// # Examples
 ///
 /// ```
@@ -179,7 +183,9 @@ impl Child {
         self.close_unfed_stdin();
         self.begin_to_read();
         while !matches!(self.exchange.phase, Phase::Finished { .. }) {
-            self.step(Want::Output).await?;
+            let reads = self.stdout.is_some() || self.stderr.is_some();
+            let want = if reads || self.exchange.phase.has_exited() { Want::Output } else { Want::Exit };
+            self.step(want).await?;
         }
         (self.stdin, self.stdout, self.stderr) = (None, None, None);
         for member in &self.members {
@@ -297,7 +303,8 @@ impl Child {
     /// Waits for the next thing to happen, and does what follows from it.
     pub(super) async fn step(&mut self, want: Want) -> Result<Event, CommandError> {
         let Self { stdin, stdout, stderr, members, exchange, .. } = self;
-        let event = exchange.event(want, Pipes { stdin, stdout, stderr }, all_exited(members)).await?;
+        let exited = all_exited(members, want == Want::Exit);
+        let event = exchange.event(want, Pipes { stdin, stdout, stderr }, exited).await?;
         self.react(event)?;
         Ok(event)
     }
@@ -350,8 +357,13 @@ impl Child {
     }
 }
 
-async fn all_exited(members: &[Member]) {
-    for member in members {
-        member.kept.exited().await;
+/// `alone`: nothing else is waited for.
+async fn all_exited(members: &[Member], alone: bool) {
+    for Member { kept, .. } in members {
+        if alone {
+            kept.exited_watched().await;
+        } else {
+            kept.exited().await;
+        }
     }
 }

@@ -157,9 +157,7 @@ impl Exchange {
             cx.waker().wake_by_ref();
         }
         let ended = out == Got::End && (want == Want::Stdout || err == Got::End);
-        // Who reads to the end waits for the exit, too.
-        let waits = want == Want::Output && !self.phase.has_exited();
-        Ok(if ended && !waits { Some(Event::PipesEnded) } else { None })
+        Ok(if ended { Some(Event::PipesEnded) } else { None })
     }
 
     /// Reads what is there: once, or up to `SITTING`. Sets `starved` if it stopped although there may be more.

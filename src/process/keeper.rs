@@ -1,6 +1,8 @@
 //! The keeper: one thread that waits for children, kills what they leave behind, and reaps them.
 //!
-//! It is the only one that waits for a child, it belongs to no runtime, and it lives as long as the process. Children are
+//! It belongs to no runtime, and it lives as long as the process: so every child's end is seen, whether somebody waits for
+//! it or not. Who does wait for nothing else may see it first (`Kept::exited_watched`) and then takes the same steps, which
+//! spares him the way over this thread; if he does not, because nothing drives his runtime, the keeper does. Children are
 //! started on the threads of others (`spawn` here, `spawn_async` in `starter`).
 //!
 //! ```text
@@ -17,6 +19,7 @@ use std::mem::{self, MaybeUninit};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -38,6 +41,9 @@ pub(crate) const DRAIN: Duration = Duration::from_millis(100);
 /// Most often that is another thread of ours between clone and exec of its own child, which is over in a moment; so
 /// nearly always a child is reaped by the time that somebody learns of its end.
 const HOLD_BACK: Duration = Duration::from_millis(5);
+
+/// For how long a dead child is left to somebody who watches it.
+const LEFT_TO_WATCHER: Duration = Duration::from_millis(5);
 
 /// A child that was started, and our ends of its pipes.
 #[derive(Debug)]
@@ -89,6 +95,19 @@ pub(super) fn start(request: Request) -> Result<Started, Box<Refused>> {
     match Keeper::get() {
         Ok(keeper) => keeper.start(request),
         Err(error) => Err(Box::new(Refused { error, request })),
+    }
+}
+
+/// Refuses to go on in a copy of the process that our threads are in: fork(2) copies none of them, so nobody would ever
+/// start or reap anything there, and a lock that one of them held is held for good.
+pub(super) fn no_forked_copy() -> io::Result<()> {
+    static PROCESS: AtomicU32 = AtomicU32::new(0);
+    let here = std::process::id();
+    match PROCESS.compare_exchange(0, here, Ordering::Relaxed, Ordering::Relaxed) {
+        Err(process) if process != here => Err(io::Error::other(format!(
+            "this process is a copy that process {process} forked, without the threads that start and reap children"
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -150,6 +169,19 @@ struct Linger {
     until: Instant,
 }
 
+/// A dead child that somebody watches, whose look at it the keeper awaits.
+struct Deferred {
+    key: u64,
+    until: Instant,
+}
+
+/// What the keeper has to come back to.
+#[derive(Default)]
+struct Agenda {
+    lingering: Vec<Linger>,
+    deferred: Vec<Deferred>,
+}
+
 /// The event key of the bell; children count from 1.
 const BELL: u64 = 0;
 
@@ -157,6 +189,7 @@ impl Keeper {
     fn get() -> io::Result<&'static Self> {
         // The thread is started under this lock, so that two first users don't start two.
         static STARTING: Mutex<()> = Mutex::new(());
+        no_forked_copy()?;
         if let Some(keeper) = KEEPER.get() {
             return Ok(keeper);
         }
@@ -184,27 +217,27 @@ impl Keeper {
     }
 
     fn run(&self) {
-        let mut lingering = Vec::new();
+        let mut agenda = Agenda::default();
         loop {
             // What can panic here is somebody else's waker, or std. The children of everybody else still need a keeper.
             let _ = catch_unwind(AssertUnwindSafe(|| {
                 loop {
-                    self.turn(&mut lingering);
+                    self.turn(&mut agenda);
                 }
             }));
         }
     }
 
     /// Waits for something to happen, and looks at whom it happened to. Nothing in here takes long.
-    fn turn(&self, lingering: &mut Vec<Linger>) {
+    fn turn(&self, agenda: &mut Agenda) {
         let mut events = [MaybeUninit::uninit(); 64];
-        let timeout = self.timeout(lingering);
+        let timeout = self.timeout(agenda);
         match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
             Ok((events, _)) => {
                 for event in events {
                     match event.data.u64() {
                         BELL => _ = rustix::io::read(&self.bell, &mut [0; 8]),
-                        key => self.look(key, lingering),
+                        key => self.notice(key, agenda),
                     }
                 }
             }
@@ -214,9 +247,20 @@ impl Keeper {
         }
         let keys = mem::take(&mut self.desk().to_look_at);
         for key in keys {
-            self.look(key, lingering);
+            self.look(key, &mut agenda.lingering);
         }
-        self.meet_deadlines(lingering);
+        self.meet_deadlines(agenda);
+    }
+
+    /// Looks at a child that has ended, unless somebody else is about to.
+    fn notice(&self, key: u64, agenda: &mut Agenda) {
+        // Once it is reaped there is a second event.
+        agenda.deferred.retain(|deferred| deferred.key != key);
+        if self.desk().kept.get(&key).is_some_and(Kept::is_watched) {
+            agenda.deferred.push(Deferred { key, until: Instant::now() + LEFT_TO_WATCHER });
+        } else {
+            self.look(key, &mut agenda.lingering);
+        }
     }
 
     fn look(&self, key: u64, lingering: &mut Vec<Linger>) {
@@ -242,10 +286,10 @@ impl Keeper {
         desk.to_kill.retain(|(other, _)| *other != key);
     }
 
-    fn meet_deadlines(&self, lingering: &mut Vec<Linger>) {
+    fn meet_deadlines(&self, agenda: &mut Agenda) {
         let due = {
             let mut desk = self.desk();
-            if lingering.is_empty() && desk.to_kill.is_empty() {
+            if agenda.is_empty() && desk.to_kill.is_empty() {
                 return;
             }
             let now = Instant::now();
@@ -259,6 +303,10 @@ impl Keeper {
             let _ = kept.signal_group(libc::SIGKILL);
         }
         let now = Instant::now();
+        let Agenda { lingering, deferred } = agenda;
+        for Deferred { key, .. } in deferred.extract_if(.., |deferred| deferred.until <= now) {
+            self.look(key, lingering);
+        }
         lingering.retain_mut(|linger| {
             let Some(kept) = self.desk().kept.get(&linger.key).cloned() else { return false };
             if linger.until <= now {
@@ -274,9 +322,8 @@ impl Keeper {
         });
     }
 
-    fn timeout(&self, lingering: &[Linger]) -> Option<Timespec> {
-        let lingering = lingering.iter().map(|linger| linger.tell_at.unwrap_or(linger.until).min(linger.until));
-        let next = lingering.chain(self.desk().to_kill.iter().map(|(_, at)| *at)).min()?;
+    fn timeout(&self, agenda: &Agenda) -> Option<Timespec> {
+        let next = agenda.next().chain(self.desk().to_kill.iter().map(|(_, at)| *at)).min()?;
         // A millisecond more than is left, so that it has passed when epoll, which counts in milliseconds, wakes.
         let left = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         Timespec::try_from(left).ok()
@@ -342,6 +389,18 @@ impl Keeper {
 
     fn desk(&self) -> MutexGuard<'_, Desk> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Agenda {
+    fn is_empty(&self) -> bool {
+        self.lingering.is_empty() && self.deferred.is_empty()
+    }
+
+    /// When something is due.
+    fn next(&self) -> impl Iterator<Item = Instant> {
+        let lingering = self.lingering.iter().map(|linger| linger.tell_at.unwrap_or(linger.until).min(linger.until));
+        lingering.chain(self.deferred.iter().map(|deferred| deferred.until))
     }
 }
 

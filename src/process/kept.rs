@@ -4,6 +4,8 @@
 //! each other by the lock around [`Life`], and a child that was reaped is never signalled. When something happens is
 //! the keeper's business; nothing here waits for a process.
 
+mod watch;
+
 use std::fmt;
 use std::io;
 use std::mem;
@@ -44,6 +46,8 @@ struct Record {
     kill_sent: AtomicBool,
     /// Whether somebody has had its number, or has learnt that it has ended.
     known: AtomicBool,
+    /// How many watch it beside the keeper.
+    watchers: watch::Count,
     changed: Notify,
 }
 
@@ -59,17 +63,18 @@ pub(super) struct Leavings {
 }
 
 enum Life {
-    Running(OwnedFd),
+    /// The pidfd is shared with whoever watches it.
+    Running(Arc<OwnedFd>),
     /// It has ended, and what it started still holds its pipes. Its zombie keeps the group's number from being recycled.
     Lingering {
-        pidfd: OwnedFd,
+        pidfd: Arc<OwnedFd>,
         exit: Exit,
         told: bool,
     },
     Reaped(Exit),
 }
 
-/// What the keeper found when it looked.
+/// What somebody found who looked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Seen {
     Running,
@@ -79,7 +84,7 @@ pub(super) enum Seen {
 
 impl Kept {
     pub(super) fn new(pid: u32, key: u64, pidfd: OwnedFd, leavings: Leavings) -> Self {
-        Self::with(pid, key, Life::Running(pidfd), leavings)
+        Self::with(pid, key, Life::Running(Arc::new(pidfd)), leavings)
     }
 
     /// A child that somebody else reaped before it could be kept.
@@ -96,6 +101,7 @@ impl Kept {
             hurried: AtomicBool::new(false),
             kill_sent: AtomicBool::new(false),
             known: AtomicBool::new(false),
+            watchers: watch::Count::default(),
             changed: Notify::new(),
         }))
     }
@@ -204,7 +210,9 @@ impl Kept {
         }
     }
 
-    /// Finds out where it stands, and buries it if it can be. For the keeper alone: nothing else may reap.
+    /// Finds out where it stands, and buries it if it can be: the one way to its end, whoever sees that first.
+    ///
+    /// The keeper looks in any case. It alone ends a lingering.
     pub(super) fn look(&self) -> Seen {
         let mut life = self.life();
         let exit = match &*life {
@@ -223,7 +231,7 @@ impl Kept {
             };
             return Seen::Lingering;
         }
-        self.bury(&mut life, exit);
+        self.bury(life, exit);
         Seen::Reaped
     }
 
@@ -237,10 +245,9 @@ impl Kept {
 
     /// Ends the lingering.
     pub(super) fn bury_now(&self) {
-        let mut life = self.life();
-        if let Life::Lingering { exit, .. } = &*life {
-            let exit = *exit;
-            self.bury(&mut life, exit);
+        let life = self.life();
+        if let Life::Lingering { exit, .. } = *life {
+            self.bury(life, exit);
         }
     }
 
@@ -262,7 +269,7 @@ impl Kept {
     }
 
     /// Kills the group, then reaps: in the other order the group's number could be somebody else's by then.
-    fn bury(&self, life: &mut Life, exit: Exit) {
+    fn bury(&self, mut life: MutexGuard<'_, Life>, exit: Exit) {
         if let Life::Running(pidfd) | Life::Lingering { pidfd, .. } = &*life {
             // Where somebody else reaped it, `signal_group` knows whether the group can be reached without its number.
             if !self.0.leavings.spared {
@@ -273,6 +280,8 @@ impl Kept {
             let _ = process::reap(pidfd);
             *life = Life::Reaped(exit);
         }
+        // What wakes may look at it at once.
+        drop(life);
         self.notify();
     }
 
@@ -296,6 +305,11 @@ impl Kept {
 }
 
 impl Life {
+    /// Of one that runs.
+    fn pidfd(&self) -> Option<Arc<OwnedFd>> {
+        if let Self::Running(pidfd) = self { Some(Arc::clone(pidfd)) } else { None }
+    }
+
     fn known_exit(&self) -> Option<Exit> {
         match self {
             Self::Lingering { exit, told: true, .. } | Self::Reaped(exit) => Some(*exit),

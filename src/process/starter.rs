@@ -1,22 +1,23 @@
-//! The starter: one thread that starts programs for async callers.
+//! The starters: a few threads that start programs for async callers.
 //!
 //! A start takes about a millisecond, and as long as it pleases where a program lies on a slow file system: too long for a
-//! runtime's thread, and too long for the keeper, which has everybody else's exits to look at. Keeping what was started is
-//! the keeper's business.
+//! runtime's thread, and too long for the keeper, which has everybody else's exits to look at. For most of that time the
+//! starter itself waits, for the child to become the program; so there are several, though no more than are busy at once.
+//! Keeping what was started is the keeper's business.
 
+use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::keeper::{Launch, Refused, Request, Started, Terms, start};
+use super::keeper::{Launch, Refused, Request, Started, Terms, no_forked_copy, start};
 use crate::sys::process::SignalMask;
 
-/// Starts a program on a thread of its own, with the calling thread's signal mask.
+/// Starts a program on another thread, with the calling thread's signal mask.
 ///
 /// What is only a passing shortage (`EAGAIN`), or a file that somebody is still writing (`ETXTBSY`), is tried again for a
 /// while; that needs a tokio runtime with time.
@@ -50,41 +51,84 @@ struct Order {
 
 async fn ask(request: Request) -> io::Result<Result<Started, Box<Refused>>> {
     let (reply, answer) = oneshot::channel();
-    let lost = || io::Error::other("the thread that starts programs is lost");
-    orders()?.send(Order { request, mask: SignalMask::current(), reply }).map_err(|_| lost())?;
-    answer.await.map_err(|_| lost())
+    order(Order { request, mask: SignalMask::current(), reply })?;
+    answer.await.map_err(|_| io::Error::other("the thread that starts programs is lost"))
 }
 
-/// The way to the thread. What waits there is bounded by the number of `spawn_async` futures that somebody holds.
-fn orders() -> io::Result<&'static Sender<Order>> {
-    static ORDERS: OnceLock<Sender<Order>> = OnceLock::new();
-    // The thread is started under this lock, so that two first users don't start two.
-    static STARTING: Mutex<()> = Mutex::new(());
-    if let Some(orders) = ORDERS.get() {
-        return Ok(orders);
-    }
-    let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(orders) = ORDERS.get() {
-        return Ok(orders);
-    }
-    let (sender, receiver) = channel();
-    thread::Builder::new().name("multiproc-starter".into()).stack_size(512 << 10).spawn(move || run(receiver))?;
-    Ok(ORDERS.get_or_init(|| sender))
+/// What waits to be started. It is bounded by the number of `spawn_async` futures that somebody holds.
+static DESK: Mutex<Desk> = Mutex::new(Desk { orders: VecDeque::new(), threads: 0, free: 0 });
+
+/// Rings when there is an order.
+static BELL: Condvar = Condvar::new();
+
+struct Desk {
+    orders: VecDeque<Order>,
+    threads: usize,
+    /// How many of them start nothing just now.
+    free: usize,
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the thread owns it")]
-fn run(orders: Receiver<Order>) {
+/// Gives an order to a free thread, to a new one, or to whichever is free first.
+fn order(order: Order) -> io::Result<()> {
+    no_forked_copy()?;
+    let mut desk = desk();
+    if desk.free <= desk.orders.len() && (desk.threads == 0 || desk.threads < most()) {
+        let thread = thread::Builder::new().name("multiproc-starter".into()).stack_size(512 << 10);
+        match thread.spawn(run) {
+            Ok(_) => {
+                desk.threads += 1;
+                desk.free += 1;
+            }
+            Err(error) if desk.threads == 0 => return Err(error),
+            // Those that there are have to do.
+            Err(_) => {}
+        }
+    }
+    desk.orders.push_back(order);
+    drop(desk);
+    BELL.notify_one();
+    Ok(())
+}
+
+/// How many threads there may be: enough to keep all processors busy, and for some that hang in a slow file system.
+fn most() -> usize {
+    static MOST: OnceLock<usize> = OnceLock::new();
+    *MOST.get_or_init(|| thread::available_parallelism().map_or(4, |count| count.get().max(4)))
+}
+
+/// Waits for an order.
+fn next() -> Order {
+    let mut desk = desk();
+    loop {
+        if let Some(order) = desk.orders.pop_front() {
+            desk.free -= 1;
+            return order;
+        }
+        desk = BELL.wait(desk).unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+fn desk() -> MutexGuard<'static, Desk> {
+    DESK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn run() {
     // A signal for the host must not be handled here, let alone kill it because this thread has not blocked it.
     SignalMask::full().install();
-    for Order { request, mask, reply } in &orders {
-        if reply.is_closed() {
-            // Its future was dropped while it waited here.
-            continue;
+    loop {
+        let Order { request, mask, reply } = next();
+        // Its future may have been dropped while it waited here.
+        let result = (!reply.is_closed()).then(|| {
+            let before = mask.install();
+            let result = start(request);
+            before.install();
+            result
+        });
+        // Before the answer, so that whoever starts one after the other has one thread do it.
+        desk().free += 1;
+        if let Some(result) = result {
+            // If nobody takes it, it is dropped here, and so killed. What can panic is somebody else's waker.
+            let _ = catch_unwind(AssertUnwindSafe(|| reply.send(result)));
         }
-        let before = mask.install();
-        let result = start(request);
-        before.install();
-        // If nobody takes it, it is dropped here, and so killed. What can panic is somebody else's waker.
-        let _ = catch_unwind(AssertUnwindSafe(|| reply.send(result)));
     }
 }
