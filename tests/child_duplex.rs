@@ -102,6 +102,21 @@ async fn a_program_that_was_started_without_it_gets_an_error_that_says_so_and_ke
 }
 
 #[tokio::test]
+async fn a_parent_of_another_version_is_named_as_such() {
+    if is_other() {
+        let error = from_parent::<(), ()>().unwrap_err();
+        assert!(matches!(error, ParentError::OtherVersion { theirs: 9, ours: 1, .. }), "{error:?}");
+        assert!(error.to_string().contains("version 9"), "{error}");
+        return;
+    }
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    // A greeting, but for its version.
+    std::io::Write::write_all(&mut ours, &[0, 0, 0, 0, 9, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+    let other = other("a_parent_of_another_version_is_named_as_such");
+    assert!(other.stdin(OwnedFd::from(theirs)).status().await.unwrap().success());
+}
+
+#[tokio::test]
 async fn a_program_that_does_not_take_it_is_the_end_of_it() {
     let (program, mut ours) = Command::new("true").duplex::<u32, u32>().unwrap();
     ours.send(1).await.unwrap();

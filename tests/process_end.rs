@@ -304,3 +304,59 @@ async fn an_exit_in_an_async_task_is_that_exit() {
         other => panic!("{other:?}"),
     }
 }
+
+/// Writes what is no frame into every socket that there is, and goes on, as does a process that it started.
+#[expect(clippy::zombie_processes, reason = "both end by a signal")]
+fn write_nonsense() -> u8 {
+    Command::new("sleep").arg("1000").spawn().unwrap();
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap() {
+        let Some(fd) = entry.unwrap().file_name().to_str().and_then(|fd| fd.parse().ok()) else { continue };
+        // SAFETY: the bytes are live; what is no socket does not take them.
+        unsafe { libc::send(fd, [0xff_u8; 1000].as_ptr().cast(), 1000, libc::MSG_NOSIGNAL) };
+    }
+    idle()
+}
+
+/// It was left 5 s to exit by itself, and the cause was lost.
+#[tokio::test]
+async fn one_that_writes_nonsense_into_our_socket_is_killed_and_the_error_says_what_came() {
+    let process = spawn_process(task!(write_nonsense())).await.unwrap();
+    let other = Other::new(process.id().unwrap());
+    let error = process.join().await.unwrap_err();
+    let TaskError::Decode(source) = &error else { panic!("{error:?}") };
+    assert!(source.to_string().contains("not a multiproc frame"), "{source}");
+    assert!(other.is_reaped());
+}
+
+/// It waited for ever for threads that had not come along.
+#[test]
+fn a_forked_copy_of_the_host_gets_an_error_at_once() {
+    alone("a_forked_copy_of_the_host_gets_an_error_at_once", || {
+        async fn refused() -> bool {
+            let function = spawn_process(task!(exit(0))).await;
+            let SpawnError::Io(function) = function.unwrap_err() else { return false };
+            let command = multiproc::Command::new("true").status().await.unwrap_err();
+            let spawned = multiproc::Command::new("true").spawn().unwrap_err();
+            [function.to_string(), format!("{command:?}"), format!("{spawned:?}")].iter().all(|e| e.contains("forked"))
+        }
+        assert_eq!(
+            died(block_on(async { spawn_process(task!(exit(8))).await.unwrap().join().await })).unwrap().code(),
+            Some(8)
+        );
+        // SAFETY: no other thread of this process holds a lock that the copy needs: all of them wait for something to do.
+        match unsafe { libc::fork() } {
+            0 => {
+                let code = i32::from(!block_on(refused()));
+                // SAFETY: it ends this process, and runs nothing of the original's.
+                unsafe { libc::_exit(code) }
+            }
+            copy => {
+                Other::new(copy.try_into().unwrap()).ends_within(Duration::from_secs(30));
+                let mut status = 0;
+                // SAFETY: `status` is live.
+                assert_eq!(unsafe { libc::waitpid(copy, &raw mut status, 0) }, copy);
+                assert_eq!(std::process::ExitStatus::from_raw(status).code(), Some(0));
+            }
+        }
+    });
+}

@@ -14,7 +14,9 @@ use super::duplex::Duplex;
 use crate::error::ParentError;
 use crate::sys::socket as sys;
 use crate::sys::worker::Slot;
-use crate::wire::frame::{GREETING, HEAD_LEN, Head};
+use crate::wire::frame::{GREETING, HEAD_LEN, Head, VERSION};
+
+const GREETING_HEAD: Head = Head { len: 0, kind: GREETING, fds: 0, id: 0 };
 
 /// Takes the channel with which [`Command::duplex`](crate::Command::duplex) started this program.
 ///
@@ -24,7 +26,8 @@ use crate::wire::frame::{GREETING, HEAD_LEN, Head};
 ///
 /// # Errors
 ///
-/// [`ParentError::NotConnected`] if this program was started in another way, [`ParentError::Taken`] at the second call.
+/// [`ParentError::NotConnected`] if this program was started in another way, [`ParentError::OtherVersion`] if its parent
+/// uses a version of this library that speaks another protocol, [`ParentError::Taken`] at the second call.
 ///
 /// # Examples
 ///
@@ -57,7 +60,16 @@ pub fn from_parent<A, B>() -> Result<Duplex<A, B>, ParentError> {
     if *taken {
         return Err(ParentError::Taken);
     }
-    if !Slot::Stdin.is_socket() || Head::peek(&Slot::Stdin.peek()).is_none_or(|head| head.kind != GREETING) {
+    if !Slot::Stdin.is_socket() {
+        return Err(ParentError::NotConnected);
+    }
+    let first = Slot::Stdin.peek();
+    if let Some((theirs, head)) = Head::peek_other_version(&first)
+        && head == GREETING_HEAD
+    {
+        return Err(ParentError::OtherVersion { theirs, ours: VERSION });
+    }
+    if Head::peek(&first).is_none_or(|head| head.kind != GREETING) {
         return Err(ParentError::NotConnected);
     }
     let socket = Slot::Stdin.take()?;
@@ -71,7 +83,7 @@ pub fn from_parent<A, B>() -> Result<Duplex<A, B>, ParentError> {
 pub(crate) fn for_child<A, B>() -> io::Result<(Duplex<A, B>, OwnedFd)> {
     let (ours, theirs) = sys::stream_pair()?;
     let mut greeting = BytesMut::with_capacity(HEAD_LEN);
-    Head { len: 0, kind: GREETING, fds: 0, id: 0 }.put(&mut greeting);
+    GREETING_HEAD.put(&mut greeting);
     // An empty socket has room for it.
     sys::send(&ours, &[IoSlice::new(&greeting)], &[])?;
     Ok((Duplex::new(ours), theirs))

@@ -88,6 +88,15 @@ pub enum ParentError {
         "this program was started without a channel: its parent has to start it with `Command::duplex` of multiproc"
     )]
     NotConnected,
+    /// This program was started with a channel of another version of this library, so neither would understand the other.
+    #[error("the channel to the parent speaks version {theirs} of multiproc's protocol, and this program {ours}")]
+    #[non_exhaustive]
+    OtherVersion {
+        /// The parent's version.
+        theirs: u8,
+        /// This program's version.
+        ours: u8,
+    },
     /// This program has taken its channel already.
     #[error("the channel to the parent was taken before")]
     Taken,

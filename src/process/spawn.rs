@@ -17,7 +17,7 @@ use super::kept::{Exit, Kept};
 use super::pipes::{ChildStderr, ChildStdin, ChildStdout};
 use super::start::Worker;
 use crate::channel::outbox::Outbox;
-use crate::error::{SpawnError, TaskError};
+use crate::error::{RecvError, SpawnError, TaskError};
 use crate::sys::socket::Ready;
 use crate::task::{self, Task};
 use crate::wire::frame::Frame;
@@ -145,7 +145,8 @@ impl<T> Process<T> {
     /// # Errors
     ///
     /// [`TaskError`]: `Panicked` with what the panic said; `Died` if the process ended without a result, whether by a
-    /// signal or by an exit in the task; `Encode`, `Decode` and `TooLarge` for a result that can't be brought here.
+    /// signal or by an exit in the task; `Encode`, `Decode` and `TooLarge` for a result that can't be brought here. What
+    /// is no answer at all is `Decode` too, and the process is killed.
     ///
     /// # Cancel safety
     ///
@@ -156,7 +157,7 @@ impl<T> Process<T> {
         T: DeserializeOwned,
     {
         self.running.converse().await;
-        if tokio::time::timeout(EXIT_WITHIN, self.kept().exited()).await.is_err() {
+        if tokio::time::timeout(EXIT_WITHIN, self.kept().exited_watched()).await.is_err() {
             // It has answered, or closed its socket, and yet goes on.
             let _ = self.kept().signal_group(libc::SIGKILL);
         }
@@ -183,7 +184,7 @@ impl<T> Process<T> {
     /// Nothing is lost when it is dropped; call it again.
     pub async fn wait(&mut self) -> io::Result<ExitStatus> {
         self.running.converse().await;
-        self.kept().exited().await.status.ok_or_else(unknown_status)
+        self.kept().exited_watched().await.status.ok_or_else(unknown_status)
     }
 
     /// Asks the process and its group to end: SIGTERM, which ends a task at once unless it handles that signal.
@@ -281,12 +282,21 @@ impl Running {
                     frame => frame,
                 },
             };
-            self.reply = match frame.map(|frame| frame.map(FromWorker::parse)) {
-                Ok(Some(Ok(FromWorker::Done(frame)))) => Reply::Done(frame),
-                Ok(Some(Ok(FromWorker::Failed(_, failure)))) => Reply::Failed(failure.into()),
-                Ok(Some(Ok(_) | Err(_)) | None) | Err(_) => Reply::None,
+            self.reply = match frame.and_then(|frame| frame.map(FromWorker::parse).transpose()) {
+                Ok(Some(FromWorker::Done(frame))) => Reply::Done(frame),
+                Ok(Some(FromWorker::Failed(_, failure))) => Reply::Failed(failure.into()),
+                // It is about to end, and how says more.
+                Ok(None) | Err(RecvError::Truncated | RecvError::Io(_)) => Reply::None,
+                Ok(Some(_)) => self.nonsense(RecvError::Protocol { reason: "not an answer to a task" }),
+                Err(error) => self.nonsense(error),
             };
         }
+    }
+
+    /// Something in there writes into our socket: it comes to no good end any more.
+    fn nonsense(&self, error: RecvError) -> Reply {
+        let _ = self.worker.child.kept().signal_group(libc::SIGKILL);
+        Reply::Failed(TaskError::Decode(Box::new(error)))
     }
 }
 

@@ -44,7 +44,7 @@ pub(crate) const GREETING: u8 = 6;
 pub(crate) const HELLO: u8 = 7;
 
 /// The version that this library speaks. It is never 0 or 255, so runs of equal bytes are no frame.
-const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 1;
 
 /// A frame that has been checked and holds all its bytes and fds.
 #[derive(Debug, Default)]
@@ -96,6 +96,13 @@ impl Head {
     /// What the first bytes announce, whatever the body's length; `None` if they are no header.
     pub(crate) fn peek(bytes: &[u8]) -> Option<Self> {
         Self::parse(bytes.first_chunk()?, usize::MAX).ok()
+    }
+
+    /// What they announce in another version, of which only the header is known to be alike.
+    pub(crate) fn peek_other_version(bytes: &[u8]) -> Option<(u8, Self)> {
+        let mut bytes: [u8; HEAD_LEN] = *bytes.first_chunk()?;
+        let version = std::mem::replace(&mut bytes[4], VERSION);
+        Some((version, Self::peek(&bytes)?)).filter(|(version, _)| *version != VERSION)
     }
 
     /// Reads a header, and checks it against the limits.
