@@ -1,14 +1,16 @@
 //! How cost grows: with the bytes of a task, the workers, the tasks that wait; and what an idle pool holds.
 //! `cargo bench --bench growth`.
 
+#[path = "support/bare.rs"]
+mod bare;
 mod support;
 
 use std::future::poll_fn;
-use std::io::{Read as _, Write as _};
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use bare::{Bare, Role, be_other_side};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::future::join_all;
@@ -18,6 +20,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 fn main() {
     multiproc::init();
+    be_other_side();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         idle().await;
@@ -57,19 +60,14 @@ async fn bytes() {
         let rounds = (1 << 27 >> power).clamp(1, 300);
         let runs = if power >= 26 { 1 } else { 3 };
         let payload = Bytes::from(vec![7_u8; len]);
-        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        std::thread::spawn(move || {
-            let mut bytes = vec![0; len];
-            while theirs.read_exact(&mut bytes).is_ok() && theirs.write_all(&bytes).is_ok() {}
-        });
-        ours.set_nonblocking(true).unwrap();
-        let mut ours = tokio::net::UnixStream::from_std(ours).unwrap();
+        let mut bare = Bare::start(Role::GiveBack(len));
         let mut warm = vec![1_u8; len];
-        let mut bare = async || {
+        let mut limit = async || {
+            let socket = bare.socket();
             each(rounds, async {
                 for _ in 0..rounds {
-                    ours.write_all(&payload).await.unwrap();
-                    ours.read_exact(&mut warm).await.unwrap();
+                    socket.write_all(&payload).await.unwrap();
+                    socket.read_exact(&mut warm).await.unwrap();
                 }
             })
             .await
@@ -83,7 +81,7 @@ async fn bytes() {
             })
             .await
         };
-        let times = in_turns!(runs; bare(), echo());
+        let times = in_turns!(runs; limit(), echo());
         let row = format!("echo of {len} B");
         line(&row, "limit: bare socket", micros(times[0]), "µs");
         line(&row, "multiproc", micros(times[1]), "µs");

@@ -2,12 +2,15 @@
 //!
 //! What counts is the ratio of figures that were taken in turns. `one-core` leaves out what needs two.
 
+#[path = "support/bare.rs"]
+mod bare;
 mod support;
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream as StdStream;
 use std::time::{Duration, Instant};
 
+use bare::{Bare, Role, be_other_side};
 use futures::future::join_all;
 use futures::{SinkExt as _, StreamExt as _};
 use multiproc::{Duplex, ProcessPool, Receiver, Sender, call, channel, duplex, spawn_process, task};
@@ -17,6 +20,7 @@ use tokio::net::UnixStream;
 
 fn main() {
     multiproc::init();
+    be_other_side();
     if std::env::args().any(|arg| arg == "nothing") {
         return;
     }
@@ -76,8 +80,8 @@ async fn there_and_back(place: &str) {
     one_by_one(&pool, ROUNDS).await;
     let busy = ProcessPool::builder().workers(1).busy_poll(Duration::from_micros(50)).build().unwrap();
     one_by_one(&busy, ROUNDS).await;
-    let mut raw = echo(40);
-    let times = in_turns!(11; ping(&mut raw, 40, ROUNDS), one_by_one(&pool, ROUNDS), one_by_one(&busy, ROUNDS));
+    let mut raw = Bare::start(Role::GiveBack(40));
+    let times = in_turns!(11; ping(raw.socket(), 40, ROUNDS), one_by_one(&pool, ROUNDS), one_by_one(&busy, ROUNDS));
     let row = format!("one task, {place}");
     line(&row, "limit: bare socket", micros(times[0]), "µs");
     line(&row, "multiproc", micros(times[1]), "µs");
@@ -206,19 +210,7 @@ async fn channels(place: &str) {
     let (mut tx, rx) = channel::<Message>().unwrap();
     let (done, mut counted) = channel().unwrap();
     let child = spawn_process(task!(count(rx, done).await)).await.unwrap();
-    let (ours, mut theirs) = StdStream::pair().unwrap();
-    std::thread::spawn(move || {
-        let (mut bytes, mut total) = (vec![0; 64 << 10], 0);
-        while let Ok(read @ 1..) = theirs.read(&mut bytes) {
-            total += read;
-            if total >= 20 * MESSAGES as usize {
-                total -= 20 * MESSAGES as usize;
-                theirs.write_all(&[1]).unwrap();
-            }
-        }
-    });
-    ours.set_nonblocking(true).unwrap();
-    let mut raw = UnixStream::from_std(ours).unwrap();
+    let mut bare = Bare::start(Role::Count(20 * MESSAGES as usize));
     // The last one asks for the count.
     let message = |n: u32| [u64::from(n + 1 < MESSAGES), 1, 2, 3];
     let mut awaited = async |tx: &Sender<Message>| {
@@ -233,9 +225,9 @@ async fn channels(place: &str) {
     let mut write_each = async || {
         each(MESSAGES, async {
             for _ in 0..MESSAGES {
-                raw.write_all(&[7; 20]).await.unwrap();
+                bare.socket().write_all(&[7; 20]).await.unwrap();
             }
-            raw.read_exact(&mut [0]).await.unwrap();
+            bare.socket().read_exact(&mut [0]).await.unwrap();
         })
         .await
     };
@@ -275,17 +267,8 @@ async fn channels(place: &str) {
 
     let (mut ours, theirs) = duplex::<u64, u64>().unwrap();
     let child = spawn_process(task!(give_back(theirs).await)).await.unwrap();
-    let (raw, far) = UnixStream::pair().unwrap();
-    let (mut raw, far) = (raw, far.into_std().unwrap());
     // Both sides of the limit are tokio's, as both sides of the channel are.
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let mut far = UnixStream::from_std(far).unwrap();
-            let mut bytes = [0; 18];
-            while far.read_exact(&mut bytes).await.is_ok() && far.write_all(&bytes).await.is_ok() {}
-        });
-    });
+    let mut bare = Bare::start(Role::GiveBackAsync(18));
     let mut typed = async |rounds: u32| {
         each(rounds, async {
             for n in 0..u64::from(rounds) {
@@ -296,7 +279,7 @@ async fn channels(place: &str) {
         .await
     };
     let row = format!("typed message there and back, {place}");
-    let times = in_turns!(11; ping(&mut raw, 18, 2_000), typed(2_000));
+    let times = in_turns!(11; ping(bare.socket(), 18, 2_000), typed(2_000));
     line(&row, "limit: tokio's UnixStream", micros(times[0]), "µs");
     line(&row, "multiproc", micros(times[1]), "µs");
     drop(ours);

@@ -9,7 +9,7 @@ mod support;
 
 use std::cell::RefCell;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -34,7 +34,7 @@ fn main() {
 
 /// A Python that measures one round of something each time that it is asked.
 pub(crate) struct Python {
-    child: RefCell<(Child, ChildStdin, BufReader<ChildStdout>)>,
+    child: RefCell<(Child, BufReader<ChildStdout>)>,
 }
 
 impl Python {
@@ -42,14 +42,14 @@ impl Python {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peers.py");
         let mut child =
             Command::new("python3").arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let (asks, answers) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        Self { child: RefCell::new((child, asks, answers)) }
+        let answers = BufReader::new(child.stdout.take().unwrap());
+        Self { child: RefCell::new((child, answers)) }
     }
 
     /// Seconds for each of what it did, as Python measured them.
     pub(crate) async fn round(&self, what: &str) -> Duration {
-        let (_, asks, answers) = &mut *self.child.borrow_mut();
-        writeln!(asks, "{what}").unwrap();
+        let (child, answers) = &mut *self.child.borrow_mut();
+        writeln!(child.stdin.as_ref().unwrap(), "{what}").unwrap();
         let mut answer = String::new();
         answers.read_line(&mut answer).unwrap();
         Duration::from_secs_f64(answer.trim().parse().unwrap())
@@ -58,9 +58,8 @@ impl Python {
 
 impl Drop for Python {
     fn drop(&mut self) {
-        let (child, ..) = self.child.get_mut();
-        let _ = child.kill();
-        let _ = child.wait();
+        // Which closes its stdin first, and so ends it and its workers; killed, it would leave them.
+        let _ = self.child.get_mut().0.wait();
     }
 }
 

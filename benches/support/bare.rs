@@ -1,0 +1,85 @@
+//! A bare socket to another process: the limit that a message or a task is held against.
+
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream as StdStream;
+use std::process::{Child, Command};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+
+/// What the other side of a bare socket does.
+#[derive(Clone, Copy)]
+#[allow(dead_code, reason = "not every program that measures needs each")]
+pub(crate) enum Role {
+    /// Gives back what it reads, so many bytes at a time, in plain blocking calls.
+    GiveBack(usize),
+    /// The same with tokio.
+    GiveBackAsync(usize),
+    /// Sends a byte each time that it has read so many.
+    Count(usize),
+}
+
+/// A bare socket to another process: the limit, of what the kernel asks for the same bytes.
+pub(crate) struct Bare {
+    pub(crate) socket: Option<UnixStream>,
+    child: Child,
+}
+
+impl Bare {
+    pub(crate) fn start(role: Role) -> Self {
+        let (ours, theirs) = StdStream::pair().unwrap();
+        let (name, size) = match role {
+            Role::GiveBack(size) => ("give-back", size),
+            Role::GiveBackAsync(size) => ("give-back-async", size),
+            Role::Count(size) => ("count", size),
+        };
+        let mut command = Command::new("/proc/self/exe");
+        let child = command.args([name, &size.to_string()]).stdin(OwnedFd::from(theirs)).spawn().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        Self { socket: Some(UnixStream::from_std(ours).unwrap()), child }
+    }
+
+    pub(crate) fn socket(&mut self) -> &mut UnixStream {
+        self.socket.as_mut().unwrap()
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        self.socket = None;
+        let _ = self.child.wait();
+    }
+}
+
+/// First in `main`: where this process is the other side of a [`Bare`], it does that and ends.
+pub(crate) fn be_other_side() {
+    let args: Vec<_> = std::env::args().collect();
+    let [_, name, size] = &args[..] else { return };
+    let Ok(size) = size.parse::<usize>() else { return };
+    let mut socket = StdStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
+    let mut bytes = vec![0; size];
+    match name.as_str() {
+        "give-back" => while socket.read_exact(&mut bytes).is_ok() && socket.write_all(&bytes).is_ok() {},
+        "give-back-async" => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                socket.set_nonblocking(true).unwrap();
+                let mut socket = UnixStream::from_std(socket).unwrap();
+                while socket.read_exact(&mut bytes).await.is_ok() && socket.write_all(&bytes).await.is_ok() {}
+            });
+        }
+        "count" => {
+            let (mut bytes, mut total) = (vec![0; 64 << 10], 0);
+            while let Ok(read @ 1..) = socket.read(&mut bytes) {
+                total += read;
+                if total >= size {
+                    total -= size;
+                    socket.write_all(&[1]).unwrap();
+                }
+            }
+        }
+        _ => return,
+    }
+    std::process::exit(0);
+}
