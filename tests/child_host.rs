@@ -82,8 +82,7 @@ fn a_thousand_children_leave_nothing() {
 #[test]
 fn a_verb_dropped_at_any_point_leaves_nothing() {
     alone("a_verb_dropped_at_any_point_leaves_nothing", async || {
-        // As many at once as there are ever threads to start them.
-        futures::future::join_all((0..64).map(|_| Command::new("true").output())).await;
+        Command::new("true").output().await.unwrap();
         let before = (open_fds(), threads());
         let mut finished = 0;
         for polls in 0..400 {
@@ -103,10 +102,28 @@ fn a_verb_dropped_at_any_point_leaves_nothing() {
                 }
             }
         }
-        while !has_no_child() || open_fds() > before.0 {
+        while !has_no_child() || open_fds() > before.0 || threads() > before.1 {
             tokio::task::yield_now().await;
         }
         assert_eq!((open_fds(), threads()), before, "{finished} finished");
+    });
+}
+
+#[test]
+fn many_starts_at_once_leave_no_more_threads_than_one() {
+    alone("many_starts_at_once_leave_no_more_threads_than_one", async || {
+        Command::new("true").output().await.unwrap();
+        let before = threads();
+        for _ in 0..3 {
+            for result in futures::future::join_all((0..64).map(|_| Command::new("true").output())).await {
+                assert!(result.unwrap().status.success());
+            }
+            while threads() > before {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert_eq!(Command::new("echo").arg("again").read().await.unwrap(), "again");
+        assert_eq!(threads(), before);
     });
 }
 

@@ -58,6 +58,9 @@ async fn ask(request: Request) -> io::Result<Result<Started, Box<Refused>>> {
 /// What waits to be started. It is bounded by the number of `spawn_async` futures that somebody holds.
 static DESK: Mutex<Desk> = Mutex::new(Desk { orders: VecDeque::new(), threads: 0, free: 0 });
 
+/// How long a thread that is one too many stays when there is no more to start.
+const STAYS: Duration = Duration::from_millis(100);
+
 /// Rings when there is an order.
 static BELL: Condvar = Condvar::new();
 
@@ -96,15 +99,25 @@ fn most() -> usize {
     *MOST.get_or_init(|| thread::available_parallelism().map_or(4, |count| count.get().max(4)))
 }
 
-/// Waits for an order.
-fn next() -> Order {
+/// Waits for an order. One thread waits for ever; the others are there for many orders at once, and end after that.
+fn next() -> Option<Order> {
     let mut desk = desk();
     loop {
         if let Some(order) = desk.orders.pop_front() {
             desk.free -= 1;
-            return order;
+            return Some(order);
         }
-        desk = BELL.wait(desk).unwrap_or_else(PoisonError::into_inner);
+        if desk.threads == 1 {
+            desk = BELL.wait(desk).unwrap_or_else(PoisonError::into_inner);
+            continue;
+        }
+        let (now, waited) = BELL.wait_timeout(desk, STAYS).unwrap_or_else(PoisonError::into_inner);
+        desk = now;
+        if waited.timed_out() && desk.orders.is_empty() && desk.threads > 1 {
+            desk.threads -= 1;
+            desk.free -= 1;
+            return None;
+        }
     }
 }
 
@@ -115,8 +128,7 @@ fn desk() -> MutexGuard<'static, Desk> {
 fn run() {
     // A signal for the host must not be handled here, let alone kill it because this thread has not blocked it.
     SignalMask::full().install();
-    loop {
-        let Order { request, mask, reply } = next();
+    while let Some(Order { request, mask, reply }) = next() {
         // Its future may have been dropped while it waited here.
         let result = (!reply.is_closed()).then(|| {
             let before = mask.install();
