@@ -358,15 +358,23 @@ impl From<PackError> for TaskError {
 
 /// Encodes a task. `max` bounds the body in bytes.
 pub(crate) fn pack<T: Task>(task: &T, max: usize) -> Result<Parcel, PackError> {
-    let name = type_name::<T>();
-    let entry = image::offset_of(T::ENTRY).ok_or(PackError::Foreign { task: name })?;
-    let mut parts = Parts::new(Run::begin(entry, check(name)));
-    let packed = catch_unwind(AssertUnwindSafe(|| fds::collect(|| parts.encode(task, max))));
+    pack_for((T::ENTRY, type_name::<T>()), task.task_name(), |parts| parts.encode(task, max))
+}
+
+/// Makes a parcel for an entry and its name; `encode` appends the arguments.
+pub(crate) fn pack_for(
+    (entry, of): (&'static Entry<Runner>, &'static str),
+    name: &'static str,
+    encode: impl FnOnce(&mut Parts) -> Result<(), EncodeError>,
+) -> Result<Parcel, PackError> {
+    let entry = image::offset_of(entry).ok_or(PackError::Foreign { task: of })?;
+    let mut parts = Parts::new(Run::begin(entry, check(of)));
+    let packed = catch_unwind(AssertUnwindSafe(|| fds::collect(|| encode(&mut parts))));
     match packed {
         Ok((Ok(()), fds)) => {
             let (body, more) =
                 if parts.is_written() { (Run::finish(parts.written), Vec::new()) } else { parts.take(0) };
-            Ok(Parcel { name: task.task_name(), body, more, fds })
+            Ok(Parcel { name, body, more, fds })
         }
         Ok((Err(EncodeError::Failed(source)), _)) => Err(PackError::Encode(source)),
         Ok((Err(EncodeError::TooLarge { len, max }), _)) => Err(PackError::TooLarge { len, max }),

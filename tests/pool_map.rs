@@ -50,23 +50,6 @@ async fn a_failure_is_an_item_and_the_others_go_on() {
     within(pool.close()).await;
 }
 
-#[tokio::test]
-async fn a_death_takes_its_chunk_and_no_other() {
-    let pool = ProcessPool::new(2);
-    for chunk in [1, 2, 4] {
-        let results: Vec<_> =
-            within(pool.map(0..8, |n| if n == 2 { std::process::abort() } else { n }).chunk(chunk).collect()).await;
-        for (n, result) in results.into_iter().enumerate() {
-            match result {
-                Ok(value) => assert!(value == n && n / chunk != 2 / chunk),
-                Err(TaskError::Died { .. }) => assert_eq!(n / chunk, 2 / chunk),
-                Err(other) => panic!("{other:?}"),
-            }
-        }
-    }
-    within(pool.close()).await;
-}
-
 /// Inputs that count how many of them were taken.
 fn counted<T>(inputs: impl Iterator<Item = T>) -> (impl Iterator<Item = T>, Arc<AtomicUsize>) {
     let pulled = Arc::new(AtomicUsize::new(0));
@@ -251,13 +234,18 @@ async fn an_item_that_cannot_travel_fails_alone_in_its_chunk() {
     within(pool.close()).await;
 }
 
+/// Inputs may be endless, and no other can fare better.
 #[tokio::test]
-async fn on_a_closed_pool_every_item_says_so() {
+async fn on_a_closed_pool_the_first_inputs_say_so_and_no_more_are_taken() {
     let pool = ProcessPool::new(2);
     within(pool.close()).await;
-    let results: Vec<_> = within(pool.map(0..10, |n| n).chunk(3).collect()).await;
-    assert_eq!(results.len(), 10);
-    assert!(results.iter().all(|result| matches!(result, Err(TaskError::Closed))));
+    for chunk in [1, 3] {
+        let (inputs, pulled) = counted(0_u64..);
+        let results: Vec<_> = within(pool.map(inputs, |n| n).chunk(chunk).collect()).await;
+        assert_eq!(results.len(), chunk, "one chunk");
+        assert!(results.iter().all(|result| matches!(result, Err(TaskError::Closed))));
+        assert_eq!(pulled.load(Ordering::Relaxed), chunk);
+    }
 }
 
 #[tokio::test]

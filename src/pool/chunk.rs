@@ -1,129 +1,201 @@
 //! Several calls of one function as one task: how a chunk of `map` travels, and how it is run.
 //!
 //! Inside a chunk every input and every result is encoded by itself and every call is guarded by itself, so what fails
-//! fails alone. How large a chunk is, and when it is sent, is decided in `map.rs`.
+//! fails alone. The worker keeps each result where its own death can't reach it before it makes the next call, so a chunk
+//! can go on behind the call that ended its worker: see `parts.rs`. How large a chunk is, and when it is sent, is decided in
+//! `map.rs`.
 
 use std::any::type_name;
-use std::cell::Cell;
-use std::fmt;
 use std::marker::PhantomData;
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use bytes::{BufMut as _, BytesMut};
-use serde::de::{DeserializeOwned, Error as _, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use crate::sys::image;
-use crate::task::Task;
-use crate::wire::body::{self, EncodeError};
+use crate::error::{BoxError, TaskError};
+use crate::sys::image::{self, Entry};
+use crate::sys::ledger::KEPT;
+use crate::task::{self, PackError, Parcel, Runner};
+use crate::wire::body::{self, EncodeError, Parts};
+use crate::wire::fds::{self, Arrived};
 use crate::wire::message::Failure;
-use crate::worker::catch;
-
-/// One input or result, or why there is none.
-pub(super) type One<T> = Result<T, Box<Failure>>;
+use crate::worker::{Progress, catch};
 
 /// Set in the length of what is a failure.
 const FAILED: u32 = 1 << 31;
 
-/// The largest body of one value, in bytes.
+/// The largest body of one input, in bytes.
 const MAX_ONE: usize = FAILED as usize - 1;
 
-#[derive(Serialize, Deserialize)]
-#[serde(bound = "A: Serialize + DeserializeOwned")]
-pub(super) struct Chunk<F, A, R> {
-    inputs: Each<A>,
-    #[serde(skip)]
-    function: PhantomData<fn() -> (F, R)>,
-}
+/// What an answer begins with: how many results follow (a `u32`), and how many nanoseconds their calls took (a `u64`).
+pub(super) const HEAD_LEN: usize = 12;
 
-impl<F, A, R> Chunk<F, A, R> {
-    pub(super) fn new(inputs: Vec<One<A>>) -> Self {
-        Self { inputs: Each { values: inputs, bytes: 0 }, function: PhantomData }
-    }
-}
+/// The calls of `F` on inputs of type `A`: the type that says which code runs.
+struct Calls<F, A, R>(PhantomData<(F, A, R)>);
 
-/// What comes back: one result of each input.
-#[derive(Serialize, Deserialize)]
-#[serde(bound = "R: Serialize + DeserializeOwned")]
-pub(super) struct Results<R> {
-    pub(super) of: Each<R>,
-    /// How long the calls took together.
-    pub(super) nanos: u64,
-    /// How many bytes the inputs took.
-    pub(super) bytes: usize,
-}
-
-impl<F, A, R> Task for Chunk<F, A, R>
+impl<F, A, R> Calls<F, A, R>
 where
     F: Fn(A) -> R + Copy + Send + 'static,
     A: Serialize + DeserializeOwned + Send + 'static,
     R: Serialize + DeserializeOwned + Send + 'static,
 {
-    type Output = Results<R>;
-
-    fn run(self) -> Results<R> {
-        let function = image::conjure::<F>();
-        let Each { values: inputs, bytes } = self.inputs;
-        let begun = Instant::now();
-        let mut results = Vec::with_capacity(inputs.len());
-        for_each(inputs.into_iter(), &mut results, |input| input.map(function));
-        let nanos = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        Results { of: Each { values: results, bytes: 0 }, nanos, bytes }
-    }
-
-    fn task_name(&self) -> &'static str {
-        type_name::<F>()
-    }
+    const ENTRY: &'static Entry<Runner> = &Entry::new(type_name::<Self>, run::<F, A, R>);
 }
 
-/// Makes one of each. A panic is the failure of that one; guarding all at once costs nothing for those that don't.
-fn for_each<T, R>(mut from: impl Iterator<Item = T>, to: &mut Vec<One<R>>, make: impl Fn(T) -> One<R>) {
-    while let Err(panic) = catch(|| from.by_ref().for_each(|one| to.push(make(one)))) {
-        to.push(Err(Box::new(Failure::Panicked(panic))));
+/// Encodes calls of a function on these inputs. `max` bounds the body in bytes.
+pub(super) fn pack<F, A, R>(inputs: &[A], max: usize) -> Result<Parcel, PackError>
+where
+    F: Fn(A) -> R + Copy + Send + 'static,
+    A: Serialize + DeserializeOwned + Send + 'static,
+    R: Serialize + DeserializeOwned + Send + 'static,
+{
+    let entry = (Calls::<F, A, R>::ENTRY, type_name::<Calls<F, A, R>>());
+    task::pack_for(entry, type_name::<F>(), |parts| {
+        let out = &mut parts.written;
+        let start = out.len();
+        encode_each(inputs, out);
+        let len = out.len() - start;
+        if len > max { Err(EncodeError::TooLarge { len: len as u64, max: max as u64 }) } else { Ok(()) }
+    })
+}
+
+/// Makes the calls, in the worker: one after the other, until all are made or an answer is due: because a result
+/// can't be kept, or because the call just made was to stop.
+#[expect(clippy::unnecessary_wraps, reason = "it is a `Runner`")]
+fn run<F, A, R>(inputs: Bytes, arrived: Vec<OwnedFd>, out: &mut Parts, max: usize) -> Result<Vec<OwnedFd>, Failure>
+where
+    F: Fn(A) -> R + Copy + Send + 'static,
+    A: Serialize + DeserializeOwned + Send + 'static,
+    R: Serialize + DeserializeOwned + Send + 'static,
+{
+    let function = image::conjure::<F>();
+    let out = &mut out.written;
+    let head = out.len();
+    // Results are often about as large as their inputs.
+    out.reserve(HEAD_LEN + inputs.len().min(KEPT) * 5 / 4);
+    out.put_bytes(0, HEAD_LEN);
+    // So that an answer is never too large for a frame: what comes before its last result has been kept.
+    let max_one = max.min(MAX_ONE).saturating_sub(HEAD_LEN + KEPT);
+    let (mut arrived, mut leaving) = (Arrived::new(arrived), Vec::new());
+    let mut progress = Progress::begin();
+    let mut rest = Bodies(&inputs);
+    for _ in 0..progress.first() {
+        rest.next();
     }
-}
-
-/// Values that are encoded one by one, each behind its length.
-pub(super) struct Each<T> {
-    pub(super) values: Vec<One<T>>,
-    /// How many bytes they took when they came.
-    pub(super) bytes: usize,
-}
-
-impl<T: Serialize> Serialize for Each<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut out = BytesMut::with_capacity(self.values.len() * 12);
-        // How many values are whole in `out`, and where the last of them ends.
-        let (whole, end) = (Cell::new(0), Cell::new(0));
-        while let Err(panic) = catch(|| {
-            for value in &self.values[whole.get()..] {
-                match value {
-                    Ok(value) => encode_one(value, &mut out),
-                    Err(failure) => put_failure(failure, &mut out),
+    let mut start = out.len();
+    let begun = Instant::now();
+    // A panic is the failure of that one call; guarding all at once costs nothing for those that don't.
+    while let Err(panic) = catch(|| {
+        for (is_failure, body) in rest.by_ref() {
+            match arrived.decode(|| decode_one::<A>(is_failure, body)) {
+                Ok(input) => {
+                    let result = function(input);
+                    leaving = encode_result(&result, out, max_one);
                 }
-                whole.set(whole.get() + 1);
-                end.set(out.len());
+                Err(failure) => put_failure(&failure, out),
             }
-        }) {
-            out.truncate(end.get());
-            put_failure(&Failure::Panicked(panic), &mut out);
-            whole.set(whole.get() + 1);
-            end.set(out.len());
+            // What has fds can't be kept.
+            let goes_on = progress.made_one(leaving.is_empty().then(|| &out[start..]));
+            start = out.len();
+            if !goes_on {
+                return;
+            }
         }
-        serializer.serialize_bytes(&out)
+    }) {
+        out.truncate(start);
+        put_failure(&Failure::Panicked(panic), out);
+        let goes_on = progress.made_one(Some(&out[start..]));
+        start = out.len();
+        if !goes_on {
+            break;
+        }
+    }
+    let nanos = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let mut place = &mut out[head..head + HEAD_LEN];
+    place.put_u32_le(progress.made());
+    place.put_u64_le(nanos);
+    Ok(leaving)
+}
+
+/// Takes an answer's head off: how many results follow, and how many nanoseconds their calls took.
+pub(super) fn take_head(answer: &mut Bytes) -> Option<(u32, u64)> {
+    (answer.len() >= HEAD_LEN).then(|| (answer.get_u32_le(), answer.get_u64_le()))
+}
+
+/// Decodes `count` results and appends them. Where there is another number of them, each is an error.
+pub(super) fn unpack<R: DeserializeOwned>(
+    count: usize,
+    results: &[u8],
+    arrived: Vec<OwnedFd>,
+    to: &mut Vec<Result<R, Box<TaskError>>>,
+) {
+    let (mut bodies, mut arrived, before) = (Bodies(results), Arrived::new(arrived), to.len());
+    while let Err(panic) = catch(|| {
+        for (is_failure, body) in bodies.by_ref() {
+            let one = arrived.decode(|| decode_one(is_failure, body));
+            to.push(one.map_err(|failure| Box::new((*failure).into())));
+        }
+    }) {
+        to.push(Err(Box::new(TaskError::Panicked(panic))));
+    }
+    if to.len() - before != count || !bodies.0.is_empty() {
+        to.truncate(before);
+        to.extend(
+            (0..count)
+                .map(|_| Err(Box::new(TaskError::Decode("a chunk came back with another number of results".into())))),
+        );
     }
 }
 
-fn encode_one<T: Serialize>(value: &T, out: &mut BytesMut) {
+/// Encodes values one by one, each behind its length; one that can't be encoded is a failure in its place.
+fn encode_each<T: Serialize>(values: &[T], out: &mut BytesMut) {
+    out.reserve(values.len() * 12);
+    let (mut rest, mut start) = (values.iter(), out.len());
+    while let Err(panic) = catch(|| {
+        for value in rest.by_ref() {
+            encode_one(value, out, MAX_ONE);
+            start = out.len();
+        }
+    }) {
+        out.truncate(start);
+        put_failure(&Failure::Panicked(panic), out);
+        start = out.len();
+    }
+}
+
+/// Encodes a result. Gives the fds in it.
+fn encode_result<T: Serialize>(result: &T, out: &mut BytesMut, max: usize) -> Vec<OwnedFd> {
+    // Outside a message an fd is an error, and nearly nothing has one: where it is that, it is encoded once more.
+    match try_one(result, out, max) {
+        Ok(()) => Vec::new(),
+        Err(_) => fds::collect(|| encode_one(result, out, max)).1,
+    }
+}
+
+#[inline]
+fn encode_one<T: Serialize>(value: &T, out: &mut BytesMut, max: usize) {
+    if let Err(failure) = try_one(value, out, max) {
+        put_failure(&failure, out);
+    }
+}
+
+/// Encodes a value behind its length, or leaves everything as it was.
+#[inline]
+fn try_one<T: Serialize>(value: &T, out: &mut BytesMut, max: usize) -> Result<(), Failure> {
     let start = out.len();
     out.put_u32_le(0);
-    let failure = match body::encode(value, out, MAX_ONE) {
-        Ok(()) => return put_len(out, start, 0),
+    let failure = match body::encode(value, out, max) {
+        Ok(()) => {
+            put_len(out, start, 0);
+            return Ok(());
+        }
         Err(EncodeError::Failed(error)) => Failure::Encode(error.to_string()),
         Err(EncodeError::TooLarge { len, max }) => Failure::TooLarge { len, max },
     };
     out.truncate(start);
-    put_failure(&failure, out);
+    Err(failure)
 }
 
 fn put_failure(failure: &Failure, out: &mut BytesMut) {
@@ -134,37 +206,16 @@ fn put_failure(failure: &Failure, out: &mut BytesMut) {
     put_len(out, start, FAILED);
 }
 
+#[inline]
 fn put_len(out: &mut BytesMut, start: usize, mark: u32) {
     let len = u32::try_from(out.len() - start - 4).expect("a body is limited when it is encoded");
     out[start..start + 4].copy_from_slice(&(len | mark).to_le_bytes());
 }
 
-impl<'de, T: DeserializeOwned> Deserialize<'de> for Each<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Decode<T>(PhantomData<T>);
+/// Encoded values, one by one, and whether each is a failure; what is left when it ends is none.
+struct Bodies<'a>(&'a [u8]);
 
-        impl<T: DeserializeOwned> Visitor<'_> for Decode<T> {
-            type Value = Each<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the values of a chunk")
-            }
-
-            fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Each<T>, E> {
-                let (mut values, mut parts) = (Vec::new(), Parts(bytes));
-                for_each(parts.by_ref(), &mut values, |(is_failure, body)| decode_one(is_failure, body));
-                if parts.0.is_empty() { Ok(Each { values, bytes: bytes.len() }) } else { Err(E::custom("cut off")) }
-            }
-        }
-
-        deserializer.deserialize_bytes(Decode(PhantomData)).map_err(D::Error::custom)
-    }
-}
-
-/// The encoded values, one by one; what is left when it ends is none.
-struct Parts<'a>(&'a [u8]);
-
-impl<'a> Iterator for Parts<'a> {
+impl<'a> Iterator for Bodies<'a> {
     type Item = (bool, &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -176,8 +227,9 @@ impl<'a> Iterator for Parts<'a> {
     }
 }
 
-fn decode_one<T: DeserializeOwned>(is_failure: bool, body: &[u8]) -> One<T> {
-    let unreadable = |error: crate::error::BoxError| Box::new(Failure::Decode(error.to_string()));
+#[inline]
+fn decode_one<T: DeserializeOwned>(is_failure: bool, body: &[u8]) -> Result<T, Box<Failure>> {
+    let unreadable = |error: BoxError| Box::new(Failure::Decode(error.to_string()));
     if is_failure {
         return Err(Box::new(body::decode(body).map_err(unreadable)?));
     }
@@ -189,31 +241,32 @@ mod tests {
     use super::*;
     use crate::error::Panic;
 
-    fn sent<T: Serialize + DeserializeOwned>(values: Vec<One<T>>) -> Vec<One<T>> {
-        let mut out = BytesMut::new();
-        body::encode(&Each { values, bytes: 0 }, &mut out, usize::MAX).unwrap();
-        body::decode::<Each<T>>(&out).unwrap().values
+    fn read(count: usize, bytes: &[u8]) -> Vec<Result<String, Box<TaskError>>> {
+        let mut back = Vec::new();
+        unpack(count, bytes, Vec::new(), &mut back);
+        back
     }
 
     #[test]
     fn values_and_failures_arrive_in_their_places() {
-        let failure = || Box::new(Failure::Panicked(Panic::new("no")));
-        let back = sent(vec![Ok("one".to_owned()), Err(failure()), Ok(String::new())]);
+        let mut out = BytesMut::new();
+        encode_each(&["one"], &mut out);
+        put_failure(&Failure::Panicked(Panic::new("no")), &mut out);
+        encode_each(&[""], &mut out);
+        let back = read(3, &out);
         assert!(matches!(&back[..], [Ok(one), Err(no), Ok(empty)]
-            if one == "one" && empty.is_empty() && matches!(&**no, Failure::Panicked(panic) if panic.message == "no")));
-        assert!(sent(vec![Ok(()), Ok(()), Ok(())]).iter().all(Result::is_ok), "also what takes no bytes");
+            if one == "one" && empty.is_empty() && matches!(&**no, TaskError::Panicked(panic) if panic.message == "no")));
+        let (mut nothing, mut back) = (BytesMut::new(), Vec::new());
+        encode_each(&[(), (), ()], &mut nothing);
+        unpack::<()>(3, &nothing, Vec::new(), &mut back);
+        assert!(back.len() == 3 && back.iter().all(Result::is_ok), "also what takes no bytes");
     }
 
     #[test]
-    fn lengths_that_lie_are_an_error() {
-        for lie in [&[1, 0, 0, 0][..], &[0, 0, 0], &[255; 4], &[0, 0, 0, 0, 2, 0, 0, 0, 7]] {
-            let mut out = BytesMut::new();
-            body::encode(&serde_bytes_like(lie), &mut out, usize::MAX).unwrap();
-            assert!(body::decode::<Each<u8>>(&out).is_err(), "{lie:?}");
+    fn lengths_and_counts_that_lie_are_errors_in_the_right_number() {
+        for lie in [&[1, 0, 0, 0][..], &[0, 0, 0], &[255; 4], &[1, 0, 0, 0, 0, 2, 0, 0, 0, 7], &[1, 0, 0, 0, 0]] {
+            let back = read(2, lie);
+            assert!(back.len() == 2 && back.iter().all(Result::is_err), "{lie:?}");
         }
-    }
-
-    fn serde_bytes_like(bytes: &[u8]) -> bytes::Bytes {
-        bytes::Bytes::copy_from_slice(bytes)
     }
 }

@@ -175,11 +175,18 @@ impl Shared {
     }
 
     /// A worker has answered tasks. If it has none left, or is to get more ahead, it gets them; a worn one ends instead.
-    pub(super) fn answered(self: &Arc<Self>, seat: &Arc<Seat>, endings: &[Ending], worn: bool) -> Turn {
+    pub(super) fn answered(
+        self: &Arc<Self>,
+        seat: &Arc<Seat>,
+        endings: &[Ending],
+        unfinished: impl IntoIterator<Item = Arc<Job>>,
+        worn: bool,
+    ) -> Turn {
         let mut state = self.state();
         for &ending in endings {
             state.counts.add(ending);
         }
+        state.resume(unfinished);
         let surplus = state.seats.len() > state.target && state.staying() > state.target;
         let mut desk = seat.desk();
         let over = worn || surplus || desk.state == WorkerState::Draining || state.phase == Phase::Cancelled;

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::answers::Misbehaved;
+use super::parts::{Part, Parts};
 use super::seat::Seat;
 use super::times::Stamp;
 use super::trace::Span;
@@ -45,6 +47,8 @@ pub(super) struct Job {
     pub(super) timeout: Option<Duration>,
     /// Whether somebody waits for its slot: then it is given one, and not sent ahead to a busy worker.
     wants_slot: bool,
+    /// Whether it is a chunk, some calls of which may have results before it has an outcome.
+    pub(super) is_chunk: bool,
     pub(super) submitted: Stamp,
     cell: Mutex<Cell>,
 }
@@ -53,19 +57,26 @@ pub(super) struct Job {
 struct Cell {
     stage: Stage,
     body: Bytes,
+    /// Who waits for its outcome; or, if somebody waits for its slot, first for that.
+    waker: Option<Waker>,
+    rare: Option<Box<Rare>>,
+    span: Span,
+}
+
+/// What few jobs have: a million of them may wait, and each byte counts.
+#[derive(Debug, Default)]
+struct Rare {
     /// What follows the body's beginning.
     more: Vec<Bytes>,
     fds: Vec<OwnedFd>,
     /// How often it may be run again after its worker's death.
     retries: u32,
-    /// One more than workers died while they ran it.
-    attempt: u32,
+    /// How many workers died while they ran it.
+    deaths: u32,
     /// How often a worker died before it had begun it.
     bounces: u32,
-    waker: Option<Waker>,
-    /// Who waits until it has a slot.
-    slot_waker: Option<Waker>,
-    span: Span,
+    /// How far it has come, if it is a chunk.
+    parts: Option<Parts>,
 }
 
 #[derive(Debug)]
@@ -82,27 +93,21 @@ enum Stage {
 }
 
 impl Job {
-    pub(super) fn new(pool: &str, parcel: Parcel, wishes: Wishes, wants_slot: bool) -> Arc<Self> {
+    pub(super) fn new(pool: &str, parcel: Parcel, wishes: Wishes, wants_slot: bool, parts: Option<Parts>) -> Arc<Self> {
         let Wishes { name, timeout, retries } = wishes;
-        let name = name.unwrap_or(Cow::Borrowed(parcel.name));
+        let Parcel { name: function, body, more, fds } = parcel;
+        let name = name.unwrap_or(Cow::Borrowed(function));
         let span = Span::begin(pool, &name);
+        let is_chunk = parts.is_some();
+        let plain = more.is_empty() && fds.is_empty() && retries == 0 && !is_chunk;
+        let rare = (!plain).then(|| Box::new(Rare { more, fds, retries, parts, ..Rare::default() }));
         Arc::new(Self {
             name,
             submitted: Stamp::default(),
             timeout,
             wants_slot,
-            cell: Mutex::new(Cell {
-                stage: Stage::Queued,
-                body: parcel.body,
-                more: parcel.more,
-                fds: parcel.fds,
-                retries,
-                attempt: 1,
-                bounces: 0,
-                waker: None,
-                slot_waker: None,
-                span,
-            }),
+            is_chunk,
+            cell: Mutex::new(Cell { stage: Stage::Queued, body, waker: None, rare, span }),
         })
     }
 
@@ -113,7 +118,9 @@ impl Job {
         match cell.stage {
             Stage::Queued => {
                 cell.stage = Stage::Assigned;
-                wake.extend(cell.slot_waker.take());
+                if self.wants_slot {
+                    wake.extend(cell.waker.take());
+                }
                 true
             }
             Stage::Assigned => true,
@@ -125,7 +132,7 @@ impl Job {
     pub(super) fn poll_assigned(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut cell = self.cell();
         if matches!(cell.stage, Stage::Queued) {
-            cell.slot_waker = Some(cx.waker().clone());
+            cell.waker = Some(cx.waker().clone());
             Poll::Pending
         } else {
             Poll::Ready(())
@@ -140,14 +147,21 @@ impl Job {
         if !matches!(cell.stage, Stage::Queued | Stage::Assigned) {
             return false;
         }
-        let fds: io::Result<Vec<_>> = cell.fds.iter().map(socket::duplicate).collect();
+        let rare = cell.rare.as_deref();
+        let (deaths, first) = rare.map_or((0, 0), |rare| (rare.deaths, rare.parts.as_ref().map_or(0, Parts::known)));
+        let (more, fds) = rare.map_or((&[][..], &[][..]), |rare| (&rare.more, &rare.fds));
+        let fds: io::Result<Vec<_>> = fds.iter().map(socket::duplicate).collect();
         match fds {
             Ok(fds) => {
-                cell.stage = Stage::Sent(Arc::clone(seat));
-                if cell.attempt > 1 {
-                    outbox.push(Frame { kind: Kind::Attempt as u8, id: cell.attempt.into(), ..Frame::default() });
+                if deaths > 0 {
+                    let attempt = u64::from(deaths) + 1;
+                    outbox.push(Frame { kind: Kind::Attempt as u8, id: attempt, ..Frame::default() });
                 }
-                outbox.push_shared(Kind::Run as u8, id, (&cell.body, &cell.more), fds);
+                if first > 0 {
+                    outbox.push(Frame { kind: Kind::Resume as u8, id: first.into(), ..Frame::default() });
+                }
+                outbox.push_shared(Kind::Run as u8, id, (&cell.body, more), fds);
+                cell.stage = Stage::Sent(Arc::clone(seat));
                 true
             }
             Err(error) => {
@@ -161,7 +175,8 @@ impl Job {
     /// Whether it may be sent to a worker that is still busy with another.
     pub(super) fn may_go_ahead(&self) -> bool {
         let cell = self.cell();
-        !self.wants_slot && cell.more.is_empty() && cell.body.len() <= LARGEST_AHEAD
+        let whole = cell.rare.as_ref().is_none_or(|rare| rare.more.is_empty());
+        !self.wants_slot && whole && cell.body.len() <= LARGEST_AHEAD
     }
 
     /// It was sent and not begun: puts it back. `false`: nobody wants it any more.
@@ -178,9 +193,13 @@ impl Job {
     /// too large for their memory, say, is not sent for ever.
     pub(super) fn bounce(&self) -> bool {
         let mut cell = self.cell();
-        let again = matches!(cell.stage, Stage::Sent(_)) && cell.bounces < MOST_BOUNCES;
+        if !matches!(cell.stage, Stage::Sent(_)) {
+            return false;
+        }
+        let rare = cell.rare.get_or_insert_default();
+        let again = rare.bounces < MOST_BOUNCES;
         if again {
-            cell.bounces += 1;
+            rare.bounces += 1;
             cell.stage = Stage::Queued;
         }
         again
@@ -198,13 +217,53 @@ impl Job {
     /// Its worker died while it had it: whether it is to run again.
     pub(super) fn take_retry(&self) -> bool {
         let mut cell = self.cell();
-        let again = cell.retries > 0 && matches!(cell.stage, Stage::Sent(_));
+        let sent = matches!(cell.stage, Stage::Sent(_));
+        let Some(rare) = cell.rare.as_mut().filter(|rare| sent && rare.retries > 0) else { return false };
+        rare.retries -= 1;
+        rare.deaths += 1;
+        cell.stage = Stage::Queued;
+        true
+    }
+
+    /// Keeps results that a chunk's worker had before its end.
+    pub(super) fn keep(&self, count: u32, results: Bytes) {
+        if let Some(parts) = self.cell().parts() {
+            parts.keep(count, results);
+        }
+    }
+
+    /// The call of a chunk that was running has failed. `true`: the others are to run.
+    pub(super) fn fail_part(&self, error: impl FnOnce() -> TaskError) -> bool {
+        let mut cell = self.cell();
+        let sent = matches!(cell.stage, Stage::Sent(_));
+        let Some(parts) = cell.parts().filter(|_| sent) else { return false };
+        if !parts.is_whole() {
+            parts.fail(error());
+        }
+        let again = !parts.is_whole();
         if again {
-            cell.retries -= 1;
-            cell.attempt += 1;
             cell.stage = Stage::Queued;
         }
         again
+    }
+
+    /// Takes a chunk's answer; with `stopped` its last call is to have that outcome. Gives the chunk's own outcome, if it has
+    /// one by now; otherwise it is to go on.
+    pub(super) fn answer_part(&self, frame: Frame, stopped: Option<TaskError>) -> Result<Option<Outcome>, Misbehaved> {
+        let mut cell = self.cell();
+        let wanted = matches!(cell.stage, Stage::Sent(_));
+        let Some(parts) = cell.parts() else { return Err(Misbehaved) };
+        parts.answer(frame, stopped).ok_or(Misbehaved)?;
+        if parts.is_whole() || !wanted {
+            return Ok(Some(Ok(Frame::default())));
+        }
+        cell.stage = Stage::Queued;
+        Ok(None)
+    }
+
+    /// What a chunk's calls came to, as far as it is known; once it has an outcome.
+    pub(super) fn take_parts(&self) -> Vec<Part> {
+        self.cell().parts().map(Parts::take).unwrap_or_default()
     }
 
     /// Gives the outcome up: the task need not run, or be finished. Gives the worker that has it, to be told.
@@ -294,16 +353,24 @@ impl Cell {
         });
         self.stage = stage;
         self.body = Bytes::new();
-        self.more = Vec::new();
-        self.fds.clear();
+        if let Some(rare) = &mut self.rare {
+            rare.more = Vec::new();
+            rare.fds = Vec::new();
+        }
+    }
+
+    fn parts(&mut self) -> Option<&mut Parts> {
+        self.rare.as_mut()?.parts.as_mut()
     }
 }
 
 /// Wakes whoever waits and ends the span, after the lock is gone: both run other people's code.
 fn wake(mut cell: MutexGuard<'_, Cell>) {
-    let wakers = [cell.waker.take(), cell.slot_waker.take()];
+    let waker = cell.waker.take();
     let span = std::mem::take(&mut cell.span);
     drop(cell);
     span.end();
-    wakers.into_iter().flatten().for_each(Waker::wake);
+    if let Some(waker) = waker {
+        waker.wake();
+    }
 }

@@ -29,6 +29,7 @@ impl Shared {
         self: &Arc<Self>,
         seat: &Arc<Seat>,
         answered: &[Ending],
+        unfinished: impl IntoIterator<Item = Arc<Job>>,
         ending: Ending,
         error: impl Fn(&Job) -> TaskError,
     ) -> bool {
@@ -36,6 +37,7 @@ impl Shared {
         for &ending in answered {
             state.counts.add(ending);
         }
+        state.resume(unfinished);
         let mut desk = seat.desk();
         desk.apply(Event::Ended);
         let (begun, rest) = desk.take_all();
@@ -62,6 +64,9 @@ impl Shared {
         }
         for job in begun.into_iter().rev() {
             if ending == Ending::Died && job.take_retry() {
+                state.waiting.push_front(job);
+            } else if ending != Ending::Cancelled && job.fail_part(|| error(&job)) {
+                state.counts.add(ending);
                 state.waiting.push_front(job);
             } else {
                 state.counts.add(ending);

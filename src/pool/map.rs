@@ -7,6 +7,7 @@ use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use std::vec;
@@ -17,9 +18,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::ProcessPool;
-use super::chunk::{Chunk, One, Results};
-use super::submit::Submit;
+use super::chunk;
+use super::job::{Job, Outcome, Wishes};
+use super::parts::{Part, Parts};
+use super::state::Shared;
+use super::submit::Claim;
 use crate::error::TaskError;
+use crate::process::start;
+use crate::sys::ledger::KEPT;
 
 /// So many inputs are sent one by one before chunks may be larger: where there are few, a death costs no neighbour.
 const ONE_BY_ONE: usize = 256;
@@ -27,12 +33,16 @@ const ONE_BY_ONE: usize = 256;
 /// How long the calls of a chunk should take together.
 const CHUNK_TIME: Duration = Duration::from_micros(500);
 
-/// The most inputs in a chunk, and the most bytes that its inputs and results should take, where nothing else is asked for.
+/// The most inputs in a chunk, and the most bytes that its inputs and results should take, where nothing else is asked for: of
+/// more results than a worker can keep an answer is due before the chunk is through.
 const MOST_INPUTS: usize = 8192;
-const MOST_BYTES: usize = 256 * 1024;
+const MOST_BYTES: usize = KEPT;
 
 /// A chunk is at most so many times as large as the one before it.
 const GROWTH: usize = 8;
+
+/// The most inputs in any chunk.
+const MOST_EVER: usize = u32::MAX as usize;
 
 /// The results of a function on many inputs, from [`ProcessPool::map`](crate::ProcessPool::map): a `Stream`.
 ///
@@ -52,7 +62,7 @@ where
     function: PhantomData<fn() -> F>,
     chunking: Chunking,
     read_ahead: Option<usize>,
-    under_way: UnderWay<F, I::Item, R>,
+    under_way: UnderWay<R>,
     /// How many inputs are in the chunks that are under way.
     inputs_under_way: usize,
     /// Results that have come and were not taken yet.
@@ -98,7 +108,7 @@ impl Chunking {
 
 /// Results that have come and were not taken yet.
 enum Ready<R> {
-    Results(vec::IntoIter<One<R>>),
+    Results(vec::IntoIter<Result<R, Box<TaskError>>>),
     /// So many times the same error.
     Failed(TaskError, usize),
 }
@@ -117,7 +127,7 @@ impl<R> Ready<R> {
 
     fn next(&mut self) -> Option<Result<R, TaskError>> {
         match self {
-            Self::Results(results) => Some(results.next()?.map_err(|failure| TaskError::from(*failure))),
+            Self::Results(results) => Some(results.next()?.map_err(|error| *error)),
             Self::Failed(_, 0) => None,
             Self::Failed(error, count) => {
                 *count -= 1;
@@ -163,13 +173,14 @@ where
 
     /// Sends so many inputs in one task, at least 1.
     ///
-    /// Larger chunks are faster where a call takes microseconds. The results of a chunk come together, and if its worker
-    /// dies all of its inputs fail with [`Died`](TaskError::Died).
+    /// Larger chunks are faster where a call takes microseconds. The results of a chunk come together. What fails fails alone
+    /// all the same: if a call ends its worker, that input is [`Died`](TaskError::Died), the calls before it keep their results
+    /// and the ones behind it run in another worker. A [`task_timeout`](crate::PoolBuilder::task_timeout) ends a call after once
+    /// to twice its time, the first of a chunk after just that.
     ///
     /// By default it is chosen by measurement: the first 256 inputs go one by one; after that a chunk holds what takes about
-    /// half a millisecond, at most 8192 inputs or about 256 KiB, and never so many that workers would have nothing to do at
-    /// the end (as far as the inputs' [`size_hint`](Iterator::size_hint) says where that is). Say `chunk(1)` where a call
-    /// may end its process and none of its neighbours is to be lost with it.
+    /// half a millisecond, at most 8192 inputs or about 128 KiB, and never so many that workers would have nothing to do at
+    /// the end (as far as the inputs' [`size_hint`](Iterator::size_hint) says where that is).
     pub fn chunk(mut self, inputs: usize) -> Self {
         self.chunking = Chunking::Fixed(inputs.max(1));
         self
@@ -199,18 +210,23 @@ where
                     next.min(left.div_ceil(places)).max(1)
                 }
             };
-            let room = limit.saturating_sub(self.ready.len() + self.inputs_under_way).min(most);
+            let room = limit.saturating_sub(self.ready.len() + self.inputs_under_way).min(most).min(MOST_EVER);
             if room == 0 {
                 return;
             }
-            let inputs: Vec<_> = inputs.by_ref().take(room).map(Ok).collect();
+            let inputs: Vec<_> = inputs.by_ref().take(room).collect();
             let count = inputs.len();
             if count < room {
                 self.inputs = None;
             }
             if count > 0 {
                 self.inputs_under_way += count;
-                self.under_way.push(ChunkUnderWay { submit: self.pool.submit(Chunk::new(inputs)), count });
+                let sent = send::<F, _, R>(self.pool.shared(), &inputs);
+                if matches!(sent, Err(TaskError::Closed)) {
+                    // It will be no other for those behind, and they may be endless.
+                    self.inputs = None;
+                }
+                self.under_way.push(ChunkUnderWay { count, sent, result: PhantomData });
             }
         }
     }
@@ -241,19 +257,12 @@ where
                 return Poll::Ready(Some(result));
             }
             self.submit();
-            let Some((results, count)) = ready!(self.under_way.poll_next(cx)) else { return Poll::Ready(None) };
-            self.inputs_under_way -= count;
-            self.ready = match results {
-                Ok(Results { of, nanos, bytes }) if of.values.len() == count => {
-                    self.chunking.learn(count, nanos, bytes.saturating_add(of.bytes));
-                    Ready::Results(of.values.into_iter())
-                }
-                Ok(_) => {
-                    let error = TaskError::Decode("a chunk came back with another number of results".into());
-                    Ready::Failed(error, count)
-                }
-                Err(error) => Ready::Failed(error, count),
+            let Some(Arrived { count, results, nanos, bytes }) = ready!(self.under_way.poll_next(cx)) else {
+                return Poll::Ready(None);
             };
+            self.inputs_under_way -= count;
+            self.ready = results;
+            self.chunking.learn(count, nanos, bytes);
         }
     }
 
@@ -276,56 +285,104 @@ where
     }
 }
 
-/// A chunk's future, and how many inputs it has.
-struct ChunkUnderWay<F, A, R>
+/// Sends calls of a function on these inputs as one task. Gives its claim, and how many bytes it takes.
+fn send<F, A, R>(shared: &Arc<Shared>, inputs: &[A]) -> Result<(Claim, usize), TaskError>
 where
     F: Fn(A) -> R + Copy + Send + 'static,
     A: Serialize + DeserializeOwned + Send + 'static,
     R: Serialize + DeserializeOwned + Send + 'static,
 {
-    submit: Submit<Chunk<F, A, R>>,
-    count: usize,
+    start::permitted()?;
+    let parcel = chunk::pack::<F, A, R>(inputs, shared.settings.plan.max_body)?;
+    let bytes = parcel.body.len();
+    let calls = u32::try_from(inputs.len()).expect("a chunk is limited when it is taken");
+    let wishes = Wishes { timeout: shared.settings.task_timeout, ..Wishes::default() };
+    let job = Job::new(&shared.settings.name, parcel, wishes, false, Some(Parts::new(calls)));
+    shared.submit(Arc::clone(&job))?;
+    Ok((Claim::new(job), bytes))
 }
 
-impl<F, A, R> Future for ChunkUnderWay<F, A, R>
-where
-    F: Fn(A) -> R + Copy + Send + 'static,
-    A: Serialize + DeserializeOwned + Send + 'static,
-    R: Serialize + DeserializeOwned + Send + 'static,
-{
-    type Output = (Result<Results<R>, TaskError>, usize);
+/// A chunk's future, and how many inputs it has.
+struct ChunkUnderWay<R> {
+    count: usize,
+    sent: Result<(Claim, usize), TaskError>,
+    result: PhantomData<fn() -> R>,
+}
+
+/// A chunk that has ended: what its calls came to, how long they took together, and how many bytes went there and back.
+struct Arrived<R> {
+    count: usize,
+    results: Ready<R>,
+    nanos: u64,
+    bytes: usize,
+}
+
+impl<R: DeserializeOwned> Future for ChunkUnderWay<R> {
+    type Output = Arrived<R>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let results = ready!(Pin::new(&mut self.submit).poll(cx));
-        Poll::Ready((results, self.count))
+        let count = self.count;
+        let (claim, sent) = match &mut self.sent {
+            Ok((claim, sent)) => (claim, *sent),
+            Err(error) => return Poll::Ready(Arrived::failed(count, std::mem::replace(error, TaskError::Cancelled))),
+        };
+        let job = claim.shared_job();
+        let outcome = ready!(claim.poll(cx));
+        let parts = job.map(|job| job.take_parts()).unwrap_or_default();
+        Poll::Ready(Arrived::collect(count, sent, parts, outcome))
+    }
+}
+
+impl<R: DeserializeOwned> Arrived<R> {
+    fn failed(count: usize, error: TaskError) -> Self {
+        Self { count, results: Ready::Failed(error, count), nanos: 0, bytes: 0 }
+    }
+
+    /// Puts together what became of a chunk: part by part, and of the rest, if there is one, what became of the whole.
+    fn collect(count: usize, sent: usize, parts: Vec<Part>, outcome: Outcome) -> Self {
+        let (mut results, mut nanos, mut bytes) = (Vec::with_capacity(count), 0_u64, sent);
+        for part in parts {
+            match part {
+                Part::Results { count, bytes: body, fds, nanos: took } => {
+                    nanos = nanos.saturating_add(took);
+                    bytes = bytes.saturating_add(body.len());
+                    chunk::unpack(count as usize, &body, fds, &mut results);
+                }
+                Part::Failed(error) => results.push(Err(Box::new(error))),
+                Part::Instead(error) => {
+                    results.pop();
+                    results.push(Err(Box::new(error)));
+                }
+            }
+        }
+        if results.is_empty()
+            && let Err(error) = outcome
+        {
+            return Self::failed(count, error);
+        }
+        if let Err(error) = outcome {
+            results.resize_with(count, || Err(Box::new(error.again())));
+        }
+        debug_assert_eq!(results.len(), count, "a chunk is whole when it is done");
+        Self { count, results: Ready::Results(results.into_iter()), nanos, bytes }
     }
 }
 
 /// The chunks that are under way, and the order in which their results are given.
-enum UnderWay<F, A, R>
-where
-    F: Fn(A) -> R + Copy + Send + 'static,
-    A: Serialize + DeserializeOwned + Send + 'static,
-    R: Serialize + DeserializeOwned + Send + 'static,
-{
-    InOrder(FuturesOrdered<ChunkUnderWay<F, A, R>>),
-    AsTheyCome(FuturesUnordered<ChunkUnderWay<F, A, R>>),
+enum UnderWay<R: DeserializeOwned> {
+    InOrder(FuturesOrdered<ChunkUnderWay<R>>),
+    AsTheyCome(FuturesUnordered<ChunkUnderWay<R>>),
 }
 
-impl<F, A, R> UnderWay<F, A, R>
-where
-    F: Fn(A) -> R + Copy + Send + 'static,
-    A: Serialize + DeserializeOwned + Send + 'static,
-    R: Serialize + DeserializeOwned + Send + 'static,
-{
-    fn push(&mut self, chunk: ChunkUnderWay<F, A, R>) {
+impl<R: DeserializeOwned> UnderWay<R> {
+    fn push(&mut self, chunk: ChunkUnderWay<R>) {
         match self {
             Self::InOrder(chunks) => chunks.push_back(chunk),
             Self::AsTheyCome(chunks) => chunks.push(chunk),
         }
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<<ChunkUnderWay<F, A, R> as Future>::Output>> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arrived<R>>> {
         match self {
             Self::InOrder(chunks) => Pin::new(chunks).poll_next(cx),
             Self::AsTheyCome(chunks) => Pin::new(chunks).poll_next(cx),

@@ -18,6 +18,7 @@ mod life;
 mod lifecycle;
 mod map;
 mod output;
+mod parts;
 mod seat;
 mod serving;
 mod state;

@@ -66,6 +66,8 @@ pub(super) struct Desk {
     pub(super) max_tasks: Option<u64>,
     last_id: u64,
     seen: Seen,
+    /// Of the chunk of this number so many calls had been made when somebody looked.
+    call: (u64, u32, Instant),
 }
 
 /// What was seen at the last look, and at how many looks before it.
@@ -142,6 +144,7 @@ impl Desk {
             max_tasks: None,
             last_id: 0,
             seen: Seen::default(),
+            call: (0, 0, Instant::now()),
         }
     }
 
@@ -253,6 +256,24 @@ impl Desk {
         self.sent.front().is_some_and(|first| self.seen.first == Some((first.id, false)))
     }
 
+    /// Since when the first task runs; if it is a chunk, the call of it that runs, at the latest.
+    pub(super) fn runs_since(&self) -> Instant {
+        let Some(first) = self.sent.front() else { return self.since };
+        if self.call.0 == first.id { self.call.2 } else { self.since }
+    }
+
+    /// A chunk's time is up. `true`: it has come on since it was looked at last, so it is another call that has to be waited
+    /// for, from now on.
+    pub(super) fn has_come_on(&mut self) -> bool {
+        let Some((Sent { id, job }, ledger)) = self.sent.front().zip(self.ledger.as_ref()) else { return false };
+        let before = if self.call.0 == *id { self.call.1 } else { 0 };
+        let parts = if job.is_chunk { ledger.kept_parts(*id) } else { 0 };
+        if parts > before {
+            self.call = (*id, parts, Instant::now());
+        }
+        parts > before
+    }
+
     /// Asks the first task to stop by itself, and gives its number.
     pub(super) fn ask_to_stop(&self) -> Option<u64> {
         let id = self.sent.front()?.id;
@@ -293,9 +314,15 @@ impl Desk {
     }
 
     /// Takes everything off the desk, because the process has ended: what was begun and not answered, then what was not
-    /// begun.
+    /// begun. What a chunk had done is kept.
     pub(super) fn take_all(&mut self) -> (Vec<Arc<Job>>, Vec<Arc<Job>>) {
         let rest = self.take_back();
+        if let Some((Sent { id, job }, ledger)) = self.sent.front().zip(self.ledger.as_ref())
+            && job.is_chunk
+            && let Ok((count, results)) = ledger.kept(*id)
+        {
+            job.keep(count, results);
+        }
         (self.sent.drain(..).map(|sent| sent.job).collect(), rest)
     }
 }

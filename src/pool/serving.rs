@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::answers::{Misbehaved, answer};
 use super::dispatch::{Review, Turn};
 use super::life::WorkerState;
+use super::seat::Desk;
 use super::state::{End, Ending};
 use super::supervisor::{Cause, Process, Stopping, Supervisor};
 use crate::channel::outbox::Outbox;
@@ -39,7 +40,7 @@ impl Supervisor {
                     let desk = self.seat.desk();
                     let deadline = match desk.first() {
                         Some(_) if let Some(stopping) = &process.stopping => Some(stopping.until),
-                        Some(job) => job.timeout.and_then(|timeout| desk.since.checked_add(timeout)),
+                        Some(job) => job.timeout.and_then(|timeout| desk.runs_since().checked_add(timeout)),
                         None => idle_since
                             .zip(self.shared.settings.idle_timeout)
                             .and_then(|(since, most)| since.checked_add(most)),
@@ -77,7 +78,7 @@ impl Supervisor {
                                 }
                             }
                             Review::Stuck => return Cause::Stuck,
-                            Review::Unloaded => break self.shared.answered(&self.seat, &[], false),
+                            Review::Unloaded => break self.shared.answered(&self.seat, &[], [], false),
                         }
                     }
                     written = socket.when(Ready::Write, || self.seat.desk().outbox.flush(&*socket)), if unwritten => {
@@ -116,8 +117,11 @@ impl Supervisor {
             return (stopping.until <= Instant::now()).then_some(stopping.cause);
         }
         let over = {
-            let desk = self.seat.desk();
-            desk.first().map(|job| job.timeout.is_some_and(|timeout| desk.since.elapsed() >= timeout))
+            let mut desk = self.seat.desk();
+            let late = |desk: &Desk| {
+                desk.first().map(|job| job.timeout.is_some_and(|timeout| desk.runs_since().elapsed() >= timeout))
+            };
+            late(&desk).map(|late| late && !desk.has_come_on())
         };
         match over {
             Some(true) => self.stop_task(process, Cause::TimedOut),
@@ -155,7 +159,7 @@ impl Supervisor {
         match self.take_answers(process)? {
             // It has come to what was taken from it, and is as good as any other.
             None if self.seat.desk().state == WorkerState::Stalled => {
-                Ok(Some(self.shared.answered(&self.seat, &[], false)))
+                Ok(Some(self.shared.answered(&self.seat, &[], [], false)))
             }
             turn => Ok(turn),
         }
@@ -175,7 +179,7 @@ impl Supervisor {
         let pid = process.child.kept().pid();
         let worn = tired || process.max_memory.is_some_and(|most| resident_memory(pid).is_some_and(|now| now > most));
         // The worker gets its next tasks before these ones' callers get the results.
-        let turn = self.shared.answered(&self.seat, &process.endings, worn);
+        let turn = self.shared.answered(&self.seat, &process.endings, process.unfinished.drain(..), worn);
         process.endings.clear();
         for (job, outcome) in process.answered.drain(..) {
             job.resolve(outcome);
@@ -194,22 +198,41 @@ impl Supervisor {
                 break;
             };
             let stopped = process.stopping.take_if(|stopping| stopping.id == id).map(|stopping| stopping.cause);
-            let (ending, outcome) = match stopped {
-                Some(Cause::TimedOut) => (Ending::TimedOut, Err(TaskError::TimedOut)),
-                Some(_) => (Ending::Cancelled, outcome),
-                None if outcome.is_ok() => (Ending::Done, outcome),
-                None => (Ending::Failed, outcome),
+            let late = stopped == Some(Cause::TimedOut);
+            let outcome = match outcome {
+                Ok(frame) if job.is_chunk => match job.answer_part(frame, late.then_some(TaskError::TimedOut)) {
+                    Ok(Some(outcome)) => outcome,
+                    Ok(None) => {
+                        process.unfinished.push(job);
+                        continue;
+                    }
+                    Err(misbehaved) => {
+                        process.endings.push(Ending::Failed);
+                        process.answered.push((job, Err(TaskError::Decode("not a chunk's answer".into()))));
+                        honest = Err(misbehaved);
+                        break;
+                    }
+                },
+                _ if late => Err(TaskError::TimedOut),
+                outcome => outcome,
+            };
+            let ending = match (stopped, &outcome) {
+                (Some(Cause::TimedOut), _) => Ending::TimedOut,
+                (Some(_), _) => Ending::Cancelled,
+                (None, Ok(_)) => Ending::Done,
+                (None, Err(_)) => Ending::Failed,
             };
             process.endings.push(ending);
             process.answered.push((job, outcome));
         }
-        if process.answered.is_empty() {
+        let count = process.answered.len() + process.unfinished.len();
+        if count == 0 {
             return honest;
         }
         let start = desk.since;
-        let each = desk.answered(process.answered.len());
+        let each = desk.answered(count);
         drop(desk);
-        let jobs = process.answered.iter().map(|(job, _)| &**job);
+        let jobs = process.answered.iter().map(|(job, _)| job).chain(&process.unfinished).map(|job| &**job);
         self.shared.times.note(start, each, jobs, process.child.kept().pid());
         honest
     }

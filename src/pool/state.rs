@@ -279,6 +279,19 @@ impl State {
         self.seats.iter().filter(|seat| seat.desk().state != WorkerState::Draining).count()
     }
 
+    /// Puts chunks that are to go on at the head of the queue.
+    pub(super) fn resume(&mut self, unfinished: impl IntoIterator<Item = Arc<Job>>) {
+        for job in unfinished {
+            if self.phase == Phase::Cancelled {
+                // It was nowhere to be found when the others were cancelled.
+                self.counts.add(Ending::Cancelled);
+                self.after.resolve.push((job, TaskError::Cancelled));
+            } else {
+                self.waiting.push_front(job);
+            }
+        }
+    }
+
     /// A task was given to a worker: from now on somebody looks whether it comes to it.
     pub(super) fn watch(&mut self) {
         if !self.watched {

@@ -119,7 +119,7 @@ pub(super) fn prepare<T: Task>(
     start::permitted()?;
     let parcel = task::pack(task, shared.settings.plan.max_body)?;
     wishes.timeout = wishes.timeout.or(shared.settings.task_timeout);
-    Ok(Job::new(&shared.settings.name, parcel, wishes, wants_slot))
+    Ok(Job::new(&shared.settings.name, parcel, wishes, wants_slot, None))
 }
 
 /// A job that somebody waits for; dropping it cancels the job.
@@ -131,12 +131,16 @@ impl Claim {
         Self(Some(job))
     }
 
+    pub(super) fn shared_job(&self) -> Option<Arc<Job>> {
+        self.0.clone()
+    }
+
     pub(super) fn job(&self) -> Option<&Job> {
         self.0.as_deref()
     }
 
     /// Waits for the outcome; afterwards there is nothing left to cancel.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
         let Some(job) = &self.0 else { return Poll::Ready(Err(TaskError::Cancelled)) };
         let outcome = ready!(job.poll_outcome(cx));
         self.0 = None;

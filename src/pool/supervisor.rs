@@ -76,11 +76,13 @@ pub(super) struct Process {
     pub(super) socket: Arc<Socket>,
     pub(super) inbox: Inbox,
     pub(super) ring: Ring,
-    /// Answers that are being taken in; empty between two turns, as the next two are.
+    /// Answers that are being taken in; empty between two turns, as the next three are.
     pub(super) answers: Vec<(u64, Outcome)>,
     /// Tasks that are off the desk, with what they are to be resolved with.
     pub(super) answered: Vec<(Arc<Job>, Outcome)>,
     pub(super) endings: Vec<Ending>,
+    /// Chunks that are off the desk and have yet to go on.
+    pub(super) unfinished: Vec<Arc<Job>>,
     /// With how many bytes in memory it is replaced.
     pub(super) max_memory: Option<u64>,
     /// Who reads its stdout and stderr.
@@ -250,8 +252,19 @@ impl Supervisor {
                 .await
                 .map_err(|error| SpawnError::StartTask(Box::new(error)))?;
         }
-        let (answers, answered, endings, listeners) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Ok(Process { child, socket, inbox, ring, answers, answered, endings, max_memory, listeners, stopping: None })
+        Ok(Process {
+            child,
+            socket,
+            inbox,
+            ring,
+            answers: Vec::new(),
+            answered: Vec::new(),
+            endings: Vec::new(),
+            unfinished: Vec::new(),
+            max_memory,
+            listeners: Vec::new(),
+            stopping: None,
+        })
     }
 
     /// Runs one of the pool's own tasks in the process and waits for its answer.
@@ -335,7 +348,8 @@ impl Supervisor {
         if let Some(cause) = cause.unplanned() {
             trace::died(&self.shared.settings.name, &self.seat, kept.pid(), exit.status, cause);
         }
-        let worked = self.shared.lost(&self.seat, &process.endings, ending, |job| match cause {
+        let (endings, unfinished) = (&process.endings, process.unfinished.drain(..));
+        let worked = self.shared.lost(&self.seat, endings, unfinished, ending, |job| match cause {
             Cause::TimedOut => TaskError::TimedOut,
             Cause::Cancelled => TaskError::Cancelled,
             Cause::Died | Cause::Stuck | Cause::Retired(_) => died(&kept, &exit, job.name.clone()),

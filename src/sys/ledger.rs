@@ -7,12 +7,16 @@
 //!       128   read:    bytes of answers that the parent has taken out, ever
 //!       192   stop:    the number of the task that is to stop by itself
 //!       256   stops:   how often the parent has said so; a futex
+//!       320   kept for: the number of the task whose parts are kept
+//!       384   kept:    how many of its parts have a result, and how many bytes those take
 //!       4096  the ring of answers: a stream of frames, 64 KiB of it at a time
+//!      69632  the results that are kept, up to 128 KiB
 //! ```
 //!
 //! A task is begun by moving `claimed` from the number before it to its own; the parent takes back what was not begun by
 //! moving `claimed` past it. Whoever comes second fails, so nothing runs twice, and the parent knows without asking, and
-//! after the worker's death too. An answer is in the ring before the next task is begun, so no death can lose it.
+//! after the worker's death too. An answer is in the ring before the next task is begun, so no death can lose it. A task of many
+//! parts keeps the result of each before it begins the next; those are only looked at if it never answers.
 //!
 //! Both sides touch the memory with atomics only, and the parent believes nothing in it: a length that can't be is an
 //! error, and bytes are copied out before they are looked at. What the frames say is not this file's business.
@@ -23,7 +27,7 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use bytes::{BufMut as _, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::thread::futex;
@@ -37,13 +41,19 @@ pub(crate) const RING: usize = 64 * 1024;
 /// the oldest unread bytes lie.
 const CAPACITY: usize = RING - 8;
 
+/// How many bytes of results of a task's parts can be kept.
+pub(crate) const KEPT: usize = 128 * 1024;
+
 const RING_START: usize = 4096;
-const LEN: usize = RING_START + RING;
+const KEPT_START: usize = RING_START + RING;
+const LEN: usize = KEPT_START + KEPT;
 const CLAIMED: usize = 0;
 const WRITTEN: usize = 64;
 const READ: usize = 128;
 const STOP: usize = 192;
 const STOPS: usize = 256;
+const KEPT_FOR: usize = 320;
+const KEPT_SO_FAR: usize = 384;
 
 /// The shared memory, mapped.
 #[derive(Debug)]
@@ -102,6 +112,40 @@ impl Ledger {
     #[expect(clippy::cast_possible_truncation, reason = "the mask leaves less than RING")]
     fn ring(&self, position: u64) -> &AtomicU64 {
         self.word(RING_START + (position & (RING as u64 - 1) & !7) as usize)
+    }
+
+    fn kept_word(&self, position: usize) -> &AtomicU64 {
+        self.word(KEPT_START + (position & !7))
+    }
+
+    /// How many of a task's parts have a result that is kept, and how many bytes those take, in the parent.
+    fn kept_so_far(&self, number: u64) -> (u32, usize) {
+        if self.word(KEPT_FOR).load(Ordering::Acquire) != number {
+            return (0, 0);
+        }
+        let kept = self.word(KEPT_SO_FAR).load(Ordering::Acquire);
+        // The halves of one word.
+        #[expect(clippy::cast_possible_truncation, reason = "each half fits")]
+        ((kept >> 32) as u32, kept as u32 as usize)
+    }
+
+    /// How many parts of task `number` have a result that is kept, in the parent.
+    pub(crate) fn kept_parts(&self, number: u64) -> u32 {
+        self.kept_so_far(number).0
+    }
+
+    /// The results of parts of task `number` that are kept, and how many they are, in the parent.
+    pub(crate) fn kept(&self, number: u64) -> Result<(u32, Bytes), Corrupt> {
+        let (parts, len) = self.kept_so_far(number);
+        if len > KEPT {
+            return Err(Corrupt);
+        }
+        let mut results = BytesMut::with_capacity(len + 8);
+        for position in (0..len).step_by(8) {
+            results.put_u64_le(self.kept_word(position).load(Ordering::Relaxed));
+        }
+        results.truncate(len);
+        Ok((parts, results.freeze()))
     }
 
     /// Begins task `number`, in the worker. `false`: it was taken back.
@@ -181,17 +225,8 @@ impl Writer {
         if held > CAPACITY || answer.len() > CAPACITY - held {
             return false;
         }
-        let mut rest = answer;
-        while !rest.is_empty() {
-            let filled = (self.written % 8) as usize;
-            let (now, later) = rest.split_at(rest.len().min(8 - filled));
-            let mut word = if filled == 0 { [0; 8] } else { self.partial.to_le_bytes() };
-            word[filled..filled + now.len()].copy_from_slice(now);
-            self.partial = u64::from_le_bytes(word);
-            self.ledger.ring(self.written).store(self.partial, Ordering::Relaxed);
-            self.written += now.len() as u64;
-            rest = later;
-        }
+        let Self { ledger, written, partial } = self;
+        store(answer, written, partial, |position| ledger.ring(position));
         // The bytes before the number that says they are there.
         self.ledger.word(WRITTEN).store(self.written, Ordering::Release);
         true
@@ -200,6 +235,72 @@ impl Writer {
     /// How many bytes have been written, ever.
     pub(crate) fn written(&self) -> u64 {
         self.written
+    }
+}
+
+/// What a worker keeps of a task of many parts while it goes on.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    ledger: Arc<Ledger>,
+    number: u64,
+    parts: u32,
+    len: u64,
+    /// As in the [`Writer`].
+    partial: u64,
+}
+
+impl Keeper {
+    /// Forgets what is kept; from now on it is task `number`'s.
+    pub(crate) fn begin(ledger: Arc<Ledger>, number: u64) -> Self {
+        ledger.word(KEPT_SO_FAR).store(0, Ordering::Relaxed);
+        ledger.word(KEPT_FOR).store(number, Ordering::Release);
+        Self { ledger, number, parts: 0, len: 0, partial: 0 }
+    }
+
+    /// Whether the task is to stop by itself.
+    pub(crate) fn is_to_stop(&self) -> bool {
+        self.ledger.is_to_stop(self.number)
+    }
+
+    /// Keeps the next part's result. `false`: there is no room for it.
+    #[inline]
+    pub(crate) fn keep(&mut self, result: &[u8]) -> bool {
+        if result.len() as u64 > KEPT as u64 - self.len {
+            return false;
+        }
+        let Self { ledger, parts, len, partial, .. } = self;
+        #[expect(clippy::cast_possible_truncation, reason = "it is at most KEPT")]
+        store(result, len, partial, |position| ledger.kept_word(position as usize));
+        *parts += 1;
+        // The bytes before the numbers that say they are there.
+        ledger.word(KEPT_SO_FAR).store(u64::from(*parts) << 32 | *len, Ordering::Release);
+        true
+    }
+}
+
+/// Stores bytes behind those that are there, word by word; `partial` is what the word at `position` holds so far.
+///
+/// With shifts and not with copies of a few bytes each: it is done for each of millions of tiny results.
+#[inline]
+fn store<'a>(bytes: &[u8], position: &mut u64, partial: &mut u64, word_at: impl Fn(u64) -> &'a AtomicU64) {
+    let filled = 8 * (*position % 8);
+    let (words, rest) = bytes.as_chunks::<8>();
+    for word in words {
+        let word = u64::from_le_bytes(*word);
+        word_at(*position).store(*partial | word << filled, Ordering::Relaxed);
+        *partial = if filled == 0 { 0 } else { word >> (64 - filled) };
+        *position += 8;
+    }
+    for &byte in rest {
+        *partial |= u64::from(byte) << (8 * (*position % 8));
+        *position += 1;
+        if position.is_multiple_of(8) {
+            word_at(*position - 8).store(*partial, Ordering::Relaxed);
+            *partial = 0;
+        }
+    }
+    if !position.is_multiple_of(8) {
+        word_at(*position).store(*partial, Ordering::Relaxed);
     }
 }
 
@@ -343,6 +444,29 @@ mod tests {
             ledger.word(WRITTEN).store(lie, Ordering::Relaxed);
             assert!(reader.take(&mut BytesMut::new()).is_err());
         }
+    }
+
+    #[test]
+    fn what_is_kept_is_there_for_its_task_alone_and_as_far_as_it_came() {
+        let (ledger, fd) = Ledger::create().unwrap();
+        let worker = Arc::new(Ledger::open(fd).unwrap());
+        assert_eq!(ledger.kept(7).unwrap(), (0, Bytes::new()));
+        let mut keeper = Keeper::begin(Arc::clone(&worker), 7);
+        let mut whole = Vec::new();
+        for part in 0..100_u8 {
+            let result = vec![part; usize::from(part) % 19];
+            assert!(keeper.keep(&result));
+            whole.extend(result);
+            assert_eq!(ledger.kept(7).unwrap(), (u32::from(part) + 1, Bytes::copy_from_slice(&whole)));
+        }
+        assert!(!keeper.keep(&vec![0; KEPT]) && ledger.kept_parts(7) == 100, "whole or not at all");
+        assert_eq!(ledger.kept_parts(8), 0);
+        let mut next = Keeper::begin(worker, 8);
+        assert_eq!((ledger.kept_parts(7), ledger.kept(8).unwrap()), (0, (0, Bytes::new())));
+        assert!(next.keep(&vec![3; KEPT]) && !next.keep(&[1]) && next.keep(&[]));
+        assert_eq!(ledger.kept(8).unwrap(), (2, Bytes::from(vec![3; KEPT])));
+        ledger.word(KEPT_SO_FAR).store(KEPT as u64 + 1, Ordering::Relaxed);
+        assert!(ledger.kept(8).is_err(), "a length that lies");
     }
 
     #[test]

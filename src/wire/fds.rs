@@ -64,6 +64,37 @@ pub(crate) fn provide<R>(fds: Vec<OwnedFd>, decode: impl FnOnce() -> R) -> R {
     decode()
 }
 
+/// Fds that came with several values, which are decoded one by one. What they leave is closed when it is dropped.
+pub(crate) struct Arrived(Vec<Option<OwnedFd>>);
+
+impl Arrived {
+    pub(crate) fn new(fds: Vec<OwnedFd>) -> Self {
+        Self(fds.into_iter().map(Some).collect())
+    }
+
+    /// Runs the decoder of one of them.
+    #[inline]
+    pub(crate) fn decode<R>(&mut self, decode: impl FnOnce() -> R) -> R {
+        /// Puts the fds back, after a panic too.
+        struct Lent<'a>(&'a mut Arrived, Option<Guard>);
+
+        impl Drop for Lent<'_> {
+            fn drop(&mut self) {
+                if let Some(Scope::Decoding(fds)) = self.1.take().map(Guard::leave) {
+                    self.0.0 = fds;
+                }
+            }
+        }
+
+        if self.0.is_empty() {
+            return decode();
+        }
+        let guard = Guard::enter(Scope::Decoding(std::mem::take(&mut self.0)));
+        let _lent = Lent(self, Some(guard));
+        decode()
+    }
+}
+
 /// Encodes an fd: a duplicate of it travels, so the value may be dropped at once.
 ///
 /// For `#[serde(with = …)]` and hand-written impls; fails outside a message of this library, and past 64 fds.

@@ -6,6 +6,7 @@ mod context;
 mod panic;
 mod serve;
 
+pub(crate) use context::Progress;
 pub use context::{Worker, worker};
 pub(crate) use panic::catch;
 

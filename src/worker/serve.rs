@@ -40,8 +40,9 @@ pub(super) struct Server<'a> {
     max_body: usize,
     life: Life,
     busy_poll: Duration,
-    /// Which attempt at its task the next Run is.
+    /// Which attempt at its task the next Run is, and the part at which it begins.
     attempt: u32,
+    first: u32,
 }
 
 /// The ledger, and how much of its ring the parent has been told of.
@@ -70,6 +71,7 @@ impl<'a> Server<'a> {
             life: hello.life,
             busy_poll: hello.busy_poll,
             attempt: 1,
+            first: 0,
         }
     }
 
@@ -85,8 +87,12 @@ impl<'a> Server<'a> {
                 Ok(Some(frame)) if frame.kind == Kind::Attempt as u8 => {
                     self.attempt = u32::try_from(frame.id).unwrap_or(u32::MAX);
                 }
+                Ok(Some(frame)) if frame.kind == Kind::Resume as u8 => {
+                    self.first = u32::try_from(frame.id).unwrap_or(u32::MAX);
+                }
                 Ok(Some(frame)) if frame.kind == Kind::Run as u8 => {
                     let attempt = std::mem::replace(&mut self.attempt, 1);
+                    let first = std::mem::take(&mut self.first);
                     // What the parent has taken back runs elsewhere, or nowhere.
                     if let Some(answers) = &mut self.answers
                         && !answers.ledger.claim(frame.id)
@@ -94,7 +100,7 @@ impl<'a> Server<'a> {
                         answers.passed = true;
                         continue;
                     }
-                    let Ok(done) = self.perform(frame, attempt) else { return start::EXIT_NO_PARENT };
+                    let Ok(done) = self.perform(frame, attempt, first) else { return start::EXIT_NO_PARENT };
                     if self.life == Life::OneTask {
                         return if done { 0 } else { start::EXIT_PANICKED };
                     }
@@ -107,9 +113,9 @@ impl<'a> Server<'a> {
     }
 
     /// Runs one task and answers. Says whether it has a result.
-    fn perform(&mut self, frame: Frame, attempt: u32) -> io::Result<bool> {
+    fn perform(&mut self, frame: Frame, attempt: u32, first: u32) -> io::Result<bool> {
         let Frame { id, body, fds, .. } = frame;
-        context::begin(id, attempt);
+        context::begin(id, attempt, first);
         self.scratch.truncate(0);
         self.scratch.written.put_bytes(0, HEAD_LEN);
         let outcome = match Run::parse(body).and_then(|run| Some((task::resolve(&run)?, run.arguments))) {
