@@ -3,16 +3,19 @@
 //! Each number is the median of several rounds, in which the contestants take turns, so that a slower minute of the machine
 //! hits all of them. No claim rests on one round.
 
+mod support;
+
 use std::hint::black_box;
 use std::io::{Read as _, Write as _};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use multiproc::Command;
 use rustix::pipe::fcntl_setpipe_size;
+use support::{line, median, micros, proc_field};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::runtime::Runtime;
+use tokio::runtime::{Runtime, RuntimeFlavor};
 
 fn main() {
     // Cargo passes `--bench`; what else there is names one of them.
@@ -28,9 +31,7 @@ fn main() {
         ("flat", flat),
     ] {
         if only.as_deref().is_none_or(|only| only == name) {
-            println!("current-thread runtime");
             bench(&current);
-            println!("multi-thread runtime");
             bench(&multi);
         }
     }
@@ -38,8 +39,14 @@ fn main() {
 
 type Contestant<'a> = (&'static str, Box<dyn FnMut() + 'a>);
 
+/// The title of a row.
+fn row(title: &str, runtime: &Runtime) -> String {
+    let current = matches!(runtime.handle().runtime_flavor(), RuntimeFlavor::CurrentThread);
+    format!("{title}, {}", if current { "current_thread" } else { "multi_thread" })
+}
+
 /// Runs each contestant in turn, a number of rounds, and prints the medians.
-fn compare(title: &str, rounds: usize, per_round: u32, mut contestants: Vec<Contestant<'_>>) -> Vec<Duration> {
+fn compare(row: &str, rounds: usize, per_round: u32, mut contestants: Vec<Contestant<'_>>) {
     let mut times = vec![Vec::new(); contestants.len()];
     for round in 0..=rounds {
         for (index, (_, run)) in contestants.iter_mut().enumerate() {
@@ -53,28 +60,23 @@ fn compare(title: &str, rounds: usize, per_round: u32, mut contestants: Vec<Cont
             }
         }
     }
-    let medians: Vec<_> = times
-        .iter_mut()
-        .map(|times| {
-            times.sort();
-            times[times.len() / 2]
-        })
-        .collect();
-    for ((name, _), median) in contestants.iter().zip(&medians) {
-        println!("{title:<28} {name:<10} {median:>12.1?}");
+    for ((name, _), times) in contestants.iter().zip(times) {
+        line(row, name, micros(median(times)), "µs");
     }
-    medians
 }
 
 fn status(runtime: &Runtime) {
     compare(
-        "/bin/true, status",
+        &row("/bin/true, status", runtime),
         15,
         100,
         vec![
-            ("std", Box::new(|| assert!(std::process::Command::new("/bin/true").status().unwrap().success()))),
             (
-                "tokio",
+                "limit: std::process",
+                Box::new(|| assert!(std::process::Command::new("/bin/true").status().unwrap().success())),
+            ),
+            (
+                "tokio::process",
                 Box::new(|| {
                     runtime.block_on(async {
                         assert!(tokio::process::Command::new("/bin/true").status().await.unwrap().success());
@@ -88,7 +90,7 @@ fn status(runtime: &Runtime) {
                 }),
             ),
             (
-                "  spawn",
+                "multiproc: spawn and wait",
                 Box::new(|| {
                     runtime.block_on(async {
                         assert!(Command::new("/bin/true").spawn().unwrap().wait().await.unwrap().success());
@@ -101,13 +103,16 @@ fn status(runtime: &Runtime) {
 
 fn captured(runtime: &Runtime) {
     compare(
-        "/bin/true, captured",
+        &row("/bin/true, captured", runtime),
         15,
         100,
         vec![
-            ("std", Box::new(|| drop(black_box(std::process::Command::new("/bin/true").output().unwrap())))),
             (
-                "tokio",
+                "limit: std::process",
+                Box::new(|| drop(black_box(std::process::Command::new("/bin/true").output().unwrap()))),
+            ),
+            (
+                "tokio::process",
                 Box::new(|| {
                     drop(black_box(
                         runtime.block_on(async { tokio::process::Command::new("/bin/true").output().await }).unwrap(),
@@ -121,12 +126,12 @@ fn captured(runtime: &Runtime) {
 
 fn at_once(runtime: &Runtime) {
     compare(
-        "64 x /bin/true at once",
+        &row("64 x /bin/true at once", runtime),
         15,
         2,
         vec![
             (
-                "tokio",
+                "peer: tokio::process",
                 Box::new(|| {
                     runtime.block_on(async {
                         let all = (0..64).map(|_| tokio::spawn(tokio::process::Command::new("/bin/true").status()));
@@ -180,19 +185,19 @@ fn through_cat(runtime: &Runtime) {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
     };
     compare(
-        "256 MiB through cat, kept",
+        &row("256 MiB through cat, kept", runtime),
         7,
         1,
         vec![
             (
-                "limit",
+                "limit: 1 MiB pipes, two threads",
                 Box::new(|| {
                     let mut output = Vec::with_capacity(CAT);
                     cat_limit(&input, |bytes| output.extend_from_slice(bytes));
                 }),
             ),
             (
-                "tokio",
+                "tokio::process",
                 Box::new(|| {
                     runtime.block_on(async {
                         let mut cat = tokio_cat();
@@ -217,13 +222,13 @@ fn through_cat(runtime: &Runtime) {
         ],
     );
     compare(
-        "256 MiB through cat, streamed",
+        &row("256 MiB through cat, streamed", runtime),
         7,
         1,
         vec![
-            ("limit", Box::new(|| cat_limit(&input, |_| {}))),
+            ("limit: 1 MiB pipes, two threads", Box::new(|| cat_limit(&input, |_| {}))),
             (
-                "tokio",
+                "tokio::process",
                 Box::new(|| {
                     runtime.block_on(async {
                         let mut cat = tokio_cat();
@@ -267,20 +272,20 @@ async fn count(stdout: &mut (impl tokio::io::AsyncRead + Unpin)) -> usize {
 
 /// A start must not cost more in a host that has touched a lot of memory.
 fn large_host(runtime: &Runtime) {
-    let run = |title: &str| {
+    let run = |host| {
         compare(
-            title,
+            &row("/bin/true in a small or large host", runtime),
             15,
             100,
             vec![(
-                "multiproc",
+                host,
                 Box::new(|| {
                     runtime.block_on(async { assert!(Command::new("/bin/true").status().await.unwrap().success()) });
                 }),
             )],
-        )
+        );
     };
-    run("host as it is");
+    run("limit: host as it is");
     let touched = vec![1_u8; 4 << 30];
     run("host with 4 GiB touched");
     drop(black_box(touched));
@@ -288,11 +293,12 @@ fn large_host(runtime: &Runtime) {
 
 /// Fds, threads and memory after many starts.
 fn flat(runtime: &Runtime) {
-    let state = || {
-        let count = |path| std::fs::read_dir(path).unwrap().count();
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap().trim().to_owned();
-        format!("{} fds, {} threads, {rss}", count("/proc/self/fd"), count("/proc/self/task"))
+    let state = |after| {
+        let row = row(after, runtime);
+        let fds = std::fs::read_dir("/proc/self/fd").unwrap().count();
+        line(&row, "open fds", f64::from(u32::try_from(fds).unwrap()), "");
+        line(&row, "threads", proc_field("/proc/self/status", "Threads:"), "");
+        line(&row, "RSS", proc_field("/proc/self/status", "VmRSS:") / 1024.0, "MiB");
     };
     let start = |times| {
         runtime.block_on(async {
@@ -302,7 +308,7 @@ fn flat(runtime: &Runtime) {
         });
     };
     start(100);
-    println!("after 100 starts:    {}", state());
+    state("after 100 starts");
     start(10_000);
-    println!("after 10,100 starts: {}", state());
+    state("after 10,100 starts");
 }

@@ -55,7 +55,7 @@ async fn idle() {
 /// Bytes to a worker and back, beside the same through a bare socket into warm memory.
 async fn bytes() {
     let pool = ProcessPool::new(1);
-    for power in (4..=28).step_by(4).chain([26]) {
+    for power in (4..=28).step_by(4).chain([26, 30]) {
         let len = 1_usize << power;
         let rounds = (1 << 27 >> power).clamp(1, 300);
         let runs = if power >= 26 { 1 } else { 3 };

@@ -7,6 +7,7 @@ pub(crate) fn line(row: &str, who: &str, value: f64, unit: &str) {
     println!("{row:<44}  {who:<34}  {value:>14.3}  {unit}");
 }
 
+#[allow(dead_code, reason = "not every program that measures needs it")]
 /// How long it took, each of `count`.
 pub(crate) async fn each(count: u32, work: impl Future<Output = ()>) -> Duration {
     let begun = Instant::now();
