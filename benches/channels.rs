@@ -1,7 +1,8 @@
 //! Channels beside a bare tokio `UnixStream`, in one run and in one process each side: `cargo bench --bench channels`.
 //!
 //! Plain `std::time` and no framework: each line is the median of nine runs, which is steady enough to compare lines with
-//! each other, and nothing has to be learnt to read it. `-- large` runs that part alone; so do `one_way` and `round_trips`.
+//! each other, and nothing has to be learnt to read it. `-- large` runs that part alone; so do `one_way` and `round_trips`. With
+//! `several` behind that, it is a runtime of several threads.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,13 @@ const ROUNDS: u32 = 5_000;
 const RUNS: usize = 9;
 
 fn main() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let several = std::env::args().any(|argument| argument == "several");
+    let mut runtime = if several {
+        tokio::runtime::Builder::new_multi_thread()
+    } else {
+        tokio::runtime::Builder::new_current_thread()
+    };
+    let runtime = runtime.enable_all().build().unwrap();
     runtime.block_on(async {
         let only = std::env::args().nth(1).filter(|argument| !argument.starts_with('-'));
         let wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
@@ -73,27 +80,51 @@ async fn one_way() {
     let (mut tx, rx) = channel().unwrap();
     let (done, mut counted) = channel().unwrap();
     let child = spawn_process(task!(count(rx, done).await)).await.unwrap();
-    let mut times = Vec::new();
+    // A send each, 500 at once, from 64 tasks, fed: in turns.
+    let mut times = [const { Vec::new() }; 4];
     for _ in 0..RUNS {
         let start = Instant::now();
         for n in 0..SMALL {
             tx.send(message(n)).await.unwrap();
         }
         counted.recv().await.unwrap();
-        times.push(start.elapsed());
-    }
-    report("  Sender::send, each awaited", median(times), SMALL);
-    let mut times = Vec::new();
-    for _ in 0..RUNS {
+        times[0].push(start.elapsed());
+        let start = Instant::now();
+        for first in (0..SMALL).step_by(500) {
+            let sends = (first..first + 500).map(|n| tx.send(message(n)));
+            drop(futures::future::try_join_all(sends).await.unwrap());
+        }
+        counted.recv().await.unwrap();
+        times[1].push(start.elapsed());
+        let start = Instant::now();
+        let shared = std::sync::Arc::new(tx);
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..64 {
+            let tx = std::sync::Arc::clone(&shared);
+            tasks.spawn(async move {
+                for n in 0..SMALL / 64 {
+                    tx.send(message(n)).await.unwrap();
+                }
+            });
+        }
+        tasks.join_all().await;
+        tx = std::sync::Arc::into_inner(shared).unwrap();
+        tx.send(message(SMALL - 1)).await.unwrap();
+        counted.recv().await.unwrap();
+        times[2].push(start.elapsed());
         let start = Instant::now();
         for n in 0..SMALL {
             tx.feed(message(n)).await.unwrap();
         }
         tx.flush().await.unwrap();
         counted.recv().await.unwrap();
-        times.push(start.elapsed());
+        times[3].push(start.elapsed());
     }
-    report("  Sink::feed, gathered", median(times), SMALL);
+    let [each, at_once, tasks, fed] = times;
+    report("  Sender::send, each awaited", median(each), SMALL);
+    report("  Sender::send, 500 at once", median(at_once), SMALL);
+    report("  Sender::send, 64 tasks", median(tasks), SMALL);
+    report("  Sink::feed, gathered", median(fed), SMALL);
     drop(tx);
     child.join().await.unwrap();
 
@@ -113,7 +144,11 @@ async fn one_way() {
     drop(tx);
     child.join().await.unwrap();
 
-    // The same bytes, 20 a message, with one write each and with 64 KiB a write.
+    bare_one_way().await;
+}
+
+/// The same bytes, 20 a message, with one write each and with 64 KiB a write.
+async fn bare_one_way() {
     for gathered in [false, true] {
         let (mut ours, theirs) = tokio::net::UnixStream::pair().unwrap();
         let mut times = Vec::new();

@@ -5,7 +5,8 @@ use std::mem;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker, ready};
 use std::thread;
 
 use tokio::task::coop;
@@ -24,6 +25,8 @@ pub(crate) struct Departure<'a> {
     sending: &'a Arc<Sending>,
     ticket: Option<u64>,
     step: Step,
+    /// It has given its result.
+    over: bool,
 }
 
 #[derive(Debug)]
@@ -31,42 +34,52 @@ enum Step {
     Enter(Frame),
     /// These positions in the stream are its own.
     Leave(Range<u64>),
+    /// As `Leave`, and it has come back from letting the others come.
+    Gathered(Range<u64>),
 }
 
-impl Step {
-    /// Lets the frame in if there is room, and sends it.
-    fn attempt(&mut self, line: &mut Line, socket: &Socket) -> Attempt {
-        if let Self::Enter(frame) = self {
+impl Departure<'_> {
+    /// Lets the frame in if there is room, and sends it, or leaves it for a moment to those who come after it: see
+    /// `gather.rs`. Without a waker, nothing could bring it back for that.
+    fn attempt(&mut self, line: &mut Line, socket: &Socket, waker: Option<&Waker>) -> Attempt {
+        if let Step::Enter(frame) = &mut self.step {
             match line.attempt(socket, Until::Room) {
                 Err(Ok(())) => {
                     let begin = line.outbox.pushed();
-                    *self = Self::Leave(begin..line.outbox.push(mem::take(frame)));
+                    let place = begin..line.outbox.push(mem::take(frame));
+                    let due = self.sending.due.fetch_sub(1, Ordering::Relaxed) - 1;
+                    if waker.is_some_and(|waker| line.may_gather() && line.gathering.join(waker, due)) {
+                        self.step = Step::Gathered(place);
+                        return Ok(Until::Return);
+                    }
+                    self.step = Step::Leave(place);
                 }
                 other => return other,
             }
         }
-        match self {
-            Self::Leave(place) => line.attempt(socket, Until::Left(place.end)),
-            Self::Enter(_) => Ok(Until::Room),
+        match &self.step {
+            Step::Leave(place) | Step::Gathered(place) => line.attempt(socket, Until::Left(place.end)),
+            Step::Enter(_) => Ok(Until::Room),
         }
     }
 }
 
 impl<'a> Departure<'a> {
     pub(super) fn new(sending: &'a Arc<Sending>, frame: Frame) -> Self {
-        Self { sending, ticket: None, step: Step::Enter(frame) }
+        sending.due.fetch_add(1, Ordering::Relaxed);
+        Self { sending, ticket: None, step: Step::Enter(frame), over: false }
     }
 
     /// Whether it was let in: then it leaves whole, or the stream ends.
     pub(super) fn is_in(&self) -> bool {
-        matches!(self.step, Step::Leave(_))
+        !matches!(self.step, Step::Enter(_))
     }
 
     /// Whether any of it has left.
     pub(super) fn has_begun(&self) -> bool {
         match &self.step {
             Step::Enter(_) => false,
-            Step::Leave(place) => self.sending.line().outbox.sent() > place.start,
+            Step::Leave(place) | Step::Gathered(place) => self.sending.line().outbox.sent() > place.start,
         }
     }
 
@@ -79,7 +92,7 @@ impl<'a> Departure<'a> {
             if moving {
                 line.mover = Mover::None;
             }
-            let attempted = self.step.attempt(&mut line, self.sending.socket());
+            let attempted = self.attempt(&mut line, self.sending.socket(), None);
             let mut start = false;
             moving = attempted.is_ok() && line.mover == Mover::None && !line.congested;
             if moving {
@@ -94,6 +107,7 @@ impl<'a> Departure<'a> {
             }
             match attempted {
                 Err(result) => {
+                    self.over = true;
                     // What others have let in meanwhile needs somebody else now.
                     self.sending.let_go();
                     return result;
@@ -113,12 +127,21 @@ impl Future for Departure<'_> {
     type Output = Result<(), SendError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        // A socket that always has room must not keep the other tasks of this thread from running.
-        let budget = ready!(coop::poll_proceed(cx));
-        let Self { sending, ticket, step } = &mut *self;
-        let polled = sending.settle(cx, ticket, |line, socket| step.attempt(line, socket));
+        // A socket that always has room must not keep the other tasks of this thread from running. One that has gathered has
+        // let them run.
+        let budget = match self.step {
+            Step::Gathered(_) => None,
+            Step::Enter(_) | Step::Leave(_) => Some(ready!(coop::poll_proceed(cx))),
+        };
+        let sending = self.sending;
+        let mut ticket = self.ticket;
+        let polled = sending.settle(cx, &mut ticket, |line, socket, waker| self.attempt(line, socket, Some(waker)));
+        self.ticket = ticket;
         if polled.is_ready() {
-            budget.made_progress();
+            self.over = true;
+            if let Some(budget) = budget {
+                budget.made_progress();
+            }
         }
         polled
     }
@@ -128,6 +151,12 @@ impl Drop for Departure<'_> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket {
             self.sending.leave(ticket);
+        }
+        if !self.is_in() {
+            self.sending.due.fetch_sub(1, Ordering::Relaxed);
+        } else if !self.over {
+            // It may have gathered others that count on it.
+            self.sending.let_go();
         }
     }
 }

@@ -121,9 +121,9 @@ impl<A: Serialize, B> Duplex<A, B> {
     /// As for [`Sender::send`](crate::Sender::send).
     pub fn send(&self, message: A) -> impl Future<Output = Result<(), SendError>> + Send {
         let frame = value::encode(&message, self.sides.receiving.max_body());
+        let departure = frame.map(|frame| self.sides.sending.send(frame));
         drop(message);
-        let sending = &self.sides.sending;
-        async move { sending.send(frame?).await }
+        async move { departure?.await }
     }
 
     /// As [`send`](Self::send), on this thread, which it blocks; not for async code.

@@ -4,7 +4,8 @@
 //!  Sender  Receiver  Duplex        typed ends; travel.rs makes them values
 //!  sending.rs  receiving.rs        one direction each: who waits, who moves, what is an end
 //!  parent.rs                       a channel between two programs
-//!  departure.rs  flusher.rs        one frame's way out; and who goes on when the socket is full
+//!  departure.rs  gather.rs         one frame's way out; and when it waits for others
+//!  flusher.rs                      who goes on when the socket is full
 //!  service/                        calls: requests and their answers, many at once over one duplex
 //!  broker.rs                       one process that keeps something for many; see `sync/`
 //!  listener/                       duplexes between processes that are no relatives
@@ -25,6 +26,7 @@ mod departure;
 mod duplex;
 mod fd;
 mod flusher;
+mod gather;
 pub(crate) mod inbox;
 mod listener;
 pub(crate) mod outbox;

@@ -56,7 +56,9 @@ impl<T> Sender<T> {
 impl<T: Serialize> Sender<T> {
     /// Sends a message. Resolves when it has left this process, which may be before it is received.
     ///
-    /// It waits while the receiver is behind. The message is encoded at once, by the caller.
+    /// It waits while the receiver is behind. The message is encoded at once, by the caller. Sends at the same time, of one
+    /// task or of several, gather and leave in one write: for that a send may let the tasks go first that can run at once, and
+    /// it never waits for a time.
     ///
     /// # Errors
     ///
@@ -65,8 +67,10 @@ impl<T: Serialize> Sender<T> {
     ///
     /// # Cancel safety
     ///
-    /// A send that is dropped while it waits for the receiver to catch up sends either all or nothing: nothing before the
-    /// message was let in behind the others, and all after that, in the background. A message is never cut.
+    /// A send that is dropped sends either all or nothing: nothing before the message was let in behind the others, which is
+    /// when it is first polled while less than 64 KiB are under way, and all after that, in the background. A message is never
+    /// cut. A send that was let in and is kept but not polled any more can delay its own message, until something else is
+    /// sent or the sender is dropped; never another one.
     ///
     /// # Examples
     ///
@@ -83,9 +87,10 @@ impl<T: Serialize> Sender<T> {
     /// # }
     /// ```
     pub fn send(&self, message: T) -> impl Future<Output = Result<(), SendError>> + Send {
-        let frame = value::encode(&message, self.max);
+        // Begun here and not when it is first polled, so that those who send at the same time know of it.
+        let departure = value::encode(&message, self.max).map(|frame| self.side.send(frame));
         drop(message);
-        async move { self.side.send(frame?).await }
+        async move { departure?.await }
     }
 
     /// As [`send`](Self::send), on this thread, which it blocks; not for async code.

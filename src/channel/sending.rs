@@ -1,22 +1,25 @@
 //! The sending side of an end: frames go in, whoever can moves them, and each sender learns when its own has left.
 //!
 //! ```text
-//!  send ── room? ──▶ outbox ── flush ──▶ socket           at once, by the sender
+//!  send ── room? ──▶ outbox ── flush ──▶ socket           at once, by the sender, or by the first that comes
+//!            │          │                                 back of several that gather, see `gather.rs`
 //!            │          └─ socket full ─▶ flusher         a task of its own, see `flusher.rs`
 //!            └─ wait until less than 64 KiB are under way
 //! ```
 //!
-//! What is under way moves whether or not its sender is still there or is being polled, so no dropped or forgotten future
-//! can leave the peer in the middle of a frame. This file knows nothing of values.
+//! What has begun to leave moves whether or not its sender is still there or is being polled, so no dropped or forgotten
+//! future can leave the peer in the middle of a frame. This file knows nothing of values.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::mem;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use super::departure::Departure;
 use super::flusher::{self, is_fd_congestion};
+use super::gather::Gathering;
 use super::outbox::Outbox;
 use super::socket::Socket;
 use crate::error::SendError;
@@ -31,11 +34,14 @@ const ROOM: usize = 64 * 1024;
 pub(crate) struct Sending {
     socket: Arc<Socket>,
     line: Mutex<Line>,
+    /// How many sends were begun and have not yet let their frame in.
+    pub(super) due: AtomicUsize,
 }
 
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) outbox: Outbox,
+    pub(super) gathering: Gathering,
     state: State,
     pub(super) mover: Mover,
     /// Who waits, by ticket: in the order in which they came.
@@ -80,6 +86,8 @@ pub(super) enum Until {
     Room,
     /// This position in the stream has left.
     Left(u64),
+    /// Whoever can run now has run.
+    Return,
 }
 
 /// What an attempt gives: what is still to be waited for, or the end of it.
@@ -92,6 +100,7 @@ impl Sending {
     pub(crate) fn new(socket: Arc<Socket>) -> Self {
         let line = Line {
             outbox: Outbox::default(),
+            gathering: Gathering::default(),
             state: State::Open,
             mover: Mover::None,
             waiting: BTreeMap::new(),
@@ -99,7 +108,7 @@ impl Sending {
             news: false,
             congested: false,
         };
-        Self { socket, line: Mutex::new(line) }
+        Self { socket, line: Mutex::new(line), due: AtomicUsize::new(0) }
     }
 
     pub(crate) fn socket(&self) -> &Arc<Socket> {
@@ -141,7 +150,7 @@ impl Sending {
 
     /// Waits until a frame may be pushed; for a `Sink`.
     pub(crate) fn poll_room(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        self.settle(cx, &mut Some(SINK), |line, socket| line.attempt(socket, Until::Room))
+        self.settle(cx, &mut Some(SINK), |line, socket, _| line.attempt(socket, Until::Room))
     }
 
     /// Lets a frame in without sending it; for a `Sink`.
@@ -154,7 +163,7 @@ impl Sending {
 
     /// Waits until all that was pushed has left; for a `Sink`.
     pub(crate) fn poll_left(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        self.settle(cx, &mut Some(SINK), |line, socket| {
+        self.settle(cx, &mut Some(SINK), |line, socket, _| {
             let end = line.outbox.pushed();
             line.attempt(socket, Until::Left(end))
         })
@@ -170,12 +179,16 @@ impl Sending {
         Ok(())
     }
 
-    /// Sees to it that what was pushed leaves without this end. Says whether anything is still under way.
+    /// Sees to it that what was pushed leaves without whoever pushed it. Says whether anything is still under way.
     pub(crate) fn let_go(self: &Arc<Self>) -> bool {
         let mut line = self.line();
+        if line.mover == Mover::None && !line.outbox.is_empty() {
+            // As in `attempt`.
+            let _ = line.flush(&self.socket);
+        }
         let owes = !line.outbox.is_empty();
         let start = owes && line.appoint_flusher();
-        drop(line);
+        release(line);
         if start {
             flusher::start(Arc::clone(self));
         }
@@ -220,12 +233,12 @@ impl Sending {
         self: &Arc<Self>,
         cx: &mut Context<'_>,
         ticket: &mut Option<u64>,
-        attempt: impl FnOnce(&mut Line, &Socket) -> Attempt,
+        attempt: impl FnOnce(&mut Line, &Socket, &Waker) -> Attempt,
     ) -> Poll<Result<(), SendError>> {
         let mut line = self.line();
-        let attempted = attempt(&mut line, &self.socket);
+        let attempted = attempt(&mut line, &self.socket, cx.waker());
         let mut start = false;
-        if let Ok(until) = attempted {
+        if let Ok(until @ (Until::Room | Until::Left(_))) = attempted {
             line.wait(ticket, until, cx.waker());
             start = line.appoint_flusher();
         }
@@ -234,6 +247,11 @@ impl Sending {
             flusher::start(Arc::clone(self));
         }
         match attempted {
+            Ok(Until::Return) => {
+                // Not tokio's `yield_now`, which leaves it to the runtime: a thread of that may be blocked in this very poll.
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
             Ok(_) => Poll::Pending,
             Err(result) => Poll::Ready(result),
         }
@@ -267,7 +285,13 @@ impl Line {
         match until {
             Until::Room => self.outbox.len() < ROOM && self.state == State::Open,
             Until::Left(end) => self.outbox.sent() >= end,
+            Until::Return => false,
         }
+    }
+
+    /// Whether what was let in last may stay for a moment.
+    pub(super) fn may_gather(&self) -> bool {
+        self.mover == Mover::None && self.outbox.len() < ROOM
     }
 
     /// How the wait ended, if it has.
@@ -278,6 +302,7 @@ impl Line {
     /// Sends what leaves without waiting. `WouldBlock` and [`is_fd_congestion`] mean that some is still here; any other
     /// error has ended this side.
     fn flush(&mut self, socket: &Socket) -> io::Result<()> {
+        self.gathering.end();
         let before = self.outbox.sent();
         let result = self.outbox.flush(socket);
         self.news |= self.outbox.sent() != before;

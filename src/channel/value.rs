@@ -1,5 +1,8 @@
 //! A value in a frame.
 
+use std::cell::Cell;
+
+use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -8,10 +11,24 @@ use crate::wire::body::{self, Parts};
 use crate::wire::fds;
 use crate::wire::frame::{Frame, VALUE};
 
+/// Bodies up to this many bytes are made in a buffer that is used again, and then cost one allocation of their size.
+const SMALL: usize = 1024;
+
+thread_local! {
+    /// That buffer, while nobody on this thread encodes.
+    static BUFFER: Cell<Option<BytesMut>> = const { Cell::new(None) };
+}
+
 /// Makes a frame of a value and the fds in it. `max` bounds the body in bytes.
 pub(crate) fn encode<T: Serialize>(value: &T, max: usize) -> Result<Frame, SendError> {
-    let mut parts = Parts::default();
+    let mut parts = Parts::new(BUFFER.take().unwrap_or_default());
     let (encoded, fds) = fds::collect(|| parts.encode(value, max));
+    if encoded.is_ok() && parts.is_written() && parts.written.len() <= SMALL {
+        let body = Bytes::copy_from_slice(&parts.written);
+        parts.written.clear();
+        BUFFER.set(Some(parts.written));
+        return Ok(Frame { kind: VALUE, id: 0, body, more: Vec::new(), fds });
+    }
     encoded?;
     let (body, more) = parts.take(0);
     Ok(Frame { kind: VALUE, id: 0, body, more, fds })
