@@ -5,7 +5,7 @@
 use std::future::{Future, pending, poll_fn};
 use std::task::{Context, Poll, Waker};
 
-use futures::future::join_all;
+use futures::future::{FutureExt as _, join_all};
 use multiproc::{
     CallError, Client, Duplex, Receiver, RecvError, Sender, blocking_serve, channel, duplex, serve, spawn_process, task,
 };
@@ -190,25 +190,80 @@ fn until(pid: u32, state: char) {
 }
 
 #[tokio::test]
-async fn a_server_that_returns_or_panics_leaves_its_calls_unanswered() {
-    for panics in [false, true] {
-        let (ours, theirs) = duplex::<bool, ()>().unwrap();
-        let service = spawn_process(task!(ends(theirs).await)).await.unwrap();
+async fn a_server_that_returns_leaves_its_calls_unanswered() {
+    let (ours, theirs) = duplex::<(), ()>().unwrap();
+    let service = spawn_process(task!(ends(theirs).await)).await.unwrap();
+    let client = Client::new(ours);
+    let (answer, other) = tokio::join!(client.call(()), client.call(()));
+    assert!(matches!(answer, Err(CallError::Unanswered)), "{answer:?}");
+    assert!(matches!(other, Err(CallError::Unanswered)), "{other:?}");
+    drop(client);
+    service.join().await.unwrap();
+}
+
+/// When it is called, in its future, and in its answer's `Serialize`.
+#[tokio::test]
+async fn a_handler_that_panics_costs_its_call_alone() {
+    for blocking in [false, true] {
+        let (ours, theirs) = duplex::<u32, Half>().unwrap();
+        let service = if blocking {
+            spawn_process(task!(halve_blocking(theirs))).await.unwrap().join().boxed()
+        } else {
+            spawn_process(task!(halve(theirs).await)).await.unwrap().join().boxed()
+        };
         let client = Client::new(ours);
-        let (answer, other) = tokio::join!(client.call(false), client.call(panics));
-        assert!(matches!(answer, Err(CallError::Unanswered)), "{answer:?}");
-        assert!(matches!(other, Err(CallError::Unanswered)), "{other:?}");
+        let answers = join_all((0..7).map(|n| client.call(n))).await;
+        for (n, answer) in (0..).zip(answers) {
+            match answer {
+                Ok(Half(half)) => assert_eq!(half * 2, n),
+                Err(CallError::Refused { reason, .. }) => {
+                    let expected = if n == 6 { "six".to_owned() } else { format!("{n} is odd") };
+                    assert_eq!(reason, format!("the handler panicked: {expected}"));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
         drop(client);
-        assert_eq!(service.join().await.is_err(), panics);
+        service.await.unwrap();
     }
 }
 
-async fn ends(end: Duplex<(), bool>) {
+/// Refuses to be sent as 3.
+#[derive(Debug, Deserialize)]
+struct Half(u32);
+
+impl Serialize for Half {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        assert!(self.0 != 3, "six");
+        self.0.serialize(serializer)
+    }
+}
+
+async fn halve(end: Duplex<Half, u32>) {
+    let handler = |n: u32| {
+        assert!(n != 1, "1 is odd");
+        async move {
+            tokio::task::yield_now().await;
+            assert!(n.is_multiple_of(2), "{n} is odd");
+            Half(n / 2)
+        }
+    };
+    serve(end, handler).await.unwrap();
+}
+
+fn halve_blocking(end: Duplex<Half, u32>) {
+    let handler = |n: u32| {
+        assert!(n.is_multiple_of(2), "{n} is odd");
+        Half(n / 2)
+    };
+    blocking_serve(end, handler).unwrap();
+}
+
+async fn ends(end: Duplex<(), ()>) {
     let (tell, mut told) = channel::<()>().unwrap();
     let tell = &tell;
     let mut seen = 0;
-    let serving = serve(end, |panics: bool| {
-        assert!(!panics, "asked to");
+    let serving = serve(end, |()| {
         seen += 1;
         async move {
             if seen == 2 {

@@ -17,8 +17,13 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use super::{Client, Duplex, duplex, flusher, serve};
 use crate::error::CallError;
+
+/// The most holders of one broker. Each costs its process a socket, and any holder can make others.
+const MOST_HOLDERS: usize = 4096;
 
 /// What the broker does for one holder. Dropping it is the holder's end, after which nobody asks any more.
 pub(crate) trait Desk: Send + Sync + Sized + 'static {
@@ -56,7 +61,10 @@ impl<D: Desk> Holder<D> {
     /// Makes a broker in this process, and its first holder. The broker ends with the last one.
     pub(crate) fn found(shared: D::Shared, role: D::Role) -> io::Result<Self> {
         let (ours, theirs) = duplex()?;
-        flusher::runtime()?.spawn(attend::<D>(theirs, Arc::new(shared), role));
+        let places = Arc::new(Semaphore::new(MOST_HOLDERS));
+        if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+            flusher::runtime()?.spawn(attend::<D>(theirs, Arc::new(shared), role, (places, place)));
+        }
         Ok(Self { client: Client::new(ours) })
     }
 
@@ -106,15 +114,23 @@ impl<D: Desk> fmt::Debug for Holder<D> {
     }
 }
 
-/// Serves one holder to its end.
-fn attend<D: Desk>(end: End<D>, shared: Arc<D::Shared>, role: D::Role) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+/// Serves one holder to its end, in its place among the broker's.
+fn attend<D: Desk>(
+    end: End<D>,
+    shared: Arc<D::Shared>,
+    role: D::Role,
+    (places, place): (Arc<Semaphore>, OwnedSemaphorePermit),
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     let desk = Arc::new(D::open(&shared, role));
     Box::pin(async move {
         let handle = |said| {
             let asked = match said {
                 Said::Do(request) => Some(request),
                 Said::Share(role, end) => {
-                    tokio::spawn(attend::<D>(*end, Arc::clone(&shared), role));
+                    // One too many sees its end closed.
+                    if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+                        tokio::spawn(attend::<D>(*end, Arc::clone(&shared), role, (Arc::clone(&places), place)));
+                    }
                     None
                 }
             };
@@ -128,5 +144,6 @@ fn attend<D: Desk>(end: End<D>, shared: Arc<D::Shared>, role: D::Role) -> Pin<Bo
         };
         // However it ended: the holder is no more.
         let _ = serve(end, handle).await;
+        drop(place);
     })
 }

@@ -14,7 +14,7 @@ pub enum CallError {
     /// The server ended before it answered; it may have acted on the request.
     #[error("server ended before it answered")]
     Unanswered,
-    /// The server could not read the request, or could not send its answer.
+    /// The server could not read the request, panicked while it handled it, or could not send its answer.
     #[error("server refused: {reason}")]
     #[non_exhaustive]
     Refused {

@@ -10,7 +10,7 @@ use std::slice;
 use std::sync::Arc;
 
 use bytes::{BufMut as _, BytesMut};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -308,6 +308,13 @@ pub(crate) fn wait(socket: impl AsFd, ready: Ready) -> io::Result<()> {
             result => return Ok(result.map(|_| ())?),
         }
     }
+}
+
+/// Whether nothing more can come into the socket besides what is in it: `POLLRDHUP` in poll(2).
+pub(crate) fn has_ended(socket: impl AsFd) -> io::Result<bool> {
+    let mut fds = [PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::RDHUP)];
+    poll(&mut fds, Some(&Timespec::default()))?;
+    Ok(!fds[0].revents().is_empty())
 }
 
 /// How often this thread has called sendmsg and recvmsg, so that a test can say what something costs.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
+use tokio::task::{AbortHandle, JoinSet, spawn_blocking, yield_now};
 use tokio::time::{sleep, timeout};
 
 use super::Peer;
@@ -89,19 +89,30 @@ async fn accept_all(socket: Socket, admit: Option<Admit>, hall: Arc<Hall>) {
     let places = Arc::new(Semaphore::new(MOST));
     // Those who are being greeted go with this task.
     let mut greeted = JoinSet::new();
+    // The same, the one that came first in front.
+    let mut silent = VecDeque::new();
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let accepted = socket.when(Ready::Read, || rendezvous::accept(&socket)).await;
         while greeted.try_join_next().is_some() {}
-        match socket.when(Ready::Read, || rendezvous::accept(&socket)).await {
+        silent.retain(|client: &AbortHandle| !client.is_finished());
+        match accepted {
             Ok(client) => {
+                while places.available_permits() == 0
+                    && let Some(first) = silent.pop_front()
+                {
+                    first.abort();
+                    // It gives back its place when it is dropped, which this thread does next.
+                    yield_now().await;
+                }
+                let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
                 let (admit, hall) = (admit.clone(), Arc::clone(&hall));
-                greeted.spawn(async move {
+                silent.push_back(greeted.spawn(async move {
                     if let Ok(Some((sides, peer))) = timeout(PATIENCE, greet(client, admit)).await {
                         let guest = Guest { sides, peer, _place: place };
                         hall.ready.lock().unwrap_or_else(PoisonError::into_inner).push_back(guest);
                         hall.news.notify_one();
                     }
-                });
+                }));
             }
             // They stay in the kernel's queue meanwhile.
             Err(_) => sleep(PAUSE).await,

@@ -55,7 +55,11 @@ impl Peer {
 ///
 /// Clients are accepted and shake hands in the background, each by itself, from the moment it is bound: one that says
 /// nothing stalls no other, and is dropped after 5 seconds. At most 128 clients are shaking hands or waiting for
-/// [`accept`](Self::accept); more wait in the kernel.
+/// [`accept`](Self::accept); where one more comes, the one that has been silent longest is dropped for it, and if none is
+/// silent, it waits in the kernel.
+///
+/// Both programs must mean the same types: what the other side sends as another type is a `Decode` error, or is taken for a
+/// value if its bytes happen to be one. Names of types are not compared, as each program may have its own for one type.
 ///
 /// Dropping it removes the socket's file, and drops the clients that nobody has accepted.
 ///

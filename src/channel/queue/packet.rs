@@ -16,7 +16,6 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::{Buf as _, BytesMut};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use crate::channel::value;
 use crate::error::{RecvError, SendError};
@@ -74,20 +73,21 @@ impl Packet {
     }
 }
 
-/// Takes the next item out of the socket: `WouldBlock` if there is none, `Ok(None)` if there will never be one.
+/// Takes the next item out of the socket, as a frame: `WouldBlock` if there is none, `Ok(None)` if there will never be one.
 ///
 /// A packet that is no item costs that packet alone.
-pub(super) fn recv<T: DeserializeOwned>(
+pub(super) fn recv(
     socket: impl AsFd,
     buffer: &Mutex<BytesMut>,
     max: usize,
-) -> io::Result<Option<Result<T, RecvError>>> {
+) -> io::Result<Option<Result<Frame, RecvError>>> {
     let (bytes, received) = {
         let mut buffer = buffer.lock().unwrap_or_else(PoisonError::into_inner);
         buffer.clear();
         buffer.reserve(PACKET);
-        match socket::recv_into(socket, &mut buffer, PACKET, Wait::No) {
-            Ok(Received { len: 0, .. }) => return Ok(None),
+        match socket::recv_into(&socket, &mut buffer, PACKET, Wait::No) {
+            // So reads the end, and so does an empty packet, which no sender of ours sends.
+            Ok(Received { len: 0, .. }) if socket::has_ended(&socket)? => return Ok(None),
             Ok(received) => (buffer.split(), received),
             Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
                 return Ok(Some(Err(refused("a packet that is longer than a queue's packets"))));
@@ -95,7 +95,7 @@ pub(super) fn recv<T: DeserializeOwned>(
             Err(error) => return Err(error),
         }
     };
-    Ok(Some(parse(bytes, received, max).and_then(value::decode)))
+    Ok(Some(parse(bytes, received, max)))
 }
 
 fn parse(mut bytes: BytesMut, received: Received, max: usize) -> Result<Frame, RecvError> {

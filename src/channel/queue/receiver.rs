@@ -17,11 +17,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::packet;
 use crate::channel::socket::Socket;
-use crate::channel::travel;
 use crate::channel::turns::Turns;
+use crate::channel::{travel, value};
 use crate::error::{RecvError, TryRecvError};
 use crate::sys::socket::Ready;
-use crate::wire::frame::DEFAULT_MAX_BODY;
+use crate::wire::frame::{DEFAULT_MAX_BODY, Frame};
 
 /// The receiving end of a queue; see [`queue`](crate::queue).
 ///
@@ -32,7 +32,7 @@ pub struct QueueReceiver<T> {
     shared: Arc<Shared>,
     max: usize,
     /// What the `Stream` waits in.
-    arriving: Option<Arriving<T>>,
+    arriving: Option<Arriving>,
     item: PhantomData<fn() -> T>,
 }
 
@@ -42,7 +42,10 @@ struct Shared {
     turns: Turns,
 }
 
-type Arriving<T> = Pin<Box<dyn Future<Output = Result<Option<T>, RecvError>> + Send + Sync>>;
+/// What was taken out of the socket; `None` is the end.
+type Taken = Option<Result<Frame, RecvError>>;
+
+type Arriving = Pin<Box<dyn Future<Output = io::Result<Taken>> + Send + Sync>>;
 
 impl<T> QueueReceiver<T> {
     pub(super) fn new(fd: OwnedFd) -> Self {
@@ -73,7 +76,7 @@ impl<T: DeserializeOwned> QueueReceiver<T> {
     ///
     /// Dropping the future takes no item.
     pub async fn recv(&self) -> Result<Option<T>, RecvError> {
-        self.shared.recv(self.max).await
+        decode(self.shared.recv(self.max).await?)
     }
 
     /// As [`recv`](Self::recv), on this thread, which it blocks; not for async code.
@@ -82,7 +85,7 @@ impl<T: DeserializeOwned> QueueReceiver<T> {
     ///
     /// As for [`recv`](Self::recv).
     pub fn blocking_recv(&self) -> Result<Option<T>, RecvError> {
-        self.shared.socket.block_when(Ready::Read, || self.shared.take(self.max))?.transpose()
+        decode(self.shared.socket.block_when(Ready::Read, || self.shared.take(self.max))?)
     }
 
     /// Takes the next item if there is one now.
@@ -92,8 +95,7 @@ impl<T: DeserializeOwned> QueueReceiver<T> {
     /// `Empty` and `Closed`; `Failed` as for [`recv`](Self::recv).
     pub fn try_recv(&self) -> Result<T, TryRecvError> {
         match self.shared.take(self.max) {
-            Ok(Some(item)) => item.map_err(TryRecvError::Failed),
-            Ok(None) => Err(TryRecvError::Closed),
+            Ok(taken) => decode(taken).map_err(TryRecvError::Failed)?.ok_or(TryRecvError::Closed),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(TryRecvError::Empty),
             Err(error) => Err(TryRecvError::Failed(error.into())),
         }
@@ -105,16 +107,20 @@ impl Shared {
         Self { socket, buffer: Mutex::default(), turns: Turns::default() }
     }
 
-    fn take<T: DeserializeOwned>(&self, max: usize) -> io::Result<Option<Result<T, RecvError>>> {
+    fn take(&self, max: usize) -> io::Result<Taken> {
         packet::recv(&self.socket, &self.buffer, max)
     }
 
-    async fn recv<T: DeserializeOwned>(&self, max: usize) -> Result<Option<T>, RecvError> {
-        self.socket.when_in_turn(Ready::Read, &self.turns, || self.take(max)).await?.transpose()
+    async fn recv(&self, max: usize) -> io::Result<Taken> {
+        self.socket.when_in_turn(Ready::Read, &self.turns, || self.take(max)).await
     }
 }
 
-impl<T: DeserializeOwned + 'static> Stream for QueueReceiver<T> {
+fn decode<T: DeserializeOwned>(taken: Taken) -> Result<Option<T>, RecvError> {
+    taken.map(|frame| value::decode(frame?)).transpose()
+}
+
+impl<T: DeserializeOwned> Stream for QueueReceiver<T> {
     type Item = Result<T, RecvError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -123,9 +129,9 @@ impl<T: DeserializeOwned + 'static> Stream for QueueReceiver<T> {
             let (shared, max) = (Arc::clone(&this.shared), this.max);
             Box::pin(async move { shared.recv(max).await })
         });
-        let item = ready!(arriving.as_mut().poll(cx));
+        let taken = ready!(arriving.as_mut().poll(cx));
         this.arriving = None;
-        Poll::Ready(item.transpose())
+        Poll::Ready(taken.map_err(RecvError::from).and_then(decode).transpose())
     }
 }
 

@@ -3,6 +3,8 @@
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use futures::StreamExt as _;
+
 use super::{QueueReceiver, QueueSender};
 use crate::error::RecvError;
 use crate::sys::{memory, socket};
@@ -44,6 +46,31 @@ fn a_packet_that_is_no_item_costs_that_packet_alone() {
     }
     drop(theirs);
     assert_eq!(rx.blocking_recv().unwrap(), None);
+}
+
+/// It reads like the end, which it is not.
+#[tokio::test]
+async fn an_empty_packet_of_a_misbehaving_sender_is_not_the_end() {
+    let (theirs, mut rx) = pair();
+    for _ in 0..3 {
+        socket::send(&theirs, &[IoSlice::new(&[]), IoSlice::new(&[])], &[]).unwrap();
+        assert!(matches!(rx.recv().await, Err(RecvError::Decode(_))));
+    }
+    socket::send(&theirs, &[IoSlice::new(&[]), IoSlice::new(&[])], &[]).unwrap();
+    packet(&theirs, 2, 1, &[], &[1, 9]);
+    assert!(matches!(rx.next().await, Some(Err(RecvError::Decode(_)))));
+    assert_eq!(rx.next().await.unwrap().unwrap(), [9]);
+    drop(theirs);
+    assert!(rx.next().await.is_none());
+}
+
+/// `Stream` asks no more of the items than `recv`: that they are made of what came.
+#[test]
+fn a_receiver_is_a_stream_of_any_item_that_can_be_received() {
+    fn is_stream<'a, T: serde::de::DeserializeOwned + 'a>(rx: QueueReceiver<T>) -> impl futures::Stream + 'a {
+        rx
+    }
+    drop(is_stream(pair().1));
 }
 
 #[test]

@@ -1,13 +1,15 @@
 //! The answering end: `serve` for async handlers, many at once, and `blocking_serve` for plain functions, one by one.
 
+use std::any::Any;
 use std::collections::{HashMap, VecDeque};
 use std::error::Error;
 use std::fmt::Write as _;
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::Poll;
 
-use futures::future::{AbortHandle, Abortable};
+use futures::future::{AbortHandle, Abortable, FutureExt as _};
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,6 +18,7 @@ use super::MAX_CALLS;
 use crate::channel::sending::Sending;
 use crate::channel::{Duplex, value};
 use crate::error::RecvError;
+use crate::task::panic_message;
 use crate::wire::frame::{ANSWER, CANCEL, Frame, REFUSAL, REQUEST};
 
 /// Requests that wait are read ahead while they are less than this many bytes, so that their cancellation is seen.
@@ -33,13 +36,9 @@ const MAX_REASON: usize = 1024;
 /// # Errors
 ///
 /// `Truncated` if the client ended in the middle of a request, `TooLarge` and `Protocol` for what is no request within the
-/// end's limit, `Io` if the system refuses. A request that can't be decoded and an answer that can't be encoded are told to
-/// the caller alone, as [`CallError::Refused`](crate::CallError::Refused).
-///
-/// # Panics
-///
-/// If `handler` or one of its futures does. Then the client's open calls are
-/// [`Unanswered`](crate::CallError::Unanswered).
+/// end's limit, `Io` if the system refuses. A request that can't be decoded, an answer that can't be encoded, and a panic of
+/// `handler` or one of its futures are told to the caller alone, as [`CallError::Refused`](crate::CallError::Refused); the
+/// service goes on.
 ///
 /// # Cancel safety
 ///
@@ -85,16 +84,21 @@ where
         let id = frame.id;
         match frame.kind {
             REQUEST => {
-                let request = value::decode(frame).map_err(|error| refusal(id, &reason(&error)));
                 let (abort, registration) = AbortHandle::new_pair();
                 if open.insert(id, abort).is_some() {
                     return Err(sides.receiving.refuse("two calls with one number"));
                 }
-                let handling = request.map(&mut handler);
+                let begun = caught(id, || match value::decode(frame) {
+                    Ok(request) => Ok(handler(request)),
+                    Err(error) => Err(refusal(id, &reason(&error))),
+                });
                 let sending = &sending;
                 let call = async move {
-                    let frame = match handling {
-                        Ok(handling) => answer(id, &handling.await, max),
+                    let frame = match begun.and_then(|begun| begun) {
+                        Ok(handling) => {
+                            let answered = AssertUnwindSafe(async { answer(id, &handling.await, max) }).catch_unwind();
+                            answered.await.unwrap_or_else(|payload| refusal(id, &panicked(payload)))
+                        }
                         Err(refusal) => refusal,
                     };
                     // Whoever can't be answered has gone, which is read next.
@@ -124,10 +128,6 @@ where
 /// # Errors
 ///
 /// As for [`serve`].
-///
-/// # Panics
-///
-/// If `handler` does. Then the client's open calls are [`Unanswered`](crate::CallError::Unanswered).
 ///
 /// # Examples
 ///
@@ -173,11 +173,11 @@ where
         }
         let Some(request) = waiting.next() else { continue };
         let id = request.id;
-        let frame = match value::decode(request) {
+        let answered = caught(id, || match value::decode(request) {
             Ok(request) => answer(id, &handler(request), max),
             Err(error) => refusal(id, &reason(&error)),
-        };
-        send(&sides.sending, frame);
+        });
+        send(&sides.sending, answered.unwrap_or_else(|refusal| refusal));
     }
 }
 
@@ -228,6 +228,15 @@ fn answer<Resp: Serialize>(id: u64, answer: &Resp, max: usize) -> Frame {
 fn refusal(id: u64, reason: &str) -> Frame {
     let said = &reason[..reason.floor_char_boundary(MAX_REASON)];
     Frame { kind: REFUSAL, id, ..value::encode(&said, usize::MAX).unwrap_or_default() }
+}
+
+/// Runs code of a user's, whose panic costs that one call.
+fn caught<R>(id: u64, work: impl FnOnce() -> R) -> Result<R, Frame> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|payload| refusal(id, &panicked(payload)))
+}
+
+fn panicked(payload: Box<dyn Any + Send>) -> String {
+    format!("the handler panicked: {}", panic_message(payload))
 }
 
 /// An error with what is behind it.
