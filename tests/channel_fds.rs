@@ -159,6 +159,32 @@ async fn more_than_64_fds_are_refused_at_the_sender() {
     assert_eq!(rx.recv().await.unwrap().unwrap().len(), 64);
 }
 
+/// At the sender, at the receiver, and after they have travelled.
+#[tokio::test]
+async fn more_fds_than_an_end_allows_are_refused_by_both_sides() {
+    let ends = |count| (0..count).map(|_| channel::<u8>().unwrap().0).collect::<Vec<_>>();
+    let (tx, rx) = channel::<Vec<Sender<u8>>>().unwrap();
+    let (there, mut back) = channel().unwrap();
+    there.send((tx.max_fds(3), rx.max_fds(2))).await.unwrap();
+    let (tx, mut rx) = back.recv().await.unwrap().unwrap();
+    match tx.send(ends(4)).await {
+        Err(SendError::Encode(why)) => assert_eq!(why.to_string(), "4 file descriptors in one message, where 3 may be"),
+        other => panic!("{other:?}"),
+    }
+    tx.send(ends(2)).await.unwrap();
+    assert_eq!(rx.recv().await.unwrap().unwrap().len(), 2, "the channel goes on");
+    tx.send(ends(3)).await.unwrap();
+    for _ in 0..2 {
+        assert!(matches!(rx.recv().await, Err(RecvError::Protocol { .. })));
+    }
+
+    let (ours, theirs) = duplex::<Vec<Sender<u8>>, Vec<Sender<u8>>>().unwrap();
+    let (ours, mut theirs) = (ours.max_fds(1), theirs.max_fds(0));
+    assert!(matches!(ours.send(ends(2)).await, Err(SendError::Encode(_))));
+    ours.send(ends(1)).await.unwrap();
+    assert!(matches!(theirs.recv().await, Err(RecvError::Protocol { .. })));
+}
+
 /// A user may have only so many fds under way; root may have more, so this thread becomes somebody else.
 fn many_under_way(
     tx: Sender<Vec<Sender<u8>>>,

@@ -20,7 +20,7 @@ use super::socket::Socket;
 use super::{travel, value};
 use crate::error::{RecvError, SendError};
 use crate::sys::socket as sys;
-use crate::wire::frame::DEFAULT_MAX_BODY;
+use crate::wire::frame::Limits;
 
 /// Makes a channel in both directions: what one end sends as `A`, the other receives, and the other way round for `B`.
 ///
@@ -78,7 +78,7 @@ pub(super) struct Sides {
 impl Sides {
     pub(super) fn new(fd: OwnedFd) -> Self {
         let socket = Arc::new(Socket::new(fd));
-        Self::with(Sending::new(Arc::clone(&socket)), Receiving::new(socket, DEFAULT_MAX_BODY))
+        Self::with(Sending::new(Arc::clone(&socket)), Receiving::new(socket, Limits::default()))
     }
 
     pub(super) fn with(sending: Sending, receiving: Receiving) -> Self {
@@ -104,7 +104,18 @@ impl<A, B> Duplex<A, B> {
     /// A peer that announces more than that ends the direction in which it sends: [`RecvError::TooLarge`].
     #[must_use]
     pub fn max_message(mut self, bytes: usize) -> Self {
-        self.sides.receiving.set_max_body(bytes.min(DEFAULT_MAX_BODY));
+        let receiving = &mut self.sides.receiving;
+        receiving.set_limits(Limits::new(bytes, receiving.limits().fds));
+        self
+    }
+
+    /// Bounds the file descriptors in each message, sent or received; 64 by default and at the most.
+    ///
+    /// A peer that sends more in one message ends the direction in which it sends: [`RecvError::Protocol`].
+    #[must_use]
+    pub fn max_fds(mut self, count: usize) -> Self {
+        let receiving = &mut self.sides.receiving;
+        receiving.set_limits(Limits::new(receiving.limits().body, count));
         self
     }
 }
@@ -120,7 +131,7 @@ impl<A: Serialize, B> Duplex<A, B> {
     ///
     /// As for [`Sender::send`](crate::Sender::send).
     pub fn send(&self, message: A) -> impl Future<Output = Result<(), SendError>> + Send {
-        let frame = value::encode(&message, self.sides.receiving.max_body());
+        let frame = value::encode_within(&message, self.sides.receiving.limits());
         let departure = frame.map(|frame| self.sides.sending.send(frame));
         drop(message);
         async move { departure?.await }
@@ -132,7 +143,7 @@ impl<A: Serialize, B> Duplex<A, B> {
     ///
     /// As for [`send`](Self::send).
     pub fn blocking_send(&self, message: A) -> Result<(), SendError> {
-        let frame = value::encode(&message, self.sides.receiving.max_body())?;
+        let frame = value::encode_within(&message, self.sides.receiving.limits())?;
         drop(message);
         self.sides.sending.blocking_send(frame)
     }
@@ -170,7 +181,7 @@ impl<A: Serialize, B> Sink<A> for Duplex<A, B> {
     }
 
     fn start_send(self: Pin<&mut Self>, message: A) -> Result<(), SendError> {
-        self.sides.sending.push(value::encode(&message, self.sides.receiving.max_body())?)
+        self.sides.sending.push(value::encode_within(&message, self.sides.receiving.limits())?)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {

@@ -17,7 +17,7 @@ use super::receiving::Receiving;
 use super::socket::Socket;
 use super::travel;
 use crate::error::RecvError;
-use crate::wire::frame::DEFAULT_MAX_BODY;
+use crate::wire::frame::Limits;
 
 /// The receiving end of a channel; see [`channel`](crate::channel).
 ///
@@ -33,7 +33,7 @@ pub struct Receiver<T> {
 
 impl<T> Receiver<T> {
     pub(super) fn new(fd: OwnedFd) -> Self {
-        Self::with(Receiving::new(Arc::new(Socket::new(fd)), DEFAULT_MAX_BODY))
+        Self::with(Receiving::new(Arc::new(Socket::new(fd)), Limits::default()))
     }
 
     fn with(side: Receiving) -> Self {
@@ -42,10 +42,20 @@ impl<T> Receiver<T> {
 
     /// Bounds each message to `bytes` when encoded; 2 GiB by default and at the most.
     ///
-    /// A sender that announces more than that ends the channel: [`RecvError::TooLarge`].
+    /// It bounds the memory that a message takes while it arrives, and with that what decoding it may take: lists and maps
+    /// of a message get memory in proportion to its bytes, so there is no other budget to set. A sender that announces more than that ends the channel: [`RecvError::TooLarge`].
     #[must_use]
     pub fn max_message(mut self, bytes: usize) -> Self {
-        self.side.set_max_body(bytes.min(DEFAULT_MAX_BODY));
+        self.side.set_limits(Limits::new(bytes, self.side.limits().fds));
+        self
+    }
+
+    /// Bounds the file descriptors in each message: files, sockets, ends of channels; 64 by default and at the most.
+    ///
+    /// A sender that sends more in one message ends the channel: [`RecvError::Protocol`]. They are closed.
+    #[must_use]
+    pub fn max_fds(mut self, count: usize) -> Self {
+        self.side.set_limits(Limits::new(self.side.limits().body, count));
         self
     }
 }

@@ -15,14 +15,14 @@ use super::socket::Socket;
 use super::value;
 use crate::error::RecvError;
 use crate::sys::socket as sys;
-use crate::wire::frame::{Frame, VALUE};
+use crate::wire::frame::{Frame, Limits, VALUE};
 
 /// The receiving side of a socket.
 #[derive(Debug)]
 pub(crate) struct Receiving {
     socket: Arc<Socket>,
     inbox: Inbox,
-    max_body: usize,
+    limits: Limits,
     /// Another process has this end now. Set by `Serialize`, which has only `&self`.
     moved: AtomicBool,
     /// The stream of values has given its end, or the error that is one.
@@ -30,27 +30,27 @@ pub(crate) struct Receiving {
 }
 
 impl Receiving {
-    pub(crate) fn new(socket: Arc<Socket>, max_body: usize) -> Self {
-        Self::resume(socket, max_body, BytesMut::new(), VecDeque::new())
+    pub(crate) fn new(socket: Arc<Socket>, limits: Limits) -> Self {
+        Self::resume(socket, limits, BytesMut::new(), VecDeque::new())
     }
 
     /// A side that goes on where another one stood; see [`hand_over`](Self::hand_over).
-    pub(crate) fn resume(socket: Arc<Socket>, max_body: usize, unread: BytesMut, batches: VecDeque<Batch>) -> Self {
-        let inbox = Inbox::resume(max_body, unread, batches);
-        Self { socket, inbox, max_body, moved: AtomicBool::new(false), over: false }
+    pub(crate) fn resume(socket: Arc<Socket>, limits: Limits, unread: BytesMut, batches: VecDeque<Batch>) -> Self {
+        let inbox = Inbox::resume(limits.body, unread, batches);
+        Self { socket, inbox, limits, moved: AtomicBool::new(false), over: false }
     }
 
     pub(crate) fn socket(&self) -> &Arc<Socket> {
         &self.socket
     }
 
-    pub(crate) fn max_body(&self) -> usize {
-        self.max_body
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
     }
 
-    pub(crate) fn set_max_body(&mut self, max_body: usize) {
-        self.max_body = max_body;
-        self.inbox.set_max_body(max_body);
+    pub(crate) fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+        self.inbox.set_max_body(limits.body);
     }
 
     /// The next value; `None` after a clean end.
@@ -88,19 +88,31 @@ impl Receiving {
         let budget = ready!(coop::poll_proceed(cx));
         let frame = ready!(self.inbox.poll_frame(cx, &self.socket));
         budget.made_progress();
-        Poll::Ready(frame)
+        Poll::Ready(self.within(frame))
     }
 
     /// As [`poll_frame`](Self::poll_frame), on this thread.
     pub(crate) fn blocking_frame(&mut self) -> Result<Option<Frame>, RecvError> {
         self.check()?;
-        self.inbox.blocking_frame(&self.socket)
+        let frame = self.inbox.blocking_frame(&self.socket);
+        self.within(frame)
     }
 
     /// The next frame if it has arrived already: `Ok(None)` says nothing about the end.
     pub(crate) fn try_frame(&mut self) -> Result<Option<Frame>, RecvError> {
         self.check()?;
-        self.inbox.try_frame(&self.socket)
+        let frame = self.inbox.try_frame(&self.socket);
+        self.within(frame)
+    }
+
+    /// Refuses a frame with too many fds. That of its bytes is the inbox's, before they come.
+    fn within(&mut self, frame: Result<Option<Frame>, RecvError>) -> Result<Option<Frame>, RecvError> {
+        match frame {
+            Ok(Some(frame)) if frame.fds.len() > self.limits.fds => {
+                Err(self.refuse("more file descriptors in one message than this end takes"))
+            }
+            frame => frame,
+        }
     }
 
     /// Ends the stream for what the peer did.

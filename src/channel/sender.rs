@@ -16,7 +16,7 @@ use super::sending::Sending;
 use super::socket::Socket;
 use super::{travel, value};
 use crate::error::SendError;
-use crate::wire::frame::DEFAULT_MAX_BODY;
+use crate::wire::frame::Limits;
 
 /// The sending end of a channel; see [`channel`](crate::channel).
 ///
@@ -30,17 +30,17 @@ use crate::wire::frame::DEFAULT_MAX_BODY;
 /// a message of its own is under way.
 pub struct Sender<T> {
     side: Arc<Sending>,
-    max: usize,
+    limits: Limits,
     message: PhantomData<fn(T)>,
 }
 
 impl<T> Sender<T> {
     pub(super) fn new(fd: OwnedFd) -> Self {
-        Self::with(Sending::new(Arc::new(Socket::new(fd))), DEFAULT_MAX_BODY)
+        Self::with(Sending::new(Arc::new(Socket::new(fd))), Limits::default())
     }
 
-    fn with(side: Sending, max: usize) -> Self {
-        Self { side: Arc::new(side), max, message: PhantomData }
+    fn with(side: Sending, limits: Limits) -> Self {
+        Self { side: Arc::new(side), limits, message: PhantomData }
     }
 
     /// Bounds each message to `bytes` when encoded; 2 GiB by default and at the most.
@@ -48,7 +48,16 @@ impl<T> Sender<T> {
     /// It bounds what this end sends; what the receiver takes is the receiver's to bound.
     #[must_use]
     pub fn max_message(mut self, bytes: usize) -> Self {
-        self.max = bytes.min(DEFAULT_MAX_BODY);
+        self.limits = Limits::new(bytes, self.limits.fds);
+        self
+    }
+
+    /// Bounds the file descriptors in each message: files, sockets, ends of channels; 64 by default and at the most.
+    ///
+    /// It bounds what this end sends: more is a [`SendError::Encode`]. What the receiver takes is the receiver's to bound.
+    #[must_use]
+    pub fn max_fds(mut self, count: usize) -> Self {
+        self.limits = Limits::new(self.limits.body, count);
         self
     }
 }
@@ -88,7 +97,7 @@ impl<T: Serialize> Sender<T> {
     /// ```
     pub fn send(&self, message: T) -> impl Future<Output = Result<(), SendError>> + Send {
         // Begun here and not when it is first polled, so that those who send at the same time know of it.
-        let departure = value::encode(&message, self.max).map(|frame| self.side.send(frame));
+        let departure = value::encode_within(&message, self.limits).map(|frame| self.side.send(frame));
         drop(message);
         async move { departure?.await }
     }
@@ -99,7 +108,7 @@ impl<T: Serialize> Sender<T> {
     ///
     /// As for [`send`](Self::send).
     pub fn blocking_send(&self, message: T) -> Result<(), SendError> {
-        let frame = value::encode(&message, self.max)?;
+        let frame = value::encode_within(&message, self.limits)?;
         drop(message);
         self.side.blocking_send(frame)
     }
@@ -115,7 +124,7 @@ impl<T: Serialize> Sink<T> for Sender<T> {
     }
 
     fn start_send(self: Pin<&mut Self>, message: T) -> Result<(), SendError> {
-        self.side.push(value::encode(&message, self.max)?)
+        self.side.push(value::encode_within(&message, self.limits)?)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
@@ -130,14 +139,14 @@ impl<T: Serialize> Sink<T> for Sender<T> {
 
 impl<T> Serialize for Sender<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        travel::serialize_sending(&self.side, self.max, serializer)
+        travel::serialize_sending(&self.side, self.limits, serializer)
     }
 }
 
 impl<'de, T> Deserialize<'de> for Sender<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (side, max) = travel::deserialize_sending(deserializer)?;
-        Ok(Self::with(side, max))
+        let (side, limits) = travel::deserialize_sending(deserializer)?;
+        Ok(Self::with(side, limits))
     }
 }
 

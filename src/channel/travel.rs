@@ -17,29 +17,36 @@ use super::sending::Sending;
 use super::socket::Socket;
 use crate::sys::socket;
 use crate::wire::fds;
-use crate::wire::frame::DEFAULT_MAX_BODY;
+use crate::wire::frame::{Limits, MAX_FDS};
 
-/// An end that holds nothing, in a message: the fd and the limit in bytes.
+/// Limits in a message: bytes and fds.
+type Bounds = (u64, u64);
+
+/// An end that holds nothing, in a message: the fd and the limits.
 #[derive(Serialize)]
-struct BareOut<'a>(Given<'a>, u64);
+struct BareOut<'a>(Given<'a>, Bounds);
 
 #[derive(Deserialize)]
-struct BareIn(Taken, u64);
+struct BareIn(Taken, Bounds);
 
-/// A receiving side in a message: the fd, the limit in bytes, and what is unread.
+/// A receiving side in a message: the fd, the limits, and what is unread.
 #[derive(Serialize)]
-struct ReceivingOut<'a>(Given<'a>, u64, Bytes, Vec<(Vec<Given<'a>>, bool, u64)>);
+struct ReceivingOut<'a>(Given<'a>, Bounds, Bytes, Vec<(Vec<Given<'a>>, bool, u64)>);
 
 #[derive(Deserialize)]
-struct ReceivingIn(Taken, u64, Bytes, Vec<(Vec<Taken>, bool, u64)>);
+struct ReceivingIn(Taken, Bounds, Bytes, Vec<(Vec<Taken>, bool, u64)>);
 
-pub(super) fn serialize_sending<S: Serializer>(side: &Sending, max: usize, serializer: S) -> Result<S::Ok, S::Error> {
-    side.hand_over(|| BareOut(Given::new(&**side.socket()), max as u64).serialize(serializer))
+pub(super) fn serialize_sending<S: Serializer>(
+    side: &Sending,
+    limits: Limits,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    side.hand_over(|| BareOut(Given::new(&**side.socket()), bounds(limits)).serialize(serializer))
 }
 
-pub(super) fn deserialize_sending<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(Sending, usize), D::Error> {
-    let BareIn(fd, max) = Deserialize::deserialize(deserializer)?;
-    Ok((Sending::new(Arc::new(stream(fd)?)), limit(max)))
+pub(super) fn deserialize_sending<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(Sending, Limits), D::Error> {
+    let BareIn(fd, bounds) = Deserialize::deserialize(deserializer)?;
+    Ok((Sending::new(Arc::new(stream(fd)?)), limits(bounds)))
 }
 
 pub(super) fn serialize_receiving<S: Serializer>(side: &Receiving, serializer: S) -> Result<S::Ok, S::Error> {
@@ -48,12 +55,12 @@ pub(super) fn serialize_receiving<S: Serializer>(side: &Receiving, serializer: S
         for batch in batches {
             out.push((batch.fds.iter().map(Given::new).collect(), batch.lost, batch.within as u64));
         }
-        ReceivingOut(Given::new(&**side.socket()), side.max_body() as u64, unread.freeze(), out).serialize(serializer)
+        ReceivingOut(Given::new(&**side.socket()), bounds(side.limits()), unread.freeze(), out).serialize(serializer)
     })
 }
 
 pub(super) fn deserialize_receiving<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Receiving, D::Error> {
-    let ReceivingIn(fd, max, unread, batches) = Deserialize::deserialize(deserializer)?;
+    let ReceivingIn(fd, bounds, unread, batches) = Deserialize::deserialize(deserializer)?;
     let batches: VecDeque<_> = batches
         .into_iter()
         .map(|(fds, lost, within)| Batch {
@@ -62,10 +69,10 @@ pub(super) fn deserialize_receiving<'de, D: Deserializer<'de>>(deserializer: D) 
             within: usize::try_from(within).unwrap_or(usize::MAX),
         })
         .collect();
-    Ok(Receiving::resume(Arc::new(stream(fd)?), limit(max), BytesMut::from(unread), batches))
+    Ok(Receiving::resume(Arc::new(stream(fd)?), limits(bounds), BytesMut::from(unread), batches))
 }
 
-/// Both sides of one socket; the limit is the receiving side's.
+/// Both sides of one socket; the limits are the receiving side's.
 pub(super) fn serialize_both<S: Serializer>(
     sending: &Sending,
     receiving: &Receiving,
@@ -81,13 +88,13 @@ pub(super) fn deserialize_both<'de, D: Deserializer<'de>>(deserializer: D) -> Re
 
 /// An end of a queue, which stays as it is: any number of processes may hold it.
 pub(super) fn serialize_shared<S: Serializer>(socket: &Socket, max: usize, serializer: S) -> Result<S::Ok, S::Error> {
-    BareOut(Given::new(socket), max as u64).serialize(serializer)
+    BareOut(Given::new(socket), (max as u64, MAX_FDS as u64)).serialize(serializer)
 }
 
 pub(super) fn deserialize_shared<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(Socket, usize), D::Error> {
-    let BareIn(Taken(fd), max) = Deserialize::deserialize(deserializer)?;
+    let BareIn(Taken(fd), bounds) = Deserialize::deserialize(deserializer)?;
     if socket::is_packet(&fd) {
-        Ok((Socket::new(fd), limit(max)))
+        Ok((Socket::new(fd), limits(bounds).body))
     } else {
         Err(serde::de::Error::custom("a file descriptor that is no end of a queue"))
     }
@@ -101,8 +108,13 @@ fn stream<E: serde::de::Error>(Taken(fd): Taken) -> Result<Socket, E> {
     }
 }
 
-fn limit(max: u64) -> usize {
-    usize::try_from(max).unwrap_or(usize::MAX).min(DEFAULT_MAX_BODY)
+fn bounds(limits: Limits) -> Bounds {
+    (limits.body as u64, limits.fds as u64)
+}
+
+fn limits((body, fds): Bounds) -> Limits {
+    let whole = |number| usize::try_from(number).unwrap_or(usize::MAX);
+    Limits::new(whole(body), whole(fds))
 }
 
 /// An fd on its way out; a duplicate travels.

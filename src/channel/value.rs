@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use crate::error::{RecvError, SendError};
 use crate::wire::body::{self, Parts};
 use crate::wire::fds;
-use crate::wire::frame::{Frame, VALUE};
+use crate::wire::frame::{Frame, Limits, VALUE};
 
 /// Bodies up to this many bytes are made in a buffer that is used again, and then cost one allocation of their size.
 const SMALL: usize = 1024;
@@ -32,6 +32,16 @@ pub(crate) fn encode<T: Serialize>(value: &T, max: usize) -> Result<Frame, SendE
     encoded?;
     let (body, more) = parts.take(0);
     Ok(Frame { kind: VALUE, id: 0, body, more, fds })
+}
+
+/// As [`encode`], within the limits of an end.
+pub(crate) fn encode_within<T: Serialize>(value: &T, limits: Limits) -> Result<Frame, SendError> {
+    let frame = encode(value, limits.body)?;
+    if frame.fds.len() > limits.fds {
+        let (count, most) = (frame.fds.len(), limits.fds);
+        return Err(SendError::Encode(format!("{count} file descriptors in one message, where {most} may be").into()));
+    }
+    Ok(frame)
 }
 
 /// Reads the value of a frame, and closes the fds that are no part of it.

@@ -27,6 +27,27 @@ pub(crate) const MAX_FDS: usize = 64;
 /// The largest body, in bytes, that is sent or taken where nothing else was asked for: 2 GiB.
 pub(crate) const DEFAULT_MAX_BODY: usize = 1 << 31;
 
+/// What one message may hold at the most.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Bytes of its body.
+    pub(crate) body: usize,
+    pub(crate) fds: usize,
+}
+
+impl Limits {
+    /// Limits that are asked for, of those that are possible.
+    pub(crate) fn new(body: usize, fds: usize) -> Self {
+        Self { body: body.min(DEFAULT_MAX_BODY), fds: fds.min(MAX_FDS) }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { body: DEFAULT_MAX_BODY, fds: MAX_FDS }
+    }
+}
+
 /// The kind of a frame whose body is one value, as in a channel. What parent and worker say to each other has kinds from
 /// 16 upwards: see `message.rs`.
 pub(crate) const VALUE: u8 = 1;

@@ -20,7 +20,7 @@ use crate::channel::sending::Sending;
 use crate::channel::socket::Socket;
 use crate::channel::{travel, value};
 use crate::error::{RecvError, SendError};
-use crate::wire::frame::{DEFAULT_MAX_BODY, Frame, VALUE};
+use crate::wire::frame::{Frame, Limits, VALUE};
 
 /// A consumer of an [`AckedQueue`](crate::AckedQueue), made by its [`receiver`](crate::AckedQueue::receiver).
 ///
@@ -46,7 +46,7 @@ enum Stage {
 impl<T> AckedReceiver<T> {
     pub(super) fn new(fd: OwnedFd) -> Self {
         let socket = Arc::new(Socket::new(fd));
-        let receiving = Receiving::new(Arc::clone(&socket), DEFAULT_MAX_BODY);
+        let receiving = Receiving::new(Arc::clone(&socket), Limits::default());
         Self::with(Sending::new(socket), receiving, Stage::Idle)
     }
 

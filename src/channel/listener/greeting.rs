@@ -19,7 +19,7 @@ use crate::channel::flusher;
 use crate::channel::socket::Socket;
 use crate::sys::rendezvous;
 use crate::sys::socket::Ready;
-use crate::wire::frame::{DEFAULT_MAX_BODY, Frame, HELLO, REFUSAL};
+use crate::wire::frame::{Frame, HELLO, Limits, REFUSAL};
 
 /// How long each side waits for the other's word.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -147,9 +147,9 @@ pub(super) fn hello() -> Frame {
 
 /// Waits for the other side's word, and takes no more from it than that.
 pub(super) async fn expect_hello(sides: &mut Sides) -> io::Result<()> {
-    sides.receiving.set_max_body(0);
+    sides.receiving.set_limits(Limits::new(0, 0));
     let frame = poll_fn(|cx| sides.receiving.poll_frame(cx)).await.map_err(io::Error::other)?;
-    sides.receiving.set_max_body(DEFAULT_MAX_BODY);
+    sides.receiving.set_limits(Limits::default());
     match frame.map(|frame| frame.kind) {
         Some(HELLO) => Ok(()),
         Some(REFUSAL) => Err(io::Error::new(io::ErrorKind::PermissionDenied, "the listener refused this process")),

@@ -13,7 +13,7 @@ use crate::channel::block::block_on;
 use crate::channel::duplex::Sides;
 use crate::channel::{Duplex, travel, value};
 use crate::error::{CallError, RecvError};
-use crate::wire::frame::{ANSWER, Frame, REQUEST};
+use crate::wire::frame::{ANSWER, Frame, Limits, REQUEST};
 
 /// Calls a service in another process: sends a `Req`, and gets the `Resp` that answers it.
 ///
@@ -51,7 +51,7 @@ use crate::wire::frame::{ANSWER, Frame, REQUEST};
 /// ```
 pub struct Client<Req, Resp> {
     calls: Arc<Calls>,
-    max: usize,
+    limits: Limits,
     call: PhantomData<fn(Req) -> Resp>,
 }
 
@@ -62,7 +62,7 @@ impl<Req, Resp> Client<Req, Resp> {
     }
 
     fn over(sides: Sides) -> Self {
-        Self { max: sides.receiving.max_body(), calls: Calls::new(sides), call: PhantomData }
+        Self { limits: sides.receiving.limits(), calls: Calls::new(sides), call: PhantomData }
     }
 }
 
@@ -103,7 +103,7 @@ impl<Req: Serialize, Resp: DeserializeOwned> Client<Req, Resp> {
     }
 
     fn request(&self, request: Req) -> Result<Frame, CallError> {
-        Ok(Frame { kind: REQUEST, ..value::encode(&request, self.max)? })
+        Ok(Frame { kind: REQUEST, ..value::encode_within(&request, self.limits)? })
     }
 }
 
@@ -122,7 +122,7 @@ fn answer<Resp: DeserializeOwned>(frame: Frame) -> Result<Resp, CallError> {
 
 impl<Req, Resp> Clone for Client<Req, Resp> {
     fn clone(&self) -> Self {
-        Self { calls: Arc::clone(&self.calls), max: self.max, call: PhantomData }
+        Self { calls: Arc::clone(&self.calls), limits: self.limits, call: PhantomData }
     }
 }
 

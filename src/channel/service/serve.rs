@@ -19,7 +19,7 @@ use crate::channel::sending::Sending;
 use crate::channel::{Duplex, value};
 use crate::error::RecvError;
 use crate::task::panic_message;
-use crate::wire::frame::{ANSWER, CANCEL, Frame, REFUSAL, REQUEST};
+use crate::wire::frame::{ANSWER, CANCEL, Frame, Limits, REFUSAL, REQUEST};
 
 /// Requests that wait are read ahead while they are less than this many bytes, so that their cancellation is seen.
 const AHEAD: usize = 256 * 1024;
@@ -69,7 +69,7 @@ where
 {
     let mut sides = end.into_sides();
     let sending = Arc::clone(&sides.sending);
-    let max = sides.receiving.max_body();
+    let limits = sides.receiving.limits();
     let mut open = HashMap::new();
     let mut running = FuturesUnordered::new();
     loop {
@@ -96,7 +96,8 @@ where
                 let call = async move {
                     let frame = match begun.and_then(|begun| begun) {
                         Ok(handling) => {
-                            let answered = AssertUnwindSafe(async { answer(id, &handling.await, max) }).catch_unwind();
+                            let answered =
+                                AssertUnwindSafe(async { answer(id, &handling.await, limits) }).catch_unwind();
                             answered.await.unwrap_or_else(|payload| refusal(id, &panicked(payload)))
                         }
                         Err(refusal) => refusal,
@@ -160,7 +161,7 @@ where
     F: FnMut(Req) -> Resp,
 {
     let mut sides = end.into_sides();
-    let max = sides.receiving.max_body();
+    let limits = sides.receiving.limits();
     let mut waiting = Waiting::default();
     loop {
         if waiting.requests.is_empty() {
@@ -174,7 +175,7 @@ where
         let Some(request) = waiting.next() else { continue };
         let id = request.id;
         let answered = caught(id, || match value::decode(request) {
-            Ok(request) => answer(id, &handler(request), max),
+            Ok(request) => answer(id, &handler(request), limits),
             Err(error) => refusal(id, &reason(&error)),
         });
         send(&sides.sending, answered.unwrap_or_else(|refusal| refusal));
@@ -218,8 +219,8 @@ impl Waiting {
     }
 }
 
-fn answer<Resp: Serialize>(id: u64, answer: &Resp, max: usize) -> Frame {
-    match value::encode(answer, max) {
+fn answer<Resp: Serialize>(id: u64, answer: &Resp, limits: Limits) -> Frame {
+    match value::encode_within(answer, limits) {
         Ok(frame) => Frame { kind: ANSWER, id, ..frame },
         Err(error) => refusal(id, &reason(&error)),
     }
