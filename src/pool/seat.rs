@@ -313,15 +313,22 @@ impl Desk {
         self.sent.drain(first..).map(|sent| sent.job).collect()
     }
 
+    /// Keeps what a chunk has done, which ends without an answer of its own.
+    pub(super) fn keep_parts(&self, id: u64, job: &Job) {
+        if job.is_chunk
+            && let Some(ledger) = &self.ledger
+            && let Ok((count, results)) = ledger.kept(id)
+        {
+            job.keep(count, results);
+        }
+    }
+
     /// Takes everything off the desk, because the process has ended: what was begun and not answered, then what was not
     /// begun. What a chunk had done is kept.
     pub(super) fn take_all(&mut self) -> (Vec<Arc<Job>>, Vec<Arc<Job>>) {
         let rest = self.take_back();
-        if let Some((Sent { id, job }, ledger)) = self.sent.front().zip(self.ledger.as_ref())
-            && job.is_chunk
-            && let Ok((count, results)) = ledger.kept(*id)
-        {
-            job.keep(count, results);
+        if let Some(Sent { id, job }) = self.sent.front() {
+            self.keep_parts(*id, job);
         }
         (self.sent.drain(..).map(|sent| sent.job).collect(), rest)
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::answers::{Misbehaved, answer};
 use super::dispatch::{Review, Turn};
+use super::job::{Job, Outcome};
 use super::life::WorkerState;
 use super::seat::Desk;
 use super::state::{End, Ending};
@@ -200,7 +201,7 @@ impl Supervisor {
             let stopped = process.stopping.take_if(|stopping| stopping.id == id).map(|stopping| stopping.cause);
             let late = stopped == Some(Cause::TimedOut);
             let outcome = match outcome {
-                Ok(frame) if job.is_chunk => match job.answer_part(frame, late.then_some(TaskError::TimedOut)) {
+                outcome if job.is_chunk => match answer_chunk(&desk, id, &job, outcome, late) {
                     Ok(Some(outcome)) => outcome,
                     Ok(None) => {
                         process.unfinished.push(job);
@@ -235,6 +236,19 @@ impl Supervisor {
         let jobs = process.answered.iter().map(|(job, _)| job).chain(&process.unfinished).map(|job| &**job);
         self.shared.times.note(start, each, jobs, process.child.kept().pid());
         honest
+    }
+}
+
+/// Takes a chunk's answer. Gives the chunk's own outcome, if it has one by now; otherwise it is to go on.
+fn answer_chunk(desk: &Desk, id: u64, job: &Job, outcome: Outcome, late: bool) -> Result<Option<Outcome>, Misbehaved> {
+    match outcome {
+        Ok(frame) => job.answer_part(frame, late.then_some(TaskError::TimedOut)),
+        // The last words of a worker that ends with a panic, for want of unwinding: it ends the call that ran.
+        Err(error) => {
+            desk.keep_parts(id, job);
+            let again = job.fail_part(|| if late { TaskError::TimedOut } else { error });
+            Ok((!again).then(|| Ok(Frame::default())))
+        }
     }
 }
 
