@@ -243,3 +243,24 @@ async fn a_pool_works_inside_an_async_task() {
     until(|| !runs(inner)).await;
     within(pool.close()).await;
 }
+
+/// A supervisor would have panicked where nobody sees it, and the task would have been cancelled for no reason.
+#[test]
+fn a_runtime_without_time_or_io_is_told_so_at_once() {
+    use tokio::runtime::Builder;
+    for (missing, io) in [("timers are disabled", true), ("IO is disabled", false)] {
+        let mut builder = Builder::new_current_thread();
+        let builder = if io { builder.enable_io() } else { builder.enable_time() };
+        let runtime = builder.build().unwrap();
+        let pool = ProcessPool::new(1);
+        let submit = std::panic::AssertUnwindSafe(|| runtime.block_on(pool.submit(task!(add(20, 22)))));
+        let panic = std::panic::catch_unwind(submit).unwrap_err();
+        let message = panic.downcast_ref::<String>().cloned();
+        let message = message.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned())).unwrap();
+        assert!(message.contains(missing), "{message}");
+        // It has harmed nothing.
+        let good = self::runtime(0);
+        assert_eq!(good.block_on(pool.submit(task!(add(20, 22)))).unwrap(), 42);
+        good.block_on(pool.close());
+    }
+}

@@ -311,6 +311,12 @@ async fn the_builder_refuses_what_cannot_be() {
     assert!(matches!(ProcessPool::builder().workers(0).build(), Err(SpawnError::Invalid { .. })));
     let bad = call(|_: Unencodable| (), Unencodable);
     assert!(matches!(ProcessPool::builder().on_worker_start(bad).build(), Err(SpawnError::Encode(_))));
+    for (key, value) in [("A\0B", "c"), ("A", "b\0c"), ("", "a"), ("A=B", "c")] {
+        let built = ProcessPool::builder().env(key, value).on_worker_start(call(|()| (), ())).build();
+        assert!(matches!(built, Err(SpawnError::Invalid { .. })), "{key:?}={value:?}: {built:?}");
+    }
+    let built = ProcessPool::builder().current_dir("a\0b").build();
+    assert!(matches!(built, Err(SpawnError::Invalid { .. })), "{built:?}");
     // A number of workers that no machine has is only a bound.
     let pool = ProcessPool::builder().workers(usize::MAX).build().unwrap();
     within(pool.submit(task!(pid()))).await.unwrap();

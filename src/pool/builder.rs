@@ -1,6 +1,7 @@
 //! What a pool is to be like: its settings and their defaults.
 
 use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use super::output::Listener;
 use crate::error::SpawnError;
 use crate::process::start::Plan;
 use crate::sys::worker::Slot;
-use crate::task::{self, PackError, Parcel, Task};
+use crate::task::{self, Parcel, Task};
 use crate::wire::message::Life;
 
 /// A pool's settings, checked.
@@ -58,7 +59,8 @@ impl Settings {
 #[must_use = "a builder does nothing until it builds"]
 pub struct PoolBuilder {
     settings: Settings,
-    refused: Option<PackError>,
+    /// The first setting that can't be.
+    refused: Option<SpawnError>,
 }
 
 impl PoolBuilder {
@@ -178,14 +180,24 @@ impl PoolBuilder {
         self
     }
 
-    /// Sets an environment variable of the workers.
+    /// Sets an environment variable of the workers. A name that is empty or has a `=` in it, or a NUL in either, makes
+    /// [`build`](Self::build) fail.
     pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        let (name, text) = (key.as_ref().as_bytes(), value.as_ref().as_bytes());
+        if name.is_empty() || name.contains(&b'=') {
+            self.refuse("an environment variable's name is empty or has a `=`");
+        } else if name.contains(&0) || text.contains(&0) {
+            self.refuse("an environment variable has a NUL");
+        }
         self.settings.plan.edit(|command| _ = command.env(key, value));
         self
     }
 
-    /// The workers' working directory. Default: this process's.
+    /// The workers' working directory. Default: this process's. A NUL in it makes [`build`](Self::build) fail.
     pub fn current_dir(mut self, directory: impl AsRef<Path>) -> Self {
+        if directory.as_ref().as_os_str().as_bytes().contains(&0) {
+            self.refuse("the working directory has a NUL");
+        }
         self.settings.plan.current_dir(directory.as_ref());
         self
     }
@@ -252,10 +264,10 @@ impl PoolBuilder {
     ///
     /// # Errors
     ///
-    /// `Invalid` for zero workers; `Encode`, `TooLarge` or `ForeignCode` if the start or exit task can't be sent.
+    /// `Invalid` for zero workers, or an environment or directory that can't be; `Encode`, `TooLarge` or `ForeignCode` if the start or exit task can't be sent.
     pub fn build(self) -> Result<ProcessPool, SpawnError> {
         if let Some(error) = self.refused {
-            return Err(error.into());
+            return Err(error);
         }
         if self.settings.workers == 0 {
             return Err(SpawnError::Invalid { reason: "a pool needs at least one worker" });
@@ -264,6 +276,11 @@ impl PoolBuilder {
     }
 
     fn pack<T: Task>(&mut self, task: &T) -> Option<Parcel> {
-        task::pack(task, self.settings.plan.max_body).map_err(|error| self.refused = Some(error)).ok()
+        let packed = task::pack(task, self.settings.plan.max_body);
+        packed.map_err(|error| self.refused = self.refused.take().or(Some(error.into()))).ok()
+    }
+
+    fn refuse(&mut self, reason: &'static str) {
+        self.refused = self.refused.take().or(Some(SpawnError::Invalid { reason }));
     }
 }

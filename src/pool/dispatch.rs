@@ -5,7 +5,9 @@
 //! of those that wait, as many as keep it busy for a moment; what it has not begun is taken back when somebody else is idle.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 
 use super::job::Job;
@@ -89,6 +91,7 @@ impl Shared {
             return Err(SpawnError::Io(std::io::Error::other("not in a tokio runtime")).into());
         };
         if state.runtime.as_ref().is_none_or(|known| known.id() != runtime.id()) {
+            needs_drivers();
             state.runtime = Some(runtime);
         }
         // Where there was not even a process, for want of fds say, the shortage may be over: this task's start will tell.
@@ -365,4 +368,11 @@ impl Shared {
             _ => Review::Fine,
         }
     }
+}
+
+/// Panics in a runtime without time or I/O, as tokio does: here, in the caller's task, and not later where nobody sees it.
+fn needs_drivers() {
+    drop(tokio::time::sleep(Duration::ZERO));
+    // If there is no fd to be had, that is no fault of the runtime's.
+    drop(UnixStream::pair());
 }

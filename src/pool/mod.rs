@@ -150,6 +150,10 @@ impl ProcessPool {
     /// `TooLarge` concern this task alone; `Closed` after [`close`](Self::close); `Spawn` if no process can be started
     /// by this program at all, `Broken` if starts failed past the [restart limit](PoolBuilder::restart_limit).
     ///
+    /// # Panics
+    ///
+    /// When it is polled in a runtime without time or I/O, as tokio's own types do: `enable_all` has both.
+    ///
     /// # Cancel safety
     ///
     /// Dropping the future cancels the task: queued, it never runs; running, its worker is killed and replaced.
@@ -204,7 +208,8 @@ impl ProcessPool {
     ///
     /// The function captures nothing, as for [`call`](crate::call). Inputs are taken only so far ahead of the consumer
     /// as [`read_ahead`](Map::read_ahead) says, so they may be endless. A failure is an item of the stream; the others
-    /// go on.
+    /// go on. On a pool that is closed the stream ends: the inputs that find it so are [`Closed`](TaskError::Closed), and no
+    /// more are taken.
     ///
     /// # Cancel safety
     ///

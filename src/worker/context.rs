@@ -153,6 +153,9 @@ impl Worker {
     /// [`cancel_grace`](crate::PoolBuilder::cancel_grace).
     ///
     /// What the task then returns is thrown away, and its worker goes on with the next task. It costs a look into memory.
+    ///
+    /// A process of its own, from [`spawn_process`](crate::spawn_process), is never asked like this: it has no pool that could.
+    /// What ends it is a signal, which it may handle: [`Process::stop`](crate::Process::stop) begins with SIGTERM.
     pub fn is_cancelled(&self) -> bool {
         ledger().is_some_and(|ledger| ledger.is_to_stop(self.task))
     }
