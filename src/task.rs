@@ -1,25 +1,20 @@
 //! What can be sent away: a value that another process decodes and runs.
 //!
 //! A task's type says which code runs, its value holds the arguments. Nothing is registered: see `sys/image.rs` for how
-//! the other process finds the code. This file does not start processes.
+//! the other process finds the code, and `parcel.rs` for what travels. This file does not start processes.
+
+mod parcel;
 
 use std::any::type_name;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
-use std::os::fd::OwnedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use bytes::Bytes;
+pub(crate) use parcel::{PackError, Parcel, Runner, pack, pack_for, panic_message, resolve, unpack};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::error::{BoxError, Panic, SpawnError, TaskError};
-use crate::sys::image::{self, Entry};
-use crate::wire::body::{self, EncodeError, Parts};
-use crate::wire::fds;
-use crate::wire::frame::Frame;
-use crate::wire::message::{Failure, Run};
+use crate::sys::image;
 
 /// A function call that can be sent to another process: its type is the function, its value the arguments.
 ///
@@ -282,134 +277,4 @@ macro_rules! task {
     ($($call:tt)+) => {
         $crate::task!(@path [] $($call)+)
     };
-}
-
-/// What the worker calls for a task: decodes the arguments, runs, encodes the result into `out`.
-pub(crate) type Runner = fn(Bytes, Vec<OwnedFd>, &mut Parts, usize) -> Result<Vec<OwnedFd>, Failure>;
-
-/// Gives each task type its entry, a constant in the executable.
-trait HasEntry {
-    const ENTRY: &'static Entry<Runner>;
-}
-
-impl<T: Task> HasEntry for T {
-    const ENTRY: &'static Entry<Runner> = &Entry::new(type_name::<T>, run::<T>);
-}
-
-fn run<T: Task>(arguments: Bytes, arrived: Vec<OwnedFd>, out: &mut Parts, max: usize) -> Result<Vec<OwnedFd>, Failure> {
-    let task: T = fds::provide(arrived, || body::decode_shared(&arguments))
-        .map_err(|error| Failure::Decode(error.to_string()))?;
-    // A large argument has been decoded; its bytes need not stay while the task runs.
-    drop(arguments);
-    let output = task.run();
-    let (encoded, leaving) = fds::collect(|| out.encode(&output, max));
-    match encoded {
-        Ok(()) => Ok(leaving),
-        Err(EncodeError::Failed(error)) => Err(Failure::Encode(error.to_string())),
-        Err(EncodeError::TooLarge { len, max }) => Err(Failure::TooLarge { len, max }),
-    }
-}
-
-/// Finds what a Run message names. A wrong place or another function than meant is `None`.
-pub(crate) fn resolve(run: &Run) -> Option<&'static Entry<Runner>> {
-    image::entry_at::<Runner>(run.entry).filter(|entry| check((entry.name)()) == run.check)
-}
-
-/// A task on its way: encoded, and free of its type.
-#[derive(Debug)]
-pub(crate) struct Parcel {
-    pub(crate) name: &'static str,
-    pub(crate) body: Bytes,
-    /// What follows the body's beginning.
-    pub(crate) more: Vec<Bytes>,
-    pub(crate) fds: Vec<OwnedFd>,
-}
-
-/// Why a task can't be sent.
-#[derive(Debug)]
-pub(crate) enum PackError {
-    Encode(BoxError),
-    TooLarge { len: u64, max: u64 },
-    Panicked(Panic),
-    Foreign { task: &'static str },
-}
-
-impl From<PackError> for SpawnError {
-    fn from(error: PackError) -> Self {
-        match error {
-            PackError::Encode(source) => Self::Encode(source),
-            PackError::TooLarge { len, max } => Self::TooLarge { len, max },
-            PackError::Panicked(panic) => Self::Encode(format!("panicked: {panic}").into()),
-            PackError::Foreign { task } => Self::ForeignCode { task },
-        }
-    }
-}
-
-impl From<PackError> for TaskError {
-    fn from(error: PackError) -> Self {
-        match error {
-            PackError::Encode(source) => Self::Encode(source),
-            PackError::TooLarge { len, max } => Self::TooLarge { len, max },
-            PackError::Panicked(panic) => Self::Panicked(panic),
-            PackError::Foreign { task } => Self::Spawn(SpawnError::ForeignCode { task }),
-        }
-    }
-}
-
-/// Encodes a task. `max` bounds the body in bytes.
-pub(crate) fn pack<T: Task>(task: &T, max: usize) -> Result<Parcel, PackError> {
-    pack_for((T::ENTRY, type_name::<T>()), task.task_name(), |parts| parts.encode(task, max))
-}
-
-/// Makes a parcel for an entry and its name; `encode` appends the arguments.
-pub(crate) fn pack_for(
-    (entry, of): (&'static Entry<Runner>, &'static str),
-    name: &'static str,
-    encode: impl FnOnce(&mut Parts) -> Result<(), EncodeError>,
-) -> Result<Parcel, PackError> {
-    let entry = image::offset_of(entry).ok_or(PackError::Foreign { task: of })?;
-    let mut parts = Parts::new(Run::begin(entry, check(of)));
-    let packed = catch_unwind(AssertUnwindSafe(|| fds::collect(|| encode(&mut parts))));
-    match packed {
-        Ok((Ok(()), fds)) => {
-            let (body, more) =
-                if parts.is_written() { (Run::finish(parts.written), Vec::new()) } else { parts.take(0) };
-            Ok(Parcel { name, body, more, fds })
-        }
-        Ok((Err(EncodeError::Failed(source)), _)) => Err(PackError::Encode(source)),
-        Ok((Err(EncodeError::TooLarge { len, max }), _)) => Err(PackError::TooLarge { len, max }),
-        Err(payload) => Err(PackError::Panicked(Panic::new(panic_message(payload)))),
-    }
-}
-
-/// Decodes a task's result from the frame that brought it.
-pub(crate) fn unpack<R: DeserializeOwned>(frame: Frame) -> Result<R, TaskError> {
-    let Frame { body, fds: arrived, .. } = frame;
-    match catch_unwind(AssertUnwindSafe(|| fds::provide(arrived, || body::decode_shared(&body)))) {
-        Ok(Ok(result)) => Ok(result),
-        Ok(Err(error)) => Err(TaskError::Decode(error)),
-        Err(payload) => Err(TaskError::Panicked(Panic::new(panic_message(payload)))),
-    }
-}
-
-/// The text of a panic's payload. Never panics, even if the payload does when it is dropped.
-pub(crate) fn panic_message(payload: Box<dyn std::any::Any + Send>) -> String {
-    let message = if let Some(text) = payload.downcast_ref::<&str>() {
-        (*text).to_owned()
-    } else if let Some(text) = payload.downcast_ref::<String>() {
-        text.clone()
-    } else {
-        "a panic payload that is not a string".to_owned()
-    };
-    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        // Its drop might panic again and again.
-        std::mem::forget(second);
-    }
-    message
-}
-
-/// A few bits of a name: enough to find out that a place is another function's, and cheap at each task.
-fn check(name: &str) -> u64 {
-    let end = name.as_bytes().last_chunk::<8>().map_or(0, |end| u64::from_le_bytes(*end));
-    end.rotate_left(8) ^ name.len() as u64
 }

@@ -1,0 +1,129 @@
+//! The end of a worker's life: its process is ended, or has ended, and its last task gets its outcome.
+//!
+//! Why it is to end was decided before, in `serving.rs`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+use super::answers::answer;
+use super::life::Event;
+use super::state::{End, Ending};
+use super::supervisor::{Cause, Process, Supervisor};
+use super::trace;
+use crate::error::TaskError;
+use crate::process::kept::{Exit, Kept};
+use crate::process::spawn::died;
+
+/// How long a killed process may take to end before its task is resolved without it; one in an uninterruptible wait can
+/// take for ever.
+pub(super) const KILL_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long a process that has closed its socket may take to exit by itself.
+const EXIT_WITHIN: Duration = Duration::from_millis(100);
+
+/// How long a process that ends in order may take for its exit task and its exit.
+const RETIRE_WITHIN: Duration = Duration::from_secs(10);
+
+impl Supervisor {
+    /// Ends the process, if it has not ended, and resolves the task that it had.
+    pub(super) async fn end(&self, mut process: Process, cause: Cause) -> End {
+        // First of all: what is given to a worker after its desk was looked at below would be lost.
+        self.shared.withdraw(&self.seat);
+        let kept = process.child.kept().clone();
+        let exit = match cause {
+            Cause::Retired(_) => self.retire(&mut process).await,
+            Cause::Cancelled | Cause::TimedOut => self.stop(&kept).await,
+            Cause::Stuck => self.kill(&kept).await,
+            // It may have closed its socket on its way out; its own status says more than our SIGKILL.
+            Cause::Died => match tokio::time::timeout(EXIT_WITHIN, kept.exited()).await {
+                Ok(exit) => Some(exit),
+                Err(_) => self.kill(&kept).await,
+            },
+        };
+        let ending = match cause {
+            Cause::Cancelled => Ending::Cancelled,
+            Cause::TimedOut => Ending::TimedOut,
+            Cause::Died | Cause::Stuck | Cause::Retired(_) => Ending::Died,
+        };
+        heard_out(&mut process.listeners).await;
+        // What it had said before its end counts.
+        let _ = process.ring.take(&mut process.answers);
+        while let Ok(Some(frame)) = process.inbox.try_frame(&process.socket) {
+            let Ok(answer) = answer(frame) else { break };
+            process.answers.extend(answer);
+        }
+        let _ = self.match_answers(&mut process);
+        let exit = exit.unwrap_or(Exit::UNKNOWN);
+        if let Some(cause) = cause.unplanned() {
+            trace::died(&self.shared.settings.name, &self.seat, kept.pid(), exit.status, cause);
+        }
+        let (endings, unfinished) = (&process.endings, process.unfinished.drain(..));
+        let worked = self.shared.lost(&self.seat, endings, unfinished, ending, |job| match cause {
+            Cause::TimedOut => TaskError::TimedOut,
+            Cause::Cancelled => TaskError::Cancelled,
+            Cause::Died | Cause::Stuck | Cause::Retired(_) => died(&kept, &exit, job.name.clone()),
+        });
+        for (job, outcome) in process.answered {
+            job.resolve(outcome);
+        }
+        match cause {
+            Cause::Retired(end) => end,
+            Cause::Died if !worked => End::Fruitless { status: exit.status, pid: kept.pid() },
+            _ => End::Other,
+        }
+    }
+
+    /// SIGTERM first, where the pool grants a grace, of which this is the second half; then SIGKILL.
+    async fn stop(&self, kept: &Kept) -> Option<Exit> {
+        let grace = self.shared.settings.cancel_grace / 2;
+        if !grace.is_zero() {
+            let _ = kept.signal_group(libc::SIGTERM);
+            if let Ok(exit) = tokio::time::timeout(grace, kept.exited()).await {
+                return Some(exit);
+            }
+        }
+        self.kill(kept).await
+    }
+
+    async fn kill(&self, kept: &Kept) -> Option<Exit> {
+        self.seat.desk().apply(Event::Kill);
+        let _ = kept.signal_group(libc::SIGKILL);
+        tokio::time::timeout(KILL_WITHIN, kept.exited()).await.ok()
+    }
+
+    /// Ends an idle process in order: its exit task, the end of the stream, its exit.
+    async fn retire(&self, process: &mut Process) -> Option<Exit> {
+        let kept = process.child.kept().clone();
+        self.seat.desk().apply(Event::Retire);
+        let socket = Arc::clone(&process.socket);
+        let orderly = async {
+            if let Some(task) = &self.shared.settings.on_exit {
+                // Its outcome has nobody to go to.
+                let _ = self.perform(task, &socket, &mut process.inbox, &mut process.ring, &kept).await;
+            }
+            let _ = rustix::net::shutdown(&*socket, rustix::net::Shutdown::Write);
+            kept.exited().await
+        };
+        tokio::select! {
+            exit = tokio::time::timeout(RETIRE_WITHIN, orderly) => {
+                if let Ok(exit) = exit {
+                    return Some(exit);
+                }
+            }
+            () = self.cancelled() => {}
+        }
+        self.kill(&kept).await
+    }
+}
+
+/// Waits until everything that an ended process has printed was read. Something that has left its group may still hold its
+/// stdout; nobody waits for that.
+pub(super) async fn heard_out(listeners: &mut Vec<JoinHandle<()>>) {
+    for mut listener in listeners.drain(..) {
+        if tokio::time::timeout(EXIT_WITHIN, &mut listener).await.is_err() {
+            listener.abort();
+        }
+    }
+}

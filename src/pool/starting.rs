@@ -1,0 +1,147 @@
+//! The beginning of a worker's life: its process is started, shakes hands, and runs the pool's start task.
+//!
+//! When that is tried, and how often, is in `supervisor.rs`.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+
+use super::answers::{Ring, answer};
+use super::ending::{KILL_WITHIN, heard_out};
+use super::supervisor::{Process, Supervisor, random};
+use crate::channel::inbox::Inbox;
+use crate::channel::socket::Socket;
+use crate::error::{SpawnError, TaskError};
+use crate::process::kept::Kept;
+use crate::process::spawn::died;
+use crate::process::start::{self, Worker};
+use crate::process::{ChildStderr, ChildStdout};
+use crate::sys::ledger::Reader;
+use crate::sys::socket::{self, Ready};
+use crate::task::Parcel;
+use crate::wire::frame::Frame;
+use crate::wire::message::{self, Kind};
+
+impl Supervisor {
+    /// Starts a process and makes it ready, unless it is of no use any more. One that does not get ready is killed, and
+    /// has ended by then.
+    pub(super) async fn start(&self) -> Result<Process, SpawnError> {
+        let settings = &self.shared.settings;
+        let name = format!("{}-{}", settings.name, self.seat.index);
+        // This takes a millisecond or so, and is not given up half-way: then nobody would know when the process has ended.
+        let place = message::Seat { pool: settings.name.clone(), index: self.seat.index as u64 };
+        let mut worker = start::launch(&settings.plan, &name, Some(place), None).await?;
+        let kept = worker.child.kept().clone();
+        let mut listeners = self.listen(&mut worker)?;
+        let ready = tokio::select! {
+            biased;
+            () = self.unneeded() => Err(SpawnError::Cancelled),
+            ready = self.make_ready(worker) => ready,
+        };
+        match ready {
+            Ok(mut process) => {
+                process.listeners = listeners;
+                Ok(process)
+            }
+            Err(error) => {
+                // It was dropped, and so killed.
+                let _ = tokio::time::timeout(KILL_WITHIN, kept.exited()).await;
+                heard_out(&mut listeners).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Has what the process prints read, if somebody wants it.
+    fn listen(&self, worker: &mut Worker) -> Result<Vec<JoinHandle<()>>, SpawnError> {
+        let (settings, pid) = (&self.shared.settings, worker.child.kept().pid());
+        let mut listeners = Vec::new();
+        if let Some((listener, pipe)) = settings.on_stdout_line.clone().zip(worker.stdout.take()) {
+            listeners.push(tokio::spawn(listener.listen(pid, ChildStdout::new(pipe)?)));
+        }
+        if let Some((listener, pipe)) = settings.on_stderr_line.clone().zip(worker.stderr.take()) {
+            listeners.push(tokio::spawn(listener.listen(pid, ChildStderr::new(pipe)?)));
+        }
+        Ok(listeners)
+    }
+
+    /// Shakes hands with a new process and runs the pool's start task in it.
+    async fn make_ready(&self, mut worker: Worker) -> Result<Process, SpawnError> {
+        worker.shake_hands().await?;
+        let Worker { child, socket, mut inbox, outbox, ledger, .. } = worker;
+        let (socket, ledger) = (Arc::new(socket), Arc::new(ledger.ok_or(SpawnError::Cancelled)?));
+        let mut ring = Ring::new(Reader::new(Arc::clone(&ledger)));
+        let settings = &self.shared.settings;
+        {
+            let mut desk = self.seat.desk();
+            desk.set_up(child.kept().pid(), Arc::clone(&socket), ledger, outbox);
+            desk.max_tasks = settings.max_tasks.map(a_little_less);
+        }
+        let max_memory = settings.max_memory.map(a_little_less);
+        if let Some(task) = &self.shared.settings.on_start {
+            self.perform(task, &socket, &mut inbox, &mut ring, child.kept())
+                .await
+                .map_err(|error| SpawnError::StartTask(Box::new(error)))?;
+        }
+        Ok(Process {
+            child,
+            socket,
+            inbox,
+            ring,
+            answers: Vec::new(),
+            answered: Vec::new(),
+            endings: Vec::new(),
+            unfinished: Vec::new(),
+            max_memory,
+            listeners: Vec::new(),
+            stopping: None,
+        })
+    }
+
+    /// Runs one of the pool's own tasks in the process and waits for its answer.
+    pub(super) async fn perform(
+        &self,
+        task: &Parcel,
+        socket: &Socket,
+        inbox: &mut Inbox,
+        ring: &mut Ring,
+        kept: &Kept,
+    ) -> Result<(), TaskError> {
+        let fds: io::Result<Vec<_>> = task.fds.iter().map(socket::duplicate).collect();
+        let fds = fds.map_err(|error| TaskError::Encode(error.into()))?;
+        {
+            let mut desk = self.seat.desk();
+            let id = desk.take_id();
+            desk.outbox.push(Frame {
+                kind: Kind::Run as u8,
+                id,
+                body: task.body.clone(),
+                more: task.more.clone(),
+                fds,
+            });
+        }
+        let answer = async {
+            // If it can't be written, the process is ending, which the read sees.
+            let _ = socket.when(Ready::Write, || self.seat.desk().outbox.flush(socket)).await;
+            let mut answers = Vec::new();
+            let frame = inbox.frame(socket).await.ok()??;
+            answers.extend(answer(frame).ok()?);
+            ring.take(&mut answers).ok()?;
+            answers.pop().map(|(_, outcome)| outcome)
+        };
+        tokio::select! {
+            biased;
+            outcome = answer => if let Some(outcome) = outcome { return outcome.map(drop) },
+            _ = kept.exited() => {}
+        }
+        let _ = kept.signal_group(libc::SIGKILL);
+        Err(died(kept, &kept.exited().await, task.name.into()))
+    }
+}
+
+/// Up to a tenth less than a limit, so that workers that started together are not replaced together. A limit below ten is
+/// what it is.
+fn a_little_less(limit: u64) -> u64 {
+    limit - (limit / 10).saturating_mul(random().into()) / 256
+}
