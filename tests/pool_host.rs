@@ -6,12 +6,18 @@
 
 mod pool_support;
 
+use std::ffi::CString;
 use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use multiproc::{Process, ProcessPool, TaskError, call, spawn_process, task};
-use pool_support::{Meeting, endless, is_gone, kill, meet, pid, until, within};
+use pool_support::{Ledger, Meeting, endless, is_gone, kill, meet, pid, until, within};
 
 multiproc::test_support!();
 
@@ -110,6 +116,12 @@ async fn a_host_without_fds_gets_errors_and_works_again_once_there_are_some() {
     within(within(spawn_process(host)).await.unwrap().join()).await.unwrap();
 }
 
+/// Whether it is there and no zombie, which is for its new parent to reap.
+fn runs(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
+}
+
 fn block_all_signals_and_meet(place: PathBuf) {
     // SAFETY: the set is initialised by sigfillset before it is read.
     unsafe {
@@ -166,22 +178,77 @@ async fn a_killed_host_takes_its_workers_with_it() {
         |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") T "));
     until(|| workers.iter().any(|&pid| stopped(pid))).await;
     kill(host_pid, libc::SIGKILL);
-    let runs = |pid: u32| {
-        std::fs::read_to_string(format!("/proc/{pid}/stat"))
-            .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
-    };
     until(|| !workers.iter().any(|&pid| runs(pid))).await;
     drop(host);
 }
 
-#[tokio::test]
-async fn ctrl_c_reaches_the_host_alone() {
-    let pool = ProcessPool::new(1);
-    // The terminal signals the group in its foreground.
-    // SAFETY: it touches no memory.
-    let group = || unsafe { libc::getpgrp() };
-    let theirs = within(pool.submit(call(|()| (unsafe { libc::getpgrp() }, pid()), ()))).await.unwrap();
-    assert_eq!(u32::try_from(theirs.0).unwrap(), theirs.1, "a group of its own");
-    assert_ne!(theirs.0, group());
-    within(pool.close()).await;
+fn note_sigint(ledger: PathBuf) {
+    static NOTED: OnceLock<CString> = OnceLock::new();
+    extern "C" fn note(_: i32) {
+        // SAFETY: open and write may be called in a signal handler, and the path is a C string that stays.
+        unsafe {
+            let file = libc::open(NOTED.get().unwrap().as_ptr(), libc::O_WRONLY | libc::O_APPEND);
+            libc::write(file, [0_u8; 8].as_ptr().cast(), 8);
+        }
+    }
+    NOTED.set(CString::new(ledger.into_os_string().into_encoded_bytes()).unwrap()).unwrap();
+    // SAFETY: the handler does only what a handler may.
+    unsafe { libc::signal(libc::SIGINT, note as *const () as libc::sighandler_t) };
+}
+
+fn meet_without_sigint(place: PathBuf, id: u64, ledger: PathBuf) {
+    note_sigint(ledger);
+    meet(&place, id);
+    endless();
+}
+
+const TERMINAL: &str = "MULTIPROC_TEST_TERMINAL";
+
+/// The host of the next test: it has a terminal, and two workers with a task each.
+fn host_with_a_terminal(places: &str) {
+    let (meeting, ledger) = places.split_once(':').unwrap();
+    in_a_runtime(async {
+        let pool = ProcessPool::new(2);
+        let both = [1, 2].map(|id| pool.submit(task!(meet_without_sigint(meeting.into(), id, ledger.into()))));
+        futures::future::join_all(both).await;
+    });
+}
+
+/// A real terminal signals the group in its foreground, which is the host's; and when the host goes, so do the workers.
+#[test]
+fn ctrl_c_reaches_the_host_alone_and_the_workers_go_with_it() {
+    if let Ok(places) = std::env::var(TERMINAL) {
+        return host_with_a_terminal(&places);
+    }
+    in_a_runtime(async {
+        let (meeting, ledger) = (Meeting::new(), Ledger::new());
+        let (mut ours, mut theirs) = (-1, -1);
+        let (name, settings, size) = (std::ptr::null_mut(), std::ptr::null(), std::ptr::null());
+        // SAFETY: both numbers are written, and nothing is read from the null pointers.
+        assert_eq!(unsafe { libc::openpty(&raw mut ours, &raw mut theirs, name, settings, size) }, 0);
+        // SAFETY: they have just been opened, and belong to nobody else.
+        let (ours, theirs) = unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
+        let mut host = std::process::Command::new(std::env::current_exe().unwrap());
+        host.args(["ctrl_c_reaches_the_host_alone_and_the_workers_go_with_it", "--exact", "--nocapture"]);
+        host.env(TERMINAL, format!("{}:{}", meeting.place().display(), ledger.place().display()));
+        host.stdin(theirs).stdout(Stdio::null());
+        // SAFETY: both calls may be made between fork and exec. It leads a session of its own, whose terminal is its stdin.
+        unsafe {
+            host.pre_exec(|| {
+                if libc::setsid() < 0 || libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+                Ok(())
+            });
+        }
+        let mut host = host.spawn().unwrap();
+        let guests = [meeting.guest().await, meeting.guest().await];
+        File::from(ours.try_clone().unwrap()).write_all(b"\x03").unwrap();
+        let status = tokio::task::spawn_blocking(move || host.wait().unwrap());
+        assert_eq!(within(status).await.unwrap().signal(), Some(libc::SIGINT));
+        for guest in &guests {
+            until(|| !runs(guest.pid)).await;
+        }
+        assert!(ledger.entries().is_empty(), "a worker got the signal");
+    });
 }
