@@ -166,6 +166,31 @@ async fn an_exit_task_runs_in_every_worker_that_ends_in_order() {
     assert!(answered >= 3, "{left:?} of {pids:?}");
 }
 
+/// What a worker says of a task that was taken back from it is no answer of its exit task, and no reason to kill it.
+#[tokio::test]
+async fn an_exit_task_runs_behind_a_task_that_was_taken_back() {
+    let ledger = Ledger::new();
+    for id in 0..100 {
+        let exit = |(place, id): (PathBuf, u64)| {
+            // Longer than it takes to be heard.
+            std::thread::sleep(Duration::from_millis(2));
+            note(&place, id);
+        };
+        let pool = ProcessPool::builder().workers(1).on_worker_exit(call(exit, (ledger.place(), id))).build().unwrap();
+        within(pool.start()).await.unwrap();
+        // A worker that is stopped can't begin it.
+        let worker = pool.status().details[0].pid.unwrap();
+        pool_support::kill(worker, libc::SIGSTOP);
+        let stopped = || std::fs::read_to_string(format!("/proc/{worker}/stat")).unwrap().contains(") T ");
+        until(stopped).await;
+        assert!(pool_support::is_pending(pool.submit(task!(pid()))).await);
+        until(|| pool.status().busy == 0).await;
+        pool_support::kill(worker, libc::SIGCONT);
+        within(pool.close()).await;
+        assert_eq!(ledger.entries().last(), Some(&id));
+    }
+}
+
 fn meet_and_pid(place: PathBuf, id: u64) -> u32 {
     meet(&place, id);
     pid()

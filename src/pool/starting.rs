@@ -110,7 +110,7 @@ impl Supervisor {
     ) -> Result<(), TaskError> {
         let fds: io::Result<Vec<_>> = task.fds.iter().map(socket::duplicate).collect();
         let fds = fds.map_err(|error| TaskError::Encode(error.into()))?;
-        {
+        let id = {
             let mut desk = self.seat.desk();
             let id = desk.take_id();
             desk.outbox.push(Frame {
@@ -120,15 +120,21 @@ impl Supervisor {
                 more: task.more.clone(),
                 fds,
             });
-        }
+            id
+        };
         let answer = async {
             // If it can't be written, the process is ending, which the read sees.
             let _ = socket.when(Ready::Write, || self.seat.desk().outbox.flush(socket)).await;
             let mut answers = Vec::new();
-            let frame = inbox.frame(socket).await.ok()??;
-            answers.extend(answer(frame).ok()?);
-            ring.take(&mut answers).ok()?;
-            answers.pop().map(|(_, outcome)| outcome)
+            // What comes first may be a bell that was rung for what came before.
+            loop {
+                let frame = inbox.frame(socket).await.ok()??;
+                answers.extend(answer(frame).ok()?);
+                ring.take(&mut answers).ok()?;
+                if let Some(place) = answers.iter().position(|(number, _)| *number == id) {
+                    return Some(answers.swap_remove(place).1);
+                }
+            }
         };
         tokio::select! {
             biased;
