@@ -288,3 +288,21 @@ async fn a_builder_shows_what_is_set() {
     let text = format!("{:?}", Process::builder().name("shown"));
     assert!(text.contains("shown"), "{text}");
 }
+
+/// The largest mapping in bytes that only keeps its addresses from others, as one for an arena of a thread's own does.
+fn largest_reserve() -> u64 {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let size = |line: &str| {
+        let [range, "---p", _, _, "0", ..] = *line.split_whitespace().collect::<Vec<_>>() else { return 0 };
+        let (start, end) = range.split_once('-').unwrap();
+        u64::from_str_radix(end, 16).unwrap() - u64::from_str_radix(start, 16).unwrap()
+    };
+    maps.lines().map(size).max().unwrap()
+}
+
+/// It counts against the memory limit, and takes time at each start.
+#[tokio::test]
+async fn watching_its_parent_takes_no_address_space_to_speak_of() {
+    let reserve = spawn_process(task!(largest_reserve())).await.unwrap().join().await.unwrap();
+    assert!(reserve < 16 << 20, "{} MiB", reserve >> 20);
+}

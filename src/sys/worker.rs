@@ -1,8 +1,10 @@
 //! What a worker asks of the kernel about itself, once, when it starts, and when its parent is gone.
 
+use std::ffi::{CString, c_void};
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd as _, OwnedFd, RawFd};
+use std::ptr;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -159,6 +161,9 @@ pub(crate) fn block_signals() {
 /// How often a worker whose task has closed the watch's fd asks who its parent is.
 const PARENT_LOOK: Duration = Duration::from_millis(200);
 
+/// The stack of the thread that watches the parent, in bytes.
+const WATCH_STACK: usize = 64 << 10;
+
 /// Where the parent's end will be seen.
 #[derive(Debug)]
 pub(crate) struct ParentWatch {
@@ -187,11 +192,47 @@ impl ParentWatch {
         Self { sign, parent: maker }
     }
 
+    /// Starts a thread that ends this process and its group when the parent is gone; pthread_create(3).
+    ///
+    /// It is none of std's: a Rust thread begins with an allocation, for which the C library reserves an arena of 64 MiB of
+    /// address space. That takes time, in a process that may live for a moment, and counts against `RLIMIT_AS`.
+    pub(crate) fn start<S: AsFd + Sync + 'static>(self, socket: &'static S) -> io::Result<()> {
+        extern "C" fn run<S: AsFd + Sync + 'static>(watch: *mut c_void) -> *mut c_void {
+            block_signals();
+            // `top` shows it; whether it could be set does not matter.
+            let _ = rustix::thread::set_name(c"parent-watch");
+            // SAFETY: it is the leaked box below, which nobody else has, and its type was made with this same `S`.
+            let (watch, socket) = unsafe { ptr::read(watch.cast::<(ParentWatch, &'static S)>()) };
+            watch.wait(socket);
+            kill_own_group()
+        }
+        let watch = Box::into_raw(Box::new((self, socket)));
+        // SAFETY: `attributes` is initialised before it is used, and only a size is set in it; `thread` is live. `run` takes
+        // what it is given, which may go to another thread: a watch is made of fds and numbers, and `S` is Sync. It never
+        // returns or unwinds.
+        let result = unsafe {
+            let mut attributes: libc::pthread_attr_t = mem::zeroed();
+            let mut thread: libc::pthread_t = mem::zeroed();
+            libc::pthread_attr_init(&raw mut attributes);
+            // Refused where it is below what the C library needs; the default is large, and fine.
+            libc::pthread_attr_setstacksize(&raw mut attributes, WATCH_STACK);
+            let result = libc::pthread_create(&raw mut thread, &raw const attributes, run::<S>, watch.cast());
+            libc::pthread_attr_destroy(&raw mut attributes);
+            result
+        };
+        if result == 0 {
+            return Ok(());
+        }
+        // SAFETY: no thread was started, so it is still ours.
+        drop(unsafe { Box::from_raw(watch) });
+        Err(io::Error::from_raw_os_error(result))
+    }
+
     /// Waits until the parent is gone; poll(2).
     ///
     /// A task may close all fds that it finds, as daemons do, and open others under their numbers. So an fd's word is not
     /// enough: the kernel gives a process its new parent before it says that the old one has ended.
-    pub(crate) fn wait(self, socket: impl AsFd) {
+    fn wait(self, socket: impl AsFd) {
         let (fd, events) = match &self.sign {
             Sign::Pidfd(pidfd) => (pidfd.as_fd(), PollFlags::IN),
             // An empty set still reports HUP.
@@ -251,7 +292,7 @@ pub(crate) fn continue_at_parents_end() {
 }
 
 /// Ends this process and its group at once.
-pub(crate) fn kill_own_group() -> ! {
+fn kill_own_group() -> ! {
     if rustix::process::getpgrp() == rustix::process::getpid() {
         let _ = rustix::process::kill_current_process_group(Signal::KILL);
     }
@@ -263,11 +304,17 @@ pub(crate) fn kill_own_group() -> ! {
 /// the program's: the kernel took "exe" from `/proc/self/exe`.
 pub(crate) fn name_process(name: &str) {
     use std::os::unix::ffi::OsStrExt as _;
-    let name = match std::fs::read_link("/proc/self/exe") {
-        Ok(path) if name.is_empty() => path.file_name().unwrap_or_default().as_bytes().to_owned(),
-        _ => name.bytes().filter(|&byte| byte != 0).collect(),
-    };
-    let _ = std::fs::write("/proc/self/comm", name);
+    let mut bytes = name.bytes().filter(|&byte| byte != 0).collect::<Vec<_>>();
+    if name.is_empty() {
+        let Ok(path) = std::fs::read_link("/proc/self/exe") else { return };
+        bytes.extend(path.file_name().unwrap_or_default().as_bytes());
+    }
+    // The process has its first thread's name.
+    if rustix::thread::gettid() == rustix::process::getpid() {
+        let _ = CString::new(bytes).map(|name| rustix::thread::set_name(&name));
+    } else {
+        let _ = std::fs::write("/proc/self/comm", bytes);
+    }
 }
 
 /// Opens /dev/null wherever stdin, stdout or stderr is closed, or the next file that a task opens would be taken for it.

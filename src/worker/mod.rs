@@ -138,33 +138,26 @@ fn work(socket: Socket, slot: Slot) -> ! {
     sys::ignore_broken_pipes();
     sys::fill_stdio().expect("a worker needs /dev/null where its parent had no stdio");
     sys::close_inherited().expect("a worker needs /proc to see what it inherited");
-    let socket = Arc::new(socket);
-    let watched = watch_parent(Arc::clone(&socket)).map_err(|error| format!("cannot start its watch thread: {error}"));
+    // For as long as the process lives, which is as long as this.
+    let socket: &Socket = Box::leak(Box::new(socket));
+    let watched = watch_parent(socket).map_err(|error| format!("cannot start its watch thread: {error}"));
     if tokio::runtime::Handle::try_current().is_ok() {
         // Inside a runtime a task could not block, nor drive one of its own.
-        let theirs = Arc::clone(&socket);
         let thread = thread::Builder::new().name("task".into()).stack_size(8 << 20);
-        match thread.spawn(move || serve(&theirs, slot, watched)) {
+        match thread.spawn(move || serve(socket, slot, watched)) {
             Ok(thread) => drop(thread.join()),
-            Err(error) => serve(&socket, slot, Err(format!("cannot start its task thread: {error}"))),
+            Err(error) => serve(socket, slot, Err(format!("cannot start its task thread: {error}"))),
         }
         process::abort()
     }
-    serve(&socket, slot, watched)
+    serve(socket, slot, watched)
 }
 
 /// Starts the thread that ends this process and its group when the parent is gone.
-fn watch_parent(socket: Arc<Socket>) -> io::Result<()> {
+fn watch_parent(socket: &'static Socket) -> io::Result<()> {
     sys::continue_at_parents_end();
     // Opened here, so that a task finds the same fds each time, and can't be quicker than the watch.
-    let watch = sys::ParentWatch::new(&*socket);
-    let thread = thread::Builder::new().name("parent-watch".into()).stack_size(64 << 10);
-    thread.spawn(move || {
-        sys::block_signals();
-        watch.wait(&*socket);
-        sys::kill_own_group()
-    })?;
-    Ok(())
+    sys::ParentWatch::new(socket).start(socket)
 }
 
 /// Shakes hands, serves, and ends the process. One that is not able to, for want of threads say, tells the parent why.
