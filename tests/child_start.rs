@@ -1,6 +1,9 @@
 //! Starts that fail: which error, naming what, and how a start that is dropped half-way ends.
 
+#![allow(unsafe_code, reason = "rustix has no leases on files")]
+
 use std::io::ErrorKind;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt;
 
 use multiproc::{Command, CommandError};
@@ -91,6 +94,41 @@ async fn a_file_that_is_still_written_is_tried_again() {
     });
     assert!(Command::new(&file).status().await.unwrap().success());
     closer.await.unwrap();
+}
+
+/// fcntl(2); the libc crate has no name for it.
+const F_SETSIG: i32 = 10;
+
+/// A program on a file system that does not answer, say. Here it is a lease on its file that keeps execve(2) waiting.
+#[tokio::test]
+async fn a_start_that_hangs_holds_up_neither_the_runtime_nor_other_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("program");
+    std::fs::write(&path, "#!/bin/sh\nexit 3\n").unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    let file = std::fs::File::open(&path).unwrap();
+    // SAFETY: none of these takes a pointer.
+    let lease = |command: i32, what: i32| unsafe { libc::fcntl(file.as_raw_fd(), command, what) };
+    // What says that somebody wants the file is then ignored by default.
+    lease(F_SETSIG, libc::SIGURG);
+    if lease(libc::F_SETLEASE, libc::F_WRLCK) != 0 {
+        eprintln!("skipped: no leases here: {}", std::io::Error::last_os_error());
+        return;
+    }
+    let slow = tokio::spawn(Command::new(&path).status());
+    let start = std::time::Instant::now();
+    while lease(libc::F_GETLEASE, 0) == libc::F_WRLCK {
+        assert!(start.elapsed() < std::time::Duration::from_secs(10), "it was never started");
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..3 {
+        assert!(Command::new("true").status().await.unwrap().success());
+    }
+    assert!(!slow.is_finished());
+    let late = Command::new(&path).timeout(std::time::Duration::from_millis(10)).status().await.unwrap_err();
+    assert!(matches!(late, CommandError::TimedOut { .. }), "{late:?}");
+    assert_eq!(lease(libc::F_SETLEASE, libc::F_UNLCK), 0);
+    assert_eq!(slow.await.unwrap().unwrap().code(), Some(3));
 }
 
 #[tokio::test]
