@@ -4,6 +4,9 @@
 //! runtime's thread, and too long for the keeper, which has everybody else's exits to look at. For most of that time the
 //! starter itself waits, for the child to become the program; so there are several, though no more than are busy at once.
 //! Keeping what was started is the keeper's business.
+//!
+//! A starter never ends. A program may ask the kernel for a signal at its parent's end (`PR_SET_PDEATHSIG` in prctl(2); our own
+//! workers do, and sandboxes that are to die with their parent), and takes the end of the thread that started it for that.
 
 use std::collections::VecDeque;
 use std::io;
@@ -58,9 +61,6 @@ async fn ask(request: Request) -> io::Result<Result<Started, Box<Refused>>> {
 /// What waits to be started. It is bounded by the number of `spawn_async` futures that somebody holds.
 static DESK: Mutex<Desk> = Mutex::new(Desk { orders: VecDeque::new(), threads: 0, free: 0 });
 
-/// How long a thread that is one too many stays when there is no more to start.
-const STAYS: Duration = Duration::from_millis(100);
-
 /// Rings when there is an order.
 static BELL: Condvar = Condvar::new();
 
@@ -99,25 +99,15 @@ fn most() -> usize {
     *MOST.get_or_init(|| thread::available_parallelism().map_or(4, |count| count.get().max(4)))
 }
 
-/// Waits for an order. One thread waits for ever; the others are there for many orders at once, and end after that.
-fn next() -> Option<Order> {
+/// Waits for an order.
+fn next() -> Order {
     let mut desk = desk();
     loop {
         if let Some(order) = desk.orders.pop_front() {
             desk.free -= 1;
-            return Some(order);
+            return order;
         }
-        if desk.threads == 1 {
-            desk = BELL.wait(desk).unwrap_or_else(PoisonError::into_inner);
-            continue;
-        }
-        let (now, waited) = BELL.wait_timeout(desk, STAYS).unwrap_or_else(PoisonError::into_inner);
-        desk = now;
-        if waited.timed_out() && desk.orders.is_empty() && desk.threads > 1 {
-            desk.threads -= 1;
-            desk.free -= 1;
-            return None;
-        }
+        desk = BELL.wait(desk).unwrap_or_else(PoisonError::into_inner);
     }
 }
 
@@ -127,18 +117,20 @@ fn desk() -> MutexGuard<'static, Desk> {
 
 fn run() {
     // A signal for the host must not be handled here, let alone kill it because this thread has not blocked it.
-    SignalMask::full().install();
-    while let Some(Order { request, mask, reply }) = next() {
-        // Its future may have been dropped while it waited here.
+    let own = SignalMask::full();
+    own.install();
+    loop {
+        let Order { request, mask, reply } = next();
+        // Its future may have been dropped while it waited here. And should std panic, that is this one's trouble alone.
         let result = (!reply.is_closed()).then(|| {
-            let before = mask.install();
-            let result = start(request);
-            before.install();
+            mask.install();
+            let result = catch_unwind(AssertUnwindSafe(|| start(request)));
+            own.install();
             result
         });
         // Before the answer, so that whoever starts one after the other has one thread do it.
         desk().free += 1;
-        if let Some(result) = result {
+        if let Some(Ok(result)) = result {
             // If nobody takes it, it is dropped here, and so killed. What can panic is somebody else's waker.
             let _ = catch_unwind(AssertUnwindSafe(|| reply.send(result)));
         }
