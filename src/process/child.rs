@@ -303,7 +303,7 @@ impl Child {
     /// Waits for the next thing to happen, and does what follows from it.
     pub(super) async fn step(&mut self, want: Want) -> Result<Event, CommandError> {
         let Self { stdin, stdout, stderr, members, exchange, .. } = self;
-        let exited = all_exited(members, want == Want::Exit);
+        let exited = all_exited(members, want);
         let event = exchange.event(want, Pipes { stdin, stdout, stderr }, exited).await?;
         self.react(event)?;
         Ok(event)
@@ -357,13 +357,16 @@ impl Child {
     }
 }
 
-/// `alone`: nothing else is waited for.
-async fn all_exited(members: &[Member], alone: bool) {
+async fn all_exited(members: &[Member], want: Want) {
     for Member { kept, .. } in members {
-        if alone {
-            kept.exited_watched().await;
-        } else {
-            kept.exited().await;
+        match want {
+            Want::Exit => _ = kept.exited_watched().await,
+            Want::Output => {
+                // Its pipes end together with it, mostly, and then it is looked at.
+                let _watcher = kept.watcher();
+                kept.exited().await;
+            }
+            Want::Stdout | Want::Either => _ = kept.exited().await,
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::sys::process;
 
 /// How many watch a child.
 #[derive(Default)]
-pub(super) struct Count(AtomicUsize);
+pub(in crate::process) struct Count(AtomicUsize);
 
 impl Kept {
     /// As [`exited`](Self::exited), for who waits for nothing else: this runtime watches, too, which spares the way over the
@@ -42,10 +42,15 @@ impl Kept {
         let Some(pidfd) = self.life().pidfd() else { return };
         // Refused where somebody watches it in this runtime already, who will look.
         let Ok(pidfd) = process::register(pidfd, Interest::READABLE) else { return };
-        let _watcher = Watcher::new(&self.0.watchers);
+        let _watcher = self.watcher();
         if pidfd.readable().await.is_ok() {
             self.look();
         }
+    }
+
+    /// For who is about to look, but has more to wait for: until it is dropped the keeper leaves the end to him, as above.
+    pub(in crate::process) fn watcher(&self) -> Watcher<'_> {
+        Watcher::new(&self.0.watchers)
     }
 
     /// Whether somebody beside the keeper watches it, and most probably looks when it ends.
@@ -55,7 +60,8 @@ impl Kept {
 }
 
 /// One who watches, until it is dropped.
-struct Watcher<'a>(&'a Count);
+#[must_use]
+pub(in crate::process) struct Watcher<'a>(&'a Count);
 
 impl<'a> Watcher<'a> {
     fn new(watchers: &'a Count) -> Self {
