@@ -2,6 +2,7 @@
 //! kept: nothing.
 
 #![allow(clippy::cast_possible_truncation, reason = "the numbers are small")]
+#![allow(unsafe_code, reason = "a worker that closes its ears")]
 
 mod pool_support;
 
@@ -9,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use multiproc::{ProcessPool, Sender, TaskError, channel};
+use multiproc::{ProcessPool, Sender, TaskError, channel, task};
 use pool_support::{Ledger, endless, is_pending, kill, note, pid, until, within};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -245,6 +246,31 @@ async fn cancel_resolves_chunks_wherever_they_are() {
             assert!(matches!(result, Ok(_) | Err(TaskError::Cancelled | TaskError::Closed)), "{result:?}");
         }
     }
+}
+
+/// The first workers end as soon as they are to read a task: none of them begins a call.
+fn stop_hearing(place: PathBuf) {
+    if note(&place, 0) < 4 {
+        for fd in 3..64 {
+            // SAFETY: it takes any number, and nothing else uses the socket's reading end while this task runs.
+            unsafe { libc::shutdown(fd, libc::SHUT_RD) };
+        }
+    }
+}
+
+/// It was taken for the reason, and all of its calls with it, though none had been begun.
+#[tokio::test]
+async fn a_chunk_that_no_worker_gets_to_begin_loses_one_call() {
+    let ledger = Ledger::new();
+    let pool = ProcessPool::builder()
+        .workers(1)
+        .restart_limit(u32::MAX, Duration::from_secs(1))
+        .on_worker_start(task!(stop_hearing(ledger.place())))
+        .build()
+        .unwrap();
+    let results: Vec<_> = within(pool.map(0..5, |n| n).chunk(5).collect()).await;
+    assert!(matches!(results[..], [Err(TaskError::Died { .. }), Ok(1), Ok(2), Ok(3), Ok(4)]), "{results:?}");
+    within(pool.close()).await;
 }
 
 /// As the soak of tasks: each input is run once and has one outcome, and a kill costs one of them.

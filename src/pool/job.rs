@@ -242,7 +242,7 @@ impl Job {
         }
         let again = !parts.is_whole();
         if again {
-            cell.stage = Stage::Queued;
+            cell.go_on();
         }
         again
     }
@@ -257,7 +257,7 @@ impl Job {
         if parts.is_whole() || !wanted {
             return Ok(Some(Ok(Frame::default())));
         }
-        cell.stage = Stage::Queued;
+        cell.go_on();
         Ok(None)
     }
 
@@ -356,6 +356,14 @@ impl Cell {
         if let Some(rare) = &mut self.rare {
             rare.more = Vec::new();
             rare.fds = Vec::new();
+        }
+    }
+
+    /// A chunk is to go on with its next call, which starts anew in every respect.
+    fn go_on(&mut self) {
+        self.stage = Stage::Queued;
+        if let Some(rare) = &mut self.rare {
+            rare.bounces = 0;
         }
     }
 

@@ -53,7 +53,12 @@ impl Shared {
         // Where nothing was begun, the first task may have been the reason; those behind it never are.
         let suspect = begun.is_empty();
         for (place, job) in rest.into_iter().enumerate().rev() {
-            let again = if suspect && place == 0 { job.bounce() } else { job.take_back() };
+            let again = if suspect && place == 0 {
+                // Of a chunk it is the next call that would be the reason.
+                job.bounce() || ending != Ending::Cancelled && job.fail_part(|| error(&job))
+            } else {
+                job.take_back()
+            };
             if again {
                 state.waiting.push_front(job);
             } else {
