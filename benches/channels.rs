@@ -277,7 +277,7 @@ async fn large() {
 
     let (mut ours, theirs) = duplex::<SharedBytes, u64>().unwrap();
     let child = spawn_process(task!(sum(theirs).await)).await.unwrap();
-    let (mut filled, mut sent) = (Vec::new(), Vec::new());
+    let (mut filled, mut sent, mut copied) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..RUNS {
         let start = Instant::now();
         let mut bytes = SharedBytesMut::new(LEN).unwrap();
@@ -287,9 +287,14 @@ async fn large() {
         Duplex::send(&ours, bytes).await.unwrap();
         assert_eq!(ours.recv().await.unwrap(), Some(7 * LEN as u64 / 4096));
         sent.push(start.elapsed());
+        let start = Instant::now();
+        Duplex::send(&ours, SharedBytes::copy_from_slice(&source).unwrap()).await.unwrap();
+        assert_eq!(ours.recv().await.unwrap(), Some(7 * LEN as u64 / 4096));
+        copied.push(start.elapsed());
     }
     report("  SharedBytes: made and filled", median(filled), 1);
     report("  SharedBytes: made, filled, sent, each page read", median(sent), 1);
+    report("  SharedBytes: copied from a slice, sent, each page read", median(copied), 1);
     drop(ours);
     child.join().await.unwrap();
 

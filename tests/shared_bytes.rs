@@ -28,6 +28,10 @@ async fn bytes_of_every_length_arrive() {
         let bytes = pattern(len);
         let child = spawn_process(task!(first_last_and_len(bytes.clone()))).await.unwrap();
         assert_eq!(child.join().await.unwrap(), (bytes.first().copied(), bytes.last().copied(), len));
+        let copied = SharedBytes::copy_from_slice(&bytes).unwrap();
+        assert!(copied[..] == bytes[..]);
+        let child = spawn_process(task!(first_last_and_len(copied))).await.unwrap();
+        assert_eq!(child.join().await.unwrap(), (bytes.first().copied(), bytes.last().copied(), len));
     }
 }
 
