@@ -458,3 +458,39 @@ fn a_mask_of_blocked_signals_is_the_callers_as_with_std() {
         assert_eq!(blocked().await, 1 << (libc::SIGUSR1 - 1));
     });
 }
+
+/// How often this process has found a page to be not ready for it; getrusage(2).
+fn faults() -> i64 {
+    // SAFETY: all-zero is a valid rusage, and it is live.
+    unsafe {
+        let mut usage = std::mem::zeroed();
+        assert_eq!(libc::getrusage(libc::RUSAGE_SELF, &raw mut usage), 0);
+        usage.ru_minflt
+    }
+}
+
+/// After a fork(2) each page is copied, or at least looked at, when one of both writes to it.
+#[test]
+fn starting_a_program_does_not_touch_the_memory_of_the_host() {
+    alone("starting_a_program_does_not_touch_the_memory_of_the_host", async || {
+        const PAGES: usize = 8 << 10;
+        let mut memory = vec![0_u8; PAGES * 4096];
+        // SAFETY: it only says how the pages of this live buffer are to be laid out.
+        unsafe { libc::madvise(memory.as_mut_ptr().cast(), memory.len(), libc::MADV_NOHUGEPAGE) };
+        let mut touched = async |command: Command| {
+            memory.iter_mut().step_by(4096).for_each(|byte| *byte = byte.wrapping_add(1));
+            let before = faults();
+            assert!(command.status().await.unwrap().success());
+            memory.iter_mut().step_by(4096).for_each(|byte| *byte = byte.wrapping_add(1));
+            usize::try_from(faults() - before).unwrap()
+        };
+        for _ in 0..2 {
+            assert!(touched(Command::new("true")).await < PAGES / 8);
+            assert!(
+                touched(Command::new("true").current_dir("/").env("A", "b").stdin(Stdio::null())).await < PAGES / 8
+            );
+        }
+        // What says so in its docs.
+        assert!(touched(Command::new("true").umask(0o22)).await >= PAGES);
+    });
+}

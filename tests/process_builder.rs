@@ -1,5 +1,7 @@
 //! What a process can be given: a name, an environment, a directory, stdio and limits.
 
+#![allow(unsafe_code, reason = "to say how pages are to be laid out")]
+
 mod support;
 
 use std::collections::BTreeSet;
@@ -10,7 +12,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use multiproc::{Process, SpawnError, call, spawn_process, task};
-use support::{alone_command, block_on, died, is_alone, running, status};
+use support::{alone, alone_command, block_on, died, is_alone, running, status};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -305,4 +307,35 @@ fn largest_reserve() -> u64 {
 async fn watching_its_parent_takes_no_address_space_to_speak_of() {
     let reserve = spawn_process(task!(largest_reserve())).await.unwrap().join().await.unwrap();
     assert!(reserve < 16 << 20, "{} MiB", reserve >> 20);
+}
+
+/// How often this process has found a page to be not ready for it: a field of proc_pid_stat(5).
+fn faults() -> usize {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    stat.rsplit_once(") ").unwrap().1.split(' ').nth(7).unwrap().parse().unwrap()
+}
+
+/// After a fork(2) each page is copied, or at least looked at, when one of both writes to it.
+#[test]
+fn starting_a_process_does_not_touch_the_memory_of_the_host() {
+    alone("starting_a_process_does_not_touch_the_memory_of_the_host", || {
+        const PAGES: usize = 8 << 10;
+        let mut memory = vec![0_u8; PAGES * 4096];
+        // SAFETY: it only says how the pages of this live buffer are to be laid out.
+        unsafe { libc::madvise(memory.as_mut_ptr().cast(), memory.len(), libc::MADV_NOHUGEPAGE) };
+        let mut touched = |builder: multiproc::ProcessBuilder| {
+            memory.iter_mut().step_by(4096).for_each(|byte| *byte = byte.wrapping_add(1));
+            let before = faults();
+            block_on(async { builder.spawn(call(|n: u32| n, 1)).await.unwrap().join().await.unwrap() });
+            memory.iter_mut().step_by(4096).for_each(|byte| *byte = byte.wrapping_add(1));
+            faults() - before
+        };
+        assert!(touched(Process::builder()) < PAGES / 8);
+        let much =
+            Process::builder().name("x").env("A", "b").current_dir("/").stdin(Stdio::null()).memory_limit(1 << 30);
+        assert!(touched(much) < PAGES / 8);
+        // What says so in its docs.
+        let all = Process::builder().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        assert!(touched(all) >= PAGES);
+    });
 }
