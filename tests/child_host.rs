@@ -82,8 +82,7 @@ fn a_thousand_children_leave_nothing() {
 #[test]
 fn a_verb_dropped_at_any_point_leaves_nothing() {
     alone("a_verb_dropped_at_any_point_leaves_nothing", async || {
-        // As many at once as there are ever threads to start them.
-        futures::future::join_all((0..64).map(|_| Command::new("true").output())).await;
+        Command::new("true").output().await.unwrap();
         let before = (open_fds(), threads());
         let mut finished = 0;
         for polls in 0..400 {
@@ -111,22 +110,16 @@ fn a_verb_dropped_at_any_point_leaves_nothing() {
 }
 
 #[test]
-fn many_starts_at_once_leave_no_more_threads_than_processors() {
-    alone("many_starts_at_once_leave_no_more_threads_than_processors", async || {
+fn many_starts_at_once_leave_no_more_threads_than_one() {
+    alone("many_starts_at_once_leave_no_more_threads_than_one", async || {
         Command::new("true").output().await.unwrap();
         let before = threads();
         for _ in 0..5 {
             for result in futures::future::join_all((0..64).map(|_| Command::new("true").output())).await {
                 assert!(result.unwrap().status.success());
             }
-            let most = std::thread::available_parallelism().unwrap().get().max(4);
-            assert!(threads() < before + most, "{} and then {}", before, threads());
+            assert_eq!(threads(), before);
         }
-        let all = threads();
-        for _ in 0..100 {
-            Command::new("true").output().await.unwrap();
-        }
-        assert_eq!(threads(), all);
     });
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A start takes about a millisecond, and as long as it pleases where a program lies on a slow file system: too long for a
 //! runtime's thread, and too long for the keeper, which has everybody else's exits to look at. For most of that time the
-//! starter itself waits, for the child to become the program; so there are several, though no more than are busy at once.
+//! starter itself waits, for the child to become the program; so there are several.
 //! Keeping what was started is the keeper's business.
 //!
 //! A starter never ends. A program may ask the kernel for a signal at its parent's end (`PR_SET_PDEATHSIG` in prctl(2); our own
@@ -75,7 +75,10 @@ struct Desk {
 fn order(order: Order) -> io::Result<()> {
     no_forked_copy()?;
     let mut desk = desk();
-    if desk.free <= desk.orders.len() && (desk.threads == 0 || desk.threads < most()) {
+    // All of them at the first order, and the missing ones when they are needed: so a burst of starts leaves a host with as
+    // many threads as it had.
+    let short = desk.free <= desk.orders.len();
+    while short && desk.threads < most() {
         let thread = thread::Builder::new().name("multiproc-starter".into()).stack_size(512 << 10);
         match thread.spawn(run) {
             Ok(_) => {
@@ -84,7 +87,7 @@ fn order(order: Order) -> io::Result<()> {
             }
             Err(error) if desk.threads == 0 => return Err(error),
             // Those that there are have to do.
-            Err(_) => {}
+            Err(_) => break,
         }
     }
     desk.orders.push_back(order);
@@ -93,10 +96,10 @@ fn order(order: Order) -> io::Result<()> {
     Ok(())
 }
 
-/// How many threads there may be: enough to keep all processors busy, and for some that hang in a slow file system.
+/// How many threads there are: enough to keep processors busy, and for some that hang in a slow file system.
 fn most() -> usize {
     static MOST: OnceLock<usize> = OnceLock::new();
-    *MOST.get_or_init(|| thread::available_parallelism().map_or(4, |count| count.get().max(4)))
+    *MOST.get_or_init(|| thread::available_parallelism().map_or(4, |count| count.get().clamp(4, 8)))
 }
 
 /// Waits for an order.
