@@ -43,7 +43,9 @@ impl<T> Receiver<T> {
     /// Bounds each message to `bytes` when encoded; 2 GiB by default and at the most.
     ///
     /// It bounds the memory that a message takes while it arrives, and also what it becomes: the values of a message may take
-    /// 16 MiB and 256 bytes for each of its bytes, else it is a `Decode` error; so there is no other budget to set. A sender that announces more than that ends the channel: [`RecvError::TooLarge`].
+    /// 16 MiB and 256 bytes for each of its bytes, else it is a `Decode` error; so there is no other budget to set.
+    ///
+    /// A sender that announces a longer message than `bytes` ends the channel: [`RecvError::TooLarge`].
     #[must_use]
     pub fn max_message(mut self, bytes: usize) -> Self {
         self.side.set_limits(Limits::new(bytes, self.side.limits().fds));
