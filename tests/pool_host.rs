@@ -232,9 +232,11 @@ fn ctrl_c_reaches_the_host_alone_and_the_workers_go_with_it() {
         host.args(["ctrl_c_reaches_the_host_alone_and_the_workers_go_with_it", "--exact", "--nocapture"]);
         host.env(TERMINAL, format!("{}:{}", meeting.place().display(), ledger.place().display()));
         host.stdin(theirs).stdout(Stdio::null());
-        // SAFETY: both calls may be made between fork and exec. It leads a session of its own, whose terminal is its stdin.
+        // SAFETY: the calls may be made between fork and exec. It leads a session of its own, whose terminal is its stdin, and
+        // it does not inherit that SIGINT is ignored, as it is in what a shell runs in the background.
         unsafe {
             host.pre_exec(|| {
+                libc::signal(libc::SIGINT, libc::SIG_DFL);
                 if libc::setsid() < 0 || libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 {
                     return Err(std::io::Error::last_os_error());
                 }
