@@ -172,6 +172,27 @@ async fn a_worker_killed_from_outside_in_mid_task_is_replaced() {
     within(pool.close()).await;
 }
 
+/// One that had only been sent it would not count: then the task runs elsewhere.
+#[tokio::test]
+async fn a_handle_names_a_worker_once_that_has_begun_the_task() {
+    let pool = ProcessPool::new(2);
+    within(pool.start()).await.unwrap();
+    let workers: Vec<u32> = pool.status().details.iter().filter_map(|worker| worker.pid).collect();
+    for &worker in &workers {
+        kill(worker, libc::SIGSTOP);
+    }
+    let handle = within(pool.spawn(task!(endless()))).await.unwrap();
+    assert_eq!(handle.worker_id(), None);
+    for &worker in &workers {
+        kill(worker, libc::SIGCONT);
+    }
+    until(|| handle.worker_id().is_some()).await;
+    let worker = handle.worker_id().unwrap();
+    kill(worker, libc::SIGKILL);
+    assert!(matches!(within(handle).await, Err(TaskError::Died { pid, .. }) if pid == worker));
+    within(pool.cancel()).await;
+}
+
 fn eat(bytes: usize) -> usize {
     let much = vec![1_u8; bytes];
     std::hint::black_box(&much).iter().map(|&byte| usize::from(byte)).sum()

@@ -3,11 +3,11 @@
 mod pool_support;
 
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use multiproc::{ProcessPool, TaskError, call, task};
-use pool_support::{endless, is_gone, is_pending, pid, until, within};
+use pool_support::{FOREVER, endless, is_gone, is_pending, pid, until, within};
 use tokio::runtime::{Builder, Runtime};
 
 multiproc::test_support!();
@@ -105,6 +105,24 @@ fn a_pool_dropped_outside_any_runtime_ends_its_processes() {
     let pids = pids(&pool);
     drop(pool);
     runtime.block_on(until(|| pids.iter().copied().all(is_gone)));
+}
+
+/// As when `block_on` has returned, or where a task blocks: the supervisors, whose runtime it is, can't do anything.
+#[test]
+fn a_pool_dropped_while_nothing_drives_its_runtime_ends_its_processes_all_the_same() {
+    let runtime = runtime(0);
+    let pool = ProcessPool::new(2);
+    runtime.block_on(within(pool.start())).unwrap();
+    let task = runtime.block_on(within(pool.spawn(task!(endless())))).unwrap();
+    let pids = pids(&pool);
+    assert_eq!(pids.len(), 2);
+    drop(pool);
+    let begun = Instant::now();
+    while !pids.iter().copied().all(is_gone) {
+        assert!(begun.elapsed() < FOREVER, "they go on: {pids:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(matches!(runtime.block_on(within(task)), Err(TaskError::Cancelled)));
 }
 
 #[test]

@@ -32,6 +32,8 @@ impl Supervisor {
         // First of all: what is given to a worker after its desk was looked at below would be lost.
         self.shared.withdraw(&self.seat);
         let kept = process.child.kept().clone();
+        // Who cancels the pool kills its processes, and their ends may be seen before that is known here.
+        let cause = if cause == Cause::Died && kept.kill_sent() { Cause::Cancelled } else { cause };
         let exit = match cause {
             Cause::Retired(_) => self.retire(&mut process).await,
             Cause::Cancelled | Cause::TimedOut => self.stop(&kept).await,

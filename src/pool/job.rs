@@ -320,14 +320,15 @@ impl Job {
         matches!(self.cell().stage, Stage::Queued | Stage::Assigned | Stage::Sent(_))
     }
 
-    /// The process that has it.
+    /// The process that runs it.
     pub(super) fn worker_id(&self) -> Option<u32> {
         // Not under the cell's lock: a seat locks its desk first and a job's cell second.
         let seat = match &self.cell().stage {
             Stage::Sent(seat) => Arc::clone(seat),
             Stage::Queued | Stage::Assigned | Stage::Resolved(_) | Stage::Gone => return None,
         };
-        seat.pid()
+        let desk = seat.desk();
+        desk.runs(self)
     }
 
     /// A worker has run it: how long it had waited, and how long it ran.

@@ -42,7 +42,7 @@ impl Shared {
         desk.apply(Event::Ended);
         let (begun, rest) = desk.take_all();
         let worked = desk.done > 0 || !begun.is_empty();
-        if let Some(pid) = desk.pid {
+        if let Some(pid) = desk.pid() {
             self.times.note(desk.since, desk.since.elapsed(), begun.iter().map(|job| &**job), pid);
         }
         if std::mem::take(&mut desk.holds_permit) {
@@ -216,15 +216,23 @@ impl Shared {
             jobs.push(job);
         }
         state.counts.cancelled += jobs.len() as u64;
+        let mut processes = Vec::new();
         for seat in &state.seats {
             let desk = seat.desk();
             jobs.extend(desk.jobs().cloned());
+            processes.extend(desk.child().cloned());
             drop(desk);
             seat.bell.notify_one();
         }
         drop(state);
         for job in jobs {
             job.cancel();
+        }
+        // At once, and not by the supervisors: their runtime may be one that nothing drives any more. A grace needs a clock.
+        if self.settings.cancel_grace.is_zero() {
+            for process in processes {
+                let _ = process.signal_group(libc::SIGKILL);
+            }
         }
         self.changed.notify_waiters();
     }

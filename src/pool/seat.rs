@@ -14,6 +14,7 @@ use super::job::Job;
 use super::life::{Event, WorkerState};
 use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
+use crate::process::kept::Kept;
 use crate::sys::ledger::Ledger;
 
 /// At so many looks in a row at which a worker had not begun its task, that is to go elsewhere: 20 to 40 ms, where a worker
@@ -48,7 +49,8 @@ pub(super) struct Seat {
 #[derive(Debug)]
 pub(super) struct Desk {
     pub(super) state: WorkerState,
-    pub(super) pid: Option<u32>,
+    /// Its process, if it has one.
+    child: Option<Kept>,
     /// Whether it holds a permit of the pool: it does from its first task on until it has none.
     pub(super) holds_permit: bool,
     socket: Option<Arc<Socket>>,
@@ -96,10 +98,6 @@ impl Seat {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn pid(&self) -> Option<u32> {
-        self.desk().pid
-    }
-
     /// Gives a task to this idle worker, which takes over the task's permit. `false`: nobody wants the task any more, and
     /// the worker is still idle.
     ///
@@ -132,7 +130,7 @@ impl Desk {
     fn empty() -> Self {
         Self {
             state: WorkerState::Starting,
-            pid: None,
+            child: None,
             holds_permit: false,
             socket: None,
             ledger: None,
@@ -149,8 +147,24 @@ impl Desk {
     }
 
     /// Sets the desk up for a new process.
-    pub(super) fn set_up(&mut self, pid: u32, socket: Arc<Socket>, ledger: Arc<Ledger>, outbox: Outbox) {
-        *self = Self { pid: Some(pid), socket: Some(socket), ledger: Some(ledger), outbox, ..Self::empty() };
+    pub(super) fn set_up(&mut self, child: Kept, socket: Arc<Socket>, ledger: Arc<Ledger>, outbox: Outbox) {
+        *self = Self { child: Some(child), socket: Some(socket), ledger: Some(ledger), outbox, ..Self::empty() };
+    }
+
+    /// Its process, if it has one that has shaken hands.
+    pub(super) fn child(&self) -> Option<&Kept> {
+        self.child.as_ref()
+    }
+
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Kept::pid)
+    }
+
+    /// The process that runs this task: one that has begun it.
+    pub(super) fn runs(&self, job: &Job) -> Option<u32> {
+        let begun = self.ledger.as_ref()?.begun();
+        let mut running = self.sent.iter().take_while(|sent| sent.id <= begun);
+        running.any(|sent| std::ptr::eq(Arc::as_ptr(&sent.job), job)).then(|| self.pid()).flatten()
     }
 
     /// Clears the desk after a process; no task may lie on it.

@@ -75,7 +75,7 @@ impl Supervisor {
         let settings = &self.shared.settings;
         {
             let mut desk = self.seat.desk();
-            desk.set_up(child.kept().pid(), Arc::clone(&socket), ledger, outbox);
+            desk.set_up(child.kept().clone(), Arc::clone(&socket), ledger, outbox);
             desk.max_tasks = settings.max_tasks.map(a_little_less);
         }
         let max_memory = settings.max_memory.map(a_little_less);

@@ -61,7 +61,7 @@ impl PoolStatus {
                 let desk = seat.desk();
                 WorkerStatus {
                     index: seat.index,
-                    pid: desk.pid,
+                    pid: desk.pid(),
                     state: desk.state,
                     task: desk.first().map(|job| (job.name.clone(), desk.since.elapsed())),
                     ahead: desk.load().saturating_sub(1),

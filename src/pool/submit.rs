@@ -198,7 +198,7 @@ impl<R> TaskHandle<R> {
         self.claim.forget();
     }
 
-    /// The id of the process that runs it; `None` before its worker is ready and after it has ended.
+    /// The id of the process that runs it; `None` before a worker has begun it, and after it has ended.
     pub fn worker_id(&self) -> Option<u32> {
         self.claim.job().and_then(Job::worker_id)
     }
