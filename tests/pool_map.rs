@@ -4,12 +4,13 @@
 
 mod pool_support;
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::{Stream as _, StreamExt as _};
-use multiproc::{ProcessPool, TaskError, is_worker};
+use multiproc::{Fd, ProcessPool, Sender, SharedBytes, TaskError, channel, is_worker};
 use pool_support::{Ledger, Meeting, endless, is_pending, meet, note, until, within};
 use serde::de::Error as _;
 use serde::ser::Error as _;
@@ -257,6 +258,34 @@ async fn a_cancelled_pool_ends_its_streams() {
     let results: Vec<_> = within(map.collect()).await;
     assert_eq!(results.len(), 10);
     assert!(results.iter().all(|result| matches!(result, Err(TaskError::Cancelled | TaskError::Closed))));
+}
+
+/// Also what moves when it is encoded, as an end of a channel does, and what is one too many by itself.
+#[tokio::test]
+async fn inputs_with_fds_go_in_as_many_messages_as_they_need() {
+    let pool = ProcessPool::new(2);
+    let shared = SharedBytes::copy_from_slice(b"abc").unwrap();
+    // By default, too: more than are sent one by one.
+    let results: Vec<_> =
+        within(pool.map(vec![shared; 600], |bytes: SharedBytes| bytes.len()).collect::<Vec<_>>()).await;
+    assert_eq!(results.len(), 600);
+    assert!(results.iter().all(|result| matches!(result, Ok(3))), "{results:?}");
+
+    let (ends, mut others): (Vec<_>, Vec<_>) = (0..150).map(|_| channel::<usize>().unwrap()).unzip();
+    let numbered = ends.into_iter().enumerate();
+    let results = pool.map(numbered, |(n, end): (usize, Sender<usize>)| end.blocking_send(n).unwrap()).chunk(100);
+    let results: Vec<_> = within(results.collect::<Vec<_>>()).await;
+    assert!(results.len() == 150 && results.iter().all(Result::is_ok), "{results:?}");
+    for (n, other) in others.iter_mut().enumerate() {
+        assert_eq!(within(other.recv()).await.unwrap(), Some(n));
+    }
+
+    let files = |count| (0..count).map(|_| Fd::from(File::open("/dev/null").unwrap())).collect();
+    let inputs: Vec<Vec<Fd<File>>> = [1, 65, 2, 64, 0, 3].into_iter().map(files).collect();
+    let results: Vec<_> =
+        within(pool.map(inputs, |files: Vec<Fd<File>>| files.len()).chunk(6).collect::<Vec<_>>()).await;
+    assert!(matches!(&results[..], [Ok(1), Err(TaskError::Encode(_)), Ok(2), Ok(64), Ok(0), Ok(3)]), "{results:?}");
+    within(pool.close()).await;
 }
 
 /// Panics that reach a chunk's own code say where they came from, as any other.

@@ -20,6 +20,7 @@ use crate::sys::ledger::KEPT;
 use crate::task::{self, PackError, Parcel, Runner};
 use crate::wire::body::{self, EncodeError, Parts};
 use crate::wire::fds::{self, Arrived};
+use crate::wire::frame::MAX_FDS;
 use crate::wire::message::Failure;
 use crate::worker::{Progress, catch};
 
@@ -44,21 +45,24 @@ where
     const ENTRY: &'static Entry<Runner> = &Entry::new(type_name::<Self>, run::<F, A, R>);
 }
 
-/// Encodes calls of a function on these inputs. `max` bounds the body in bytes.
-pub(super) fn pack<F, A, R>(inputs: &[A], max: usize) -> Result<Parcel, PackError>
+/// Encodes calls of a function on the first of these inputs: on as many as one message has room for, by its bytes (`max`) and
+/// its fds. Says how many these are, at least one.
+pub(super) fn pack<F, A, R>(inputs: &[A], max: usize) -> Result<(Parcel, usize), PackError>
 where
     F: Fn(A) -> R + Copy + Send + 'static,
     A: Serialize + DeserializeOwned + Send + 'static,
     R: Serialize + DeserializeOwned + Send + 'static,
 {
     let entry = (Calls::<F, A, R>::ENTRY, type_name::<Calls<F, A, R>>());
-    task::pack_for(entry, type_name::<F>(), |parts| {
+    let mut count = 0;
+    let parcel = task::pack_for(entry, type_name::<F>(), |parts| {
         let out = &mut parts.written;
         let start = out.len();
-        encode_each(inputs, out);
+        count = encode_each(inputs, out, max);
         let len = out.len() - start;
         if len > max { Err(EncodeError::TooLarge { len: len as u64, max: max as u64 }) } else { Ok(()) }
-    })
+    })?;
+    Ok((parcel, count))
 }
 
 /// Makes the calls, in the worker: one after the other, until all are made or an answer is due: because a result
@@ -149,20 +153,42 @@ pub(super) fn unpack<R: DeserializeOwned>(
     }
 }
 
-/// Encodes values one by one, each behind its length; one that can't be encoded is a failure in its place.
-fn encode_each<T: Serialize>(values: &[T], out: &mut BytesMut) {
-    out.reserve(values.len() * 12);
-    let (mut rest, mut start) = (values.iter(), out.len());
+/// Encodes values one by one, each behind its length; one that can't be encoded is a failure in its place. Stops before one
+/// that is too much for the message that others are in, and says how many are.
+fn encode_each<T: Serialize>(values: &[T], out: &mut BytesMut, max: usize) -> usize {
+    out.reserve(values.len().min(max) * 12);
+    let begin = out.len();
+    let (mut count, mut start) = (0, begin);
+    // The fds in all so far, and the most in one: to encode an end of a channel moves it, so one that is too much is better not
+    // encoded in vain.
+    let (mut held, mut most) = (0, 0);
     while let Err(panic) = catch(|| {
-        for value in rest.by_ref() {
-            encode_one(value, out, MAX_ONE);
-            start = out.len();
+        for value in &values[count..] {
+            if count > 0 && held + most > MAX_FDS {
+                return;
+            }
+            let encoded = try_one(value, out, MAX_ONE);
+            let is_too_much = out.len() - begin > max || encoded.is_err() && fds::held() == MAX_FDS;
+            if count > 0 && is_too_much {
+                out.truncate(start);
+                fds::keep(held);
+                return;
+            }
+            if let Err(failure) = encoded {
+                fds::keep(held);
+                put_failure(&failure, out);
+            }
+            let now = fds::held();
+            (held, most) = (now, most.max(now - held));
+            (count, start) = (count + 1, out.len());
         }
     }) {
         out.truncate(start);
+        fds::keep(held);
         put_failure(&Failure::Panicked(panic), out);
-        start = out.len();
+        (count, start) = (count + 1, out.len());
     }
+    count
 }
 
 /// Encodes a result. Gives the fds in it.
@@ -250,16 +276,25 @@ mod tests {
     #[test]
     fn values_and_failures_arrive_in_their_places() {
         let mut out = BytesMut::new();
-        encode_each(&["one"], &mut out);
+        encode_each(&["one"], &mut out, MAX_ONE);
         put_failure(&Failure::Panicked(Panic::new("no")), &mut out);
-        encode_each(&[""], &mut out);
+        encode_each(&[""], &mut out, MAX_ONE);
         let back = read(3, &out);
         assert!(matches!(&back[..], [Ok(one), Err(no), Ok(empty)]
             if one == "one" && empty.is_empty() && matches!(&**no, TaskError::Panicked(panic) if panic.message == "no")));
         let (mut nothing, mut back) = (BytesMut::new(), Vec::new());
-        encode_each(&[(), (), ()], &mut nothing);
+        encode_each(&[(), (), ()], &mut nothing, MAX_ONE);
         unpack::<()>(3, &nothing, Vec::new(), &mut back);
         assert!(back.len() == 3 && back.iter().all(Result::is_ok), "also what takes no bytes");
+    }
+
+    #[test]
+    fn a_message_takes_as_many_values_as_it_has_room_for_and_at_least_one() {
+        for (max, expected) in [(0, 1), (7, 1), (15, 1), (16, 2), (23, 2), (24, 3), (1000, 3)] {
+            let mut out = BytesMut::new();
+            assert_eq!(encode_each(&["one", "two", "six"], &mut out, max), expected, "{max}");
+            assert_eq!(read(expected, &out).into_iter().flatten().count(), expected);
+        }
     }
 
     #[test]

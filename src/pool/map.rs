@@ -178,6 +178,8 @@ where
     /// and the ones behind it run in another worker. A [`task_timeout`](crate::PoolBuilder::task_timeout) ends a call after once
     /// to twice its time, the first of a chunk after just that.
     ///
+    /// A chunk that holds more than one message takes, 2 GiB and 64 fds, goes in several.
+    ///
     /// By default it is chosen by measurement: the first 256 inputs go one by one; after that a chunk holds what takes about
     /// half a millisecond, at most 8192 inputs or about 128 KiB, and never so many that workers would have nothing to do at
     /// the end (as far as the inputs' [`size_hint`](Iterator::size_hint) says where that is).
@@ -219,9 +221,12 @@ where
             if count < room {
                 self.inputs = None;
             }
-            if count > 0 {
-                self.inputs_under_way += count;
-                let sent = send::<F, _, R>(self.pool.shared(), &inputs);
+            self.inputs_under_way += count;
+            let mut rest = &inputs[..];
+            // More than one message has room for go in several.
+            while !rest.is_empty() {
+                let (count, sent) = send::<F, _, R>(self.pool.shared(), rest);
+                rest = &rest[count..];
                 if matches!(sent, Err(TaskError::Closed)) {
                     // It will be no other for those behind, and they may be endless.
                     self.inputs = None;
@@ -285,21 +290,29 @@ where
     }
 }
 
-/// Sends calls of a function on these inputs as one task. Gives its claim, and how many bytes it takes.
-fn send<F, A, R>(shared: &Arc<Shared>, inputs: &[A]) -> Result<(Claim, usize), TaskError>
+/// Sends calls of a function on the first of these inputs as one task. Says how many they are, and gives its claim and how
+/// many bytes it takes.
+fn send<F, A, R>(shared: &Arc<Shared>, inputs: &[A]) -> (usize, Result<(Claim, usize), TaskError>)
 where
     F: Fn(A) -> R + Copy + Send + 'static,
     A: Serialize + DeserializeOwned + Send + 'static,
     R: Serialize + DeserializeOwned + Send + 'static,
 {
-    start::permitted()?;
-    let parcel = chunk::pack::<F, A, R>(inputs, shared.settings.plan.max_body)?;
+    let max = shared.settings.plan.max_body;
+    let packed = match start::permitted() {
+        Ok(_) => chunk::pack::<F, A, R>(inputs, max).map_err(TaskError::from),
+        Err(error) => Err(error.into()),
+    };
+    let (parcel, count) = match packed {
+        Ok(packed) => packed,
+        Err(error) => return (inputs.len(), Err(error)),
+    };
     let bytes = parcel.body.len();
-    let calls = u32::try_from(inputs.len()).expect("a chunk is limited when it is taken");
+    let calls = u32::try_from(count).expect("a chunk is limited when it is taken");
     let wishes = Wishes { timeout: shared.settings.task_timeout, ..Wishes::default() };
     let job = Job::new(&shared.settings.name, parcel, wishes, false, Some(Parts::new(calls)));
-    shared.submit(Arc::clone(&job))?;
-    Ok((Claim::new(job), bytes))
+    let sent = shared.submit(Arc::clone(&job)).map(|()| (Claim::new(job), bytes));
+    (count, sent)
 }
 
 /// A chunk's future, and how many inputs it has.

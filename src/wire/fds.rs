@@ -58,6 +58,20 @@ pub(crate) fn collect<R>(encode: impl FnOnce() -> R) -> (R, Vec<OwnedFd>) {
     }
 }
 
+/// How many fds were put down so far.
+pub(crate) fn held() -> usize {
+    SCOPE.with_borrow(|scope| if let Scope::Encoding(fds) = scope { fds.len() } else { 0 })
+}
+
+/// Takes back all but the first `count`, of a value that does not travel after all.
+pub(crate) fn keep(count: usize) {
+    SCOPE.with_borrow_mut(|scope| {
+        if let Scope::Encoding(fds) = scope {
+            fds.truncate(count);
+        }
+    });
+}
+
 /// Runs a decoder whose values may claim `fds`; what they leave is closed.
 pub(crate) fn provide<R>(fds: Vec<OwnedFd>, decode: impl FnOnce() -> R) -> R {
     let _guard = Guard::enter(Scope::Decoding(fds.into_iter().map(Some).collect()));
