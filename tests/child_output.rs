@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -132,6 +133,12 @@ async fn more_output_than_allowed_kills_and_returns_what_was_read() {
     let CommandError::TooLarge { output, max: 100_000, .. } = error else { panic!("{error}") };
     assert_eq!(output.stdout.len(), 100_000);
     assert!(output.stdout.starts_with(b"y\ny\n") && !output.status.success());
+
+    // It ends of that, and not of a pipe that nobody reads any more.
+    for _ in 0..50 {
+        let error = Command::new("yes").max_output(1000).output().await.unwrap_err();
+        assert_eq!(error.output().unwrap().status.signal(), Some(libc::SIGKILL), "{error:?}");
+    }
 
     // Both streams count, and exactly as much as allowed is fine.
     let both = || Command::shell("printf 12345; printf 12345 >&2");

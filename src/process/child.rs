@@ -305,7 +305,12 @@ impl Child {
         let Self { stdin, stdout, stderr, members, exchange, .. } = self;
         let exited = all_exited(members, want);
         let event = exchange.event(want, Pipes { stdin, stdout, stderr }, exited).await?;
-        self.react(event)?;
+        let reacted = self.react(event);
+        if event == Event::Overflow {
+            // Nobody reads on, and what has left the group gets to know it. After the kill, which is what the program is to end of.
+            (self.stdout, self.stderr) = (None, None);
+        }
+        reacted?;
         Ok(event)
     }
 

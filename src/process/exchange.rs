@@ -145,8 +145,6 @@ impl Exchange {
             *pipes.stdout = None;
         }
         if err == Got::TooMuch || out == Got::TooMuch {
-            // Nobody reads on, and what has left the group gets to know it.
-            (*pipes.stdout, *pipes.stderr) = (None, None);
             return Ok(Some(Event::Overflow));
         }
         if (once && out == Got::Some) || (want == Want::Either && err == Got::Some) {
