@@ -38,7 +38,8 @@ pub(super) fn start(sending: Arc<Sending>) {
 
 async fn flush(sending: Arc<Sending>) {
     loop {
-        match sending.socket().when(Ready::Write, || sending.advance()).await {
+        // Where the socket was full once it soon is again.
+        match sending.socket().when_often(Ready::Write, || sending.advance()).await {
             Ok(()) => return,
             Err(error) if is_fd_congestion(&error) => tokio::time::sleep(FD_PAUSE).await,
             Err(error) => return sending.fail(&error),

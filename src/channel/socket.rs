@@ -6,7 +6,7 @@ use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::unix::AsyncFd;
@@ -27,8 +27,8 @@ const MOST: usize = 16;
 ///
 /// Made outside a runtime it costs no registration; it can be used in one runtime after another, and in two at once.
 ///
-/// Reading and writing are registered apart, and writing only once a write has to wait. One registration for both would
-/// wake this process each time that the peer reads.
+/// Reading and writing are registered apart, and writing only once a write has to wait: a registration to write wakes this
+/// process each time that the peer reads.
 #[derive(Debug)]
 pub(crate) struct Socket {
     fd: Arc<OwnedFd>,
@@ -50,6 +50,22 @@ struct Readiness {
     is_waited_for: AtomicBool,
 }
 
+/// A place in the reactor that is given up when nobody waits there any more, if it is one to write.
+struct Place<'a> {
+    socket: &'a Socket,
+    ready: Ready,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if self.ready == Ready::Write {
+            self.socket
+                .registrations()
+                .retain(|registered| registered.ready == Ready::Read || Arc::strong_count(&registered.readiness) > 1);
+        }
+    }
+}
+
 impl Socket {
     pub(crate) fn new(fd: OwnedFd) -> Self {
         Self { fd: Arc::new(fd), registrations: Mutex::new(Vec::new()) }
@@ -66,6 +82,19 @@ impl Socket {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             result => return result,
         }
+        let _place = Place { socket: self, ready };
+        self.when_ready(ready, io).await
+    }
+
+    /// As [`when`](Self::when), for whoever waits often: a registration to write stays, too.
+    pub(super) async fn when_often<R>(&self, ready: Ready, mut io: impl FnMut() -> io::Result<R>) -> io::Result<R> {
+        match io() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.when_ready(ready, io).await,
+            result => result,
+        }
+    }
+
+    async fn when_ready<R>(&self, ready: Ready, mut io: impl FnMut() -> io::Result<R>) -> io::Result<R> {
         let readiness = self.readiness_in_time(ready).await?;
         loop {
             let mut guard = readiness.fd.ready(ready.into()).await?;
@@ -164,7 +193,7 @@ impl Socket {
 
     /// Gives up the place in a runtime's reactor, where nobody waits any more.
     pub(crate) fn forget(&self, runtime: Id) {
-        let mut registrations = self.registrations.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut registrations = self.registrations();
         registrations.retain(|registered| registered.runtime != runtime);
     }
 
@@ -182,7 +211,7 @@ impl Socket {
 
     fn readiness(&self, ready: Ready) -> io::Result<Arc<Readiness>> {
         let current = runtime();
-        let mut registrations = self.registrations.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut registrations = self.registrations();
         let mut here = registrations.iter().filter(|registered| Some(registered.runtime) == current).peekable();
         // A second registration of one fd in one epoll(7) instance is an error; one of a duplicate is none.
         let second = here.peek().is_some();
@@ -207,6 +236,10 @@ impl Socket {
         }
         Ok(readiness)
     }
+
+    fn registrations(&self) -> MutexGuard<'_, Vec<Registration>> {
+        self.registrations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The runtime that polls.
@@ -222,5 +255,42 @@ async fn left(here: Option<Id>) {
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSlice;
+    use std::pin::pin;
+
+    use bytes::BytesMut;
+    use futures::FutureExt as _;
+
+    use super::*;
+    use crate::sys::socket::Wait;
+
+    fn fill(socket: &Socket) {
+        while socket::send(socket, &[IoSlice::new(&[7; 4096])], &[]).is_ok() {}
+    }
+
+    #[tokio::test]
+    async fn once_no_write_waits_the_peers_reads_wake_nobody() {
+        let (a, b) = socket::stream_pair().unwrap();
+        let ours = Socket::new(a);
+        let write = || socket::send(&ours, &[IoSlice::new(b"x")], &[]);
+        fill(&ours);
+        {
+            let mut first = pin!(ours.when(Ready::Write, write));
+            let mut second = pin!(ours.when(Ready::Write, write));
+            assert!(first.as_mut().now_or_never().is_none() && second.as_mut().now_or_never().is_none());
+            assert_eq!(ours.registrations().len(), 1, "those who wait share it");
+            while socket::recv_into(&b, &mut BytesMut::with_capacity(4096), 4096, Wait::No).is_ok() {}
+            first.await.unwrap();
+            second.await.unwrap();
+        }
+        assert!(ours.registrations().is_empty());
+        fill(&ours);
+        assert!(ours.when(Ready::Write, write).now_or_never().is_none());
+        assert!(ours.registrations().is_empty(), "nor after a wait that was dropped");
     }
 }
