@@ -27,12 +27,15 @@ impl Supervisor {
         let kept = process.child.kept().clone();
         let socket = Arc::clone(&process.socket);
         let mut exited = pin!(kept.exited());
+        let mut rung = pin!(self.seat.bell.notified());
         // `None`: it stays, however long it is idle.
-        let mut idle_since = None;
+        let mut idle_until = None;
         loop {
             match turn {
                 Turn::Busy => {}
-                Turn::Idle => idle_since = Some(Instant::now()),
+                Turn::Idle => {
+                    idle_until = self.shared.settings.idle_timeout.and_then(|most| Instant::now().checked_add(most));
+                }
                 Turn::Retire => return Cause::Retired(End::Other),
                 Turn::End => return Cause::Cancelled,
             }
@@ -42,9 +45,7 @@ impl Supervisor {
                     let deadline = match desk.first() {
                         Some(_) if let Some(stopping) = &process.stopping => Some(stopping.until),
                         Some(job) => job.timeout.and_then(|timeout| desk.runs_since().checked_add(timeout)),
-                        None => idle_since
-                            .zip(self.shared.settings.idle_timeout)
-                            .and_then(|(since, most)| since.checked_add(most)),
+                        None => idle_until,
                     };
                     let drained = desk.state == WorkerState::Draining && desk.load() == 0;
                     (drained, !desk.outbox.is_empty(), desk.load() > 1, deadline)
@@ -60,7 +61,8 @@ impl Supervisor {
                         Err(Misbehaved) => return Cause::Died,
                     },
                     _ = &mut exited => return Cause::Died,
-                    () = self.seat.bell.notified() => {
+                    () = &mut rung => {
+                        rung.set(self.seat.bell.notified());
                         // What it has answered by now is not unwanted.
                         match self.take_answers(process) {
                             Ok(Some(turn)) => break turn,
@@ -88,8 +90,9 @@ impl Supervisor {
                             self.seat.desk().outbox = Outbox::default();
                         }
                     }
-                    // Answers that lie in the ledger while it works on a longer task.
-                    () = tokio::time::sleep(LOOK_AFTER), if ahead => match self.take_answers(process) {
+                    // Answers that lie in the ledger while it works on a longer task. In a block of its own, the timer is only
+                    // made where it is waited for, and no clock is read for a worker that has one task.
+                    () = async { tokio::time::sleep(LOOK_AFTER).await }, if ahead => match self.take_answers(process) {
                         Ok(Some(turn)) => break turn,
                         Ok(None) => {
                             if let Some(cause) = self.deadline_passed(process) {
@@ -103,7 +106,7 @@ impl Supervisor {
                         Ok(Some(turn)) => break turn,
                         Ok(None) => match self.deadline_passed(process) {
                             Some(cause) => return cause,
-                            None => idle_since = None,
+                            None => idle_until = None,
                         },
                         Err(Misbehaved) => return Cause::Died,
                     },
