@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use multiproc::{ProcessPool, SpawnError, TaskError, call, task};
-use pool_support::{Ledger, Meeting, folder, is_pending, kill, meet_and_give_pid, note, pid, until, within};
+use pool_support::{
+    Ledger, Meeting, endless, folder, is_gone, is_pending, kill, meet, meet_and_give_pid, note, pid, until, within,
+};
 
 multiproc::test_support!();
 
@@ -275,6 +277,42 @@ async fn a_start_that_is_given_up_goes_on() {
 }
 
 /// Field 19 of stat in proc(5); the second one may hold anything in its parentheses.
+fn meet_and_hang(place: PathBuf) {
+    meet(&place, 0);
+    endless();
+}
+
+#[tokio::test]
+async fn an_initializer_that_hangs_is_ended_with_its_pool() {
+    let meeting = Meeting::new();
+    let pool =
+        || ProcessPool::builder().workers(1).on_worker_start(task!(meet_and_hang(meeting.place()))).build().unwrap();
+
+    let cancelled = pool();
+    let waits = tokio::spawn(cancelled.submit(task!(pid())).timeout(Duration::from_millis(1)));
+    let guest = meeting.guest().await;
+    within(cancelled.cancel()).await;
+    assert!(is_gone(guest.pid));
+    assert!(matches!(within(waits).await.unwrap(), Err(TaskError::Cancelled)), "its own clock had not begun");
+
+    let dropped = pool();
+    let waits = tokio::spawn(dropped.submit(task!(pid())));
+    let guest = meeting.guest().await;
+    drop(dropped);
+    assert!(matches!(within(waits).await.unwrap(), Err(TaskError::Cancelled)));
+    until(|| is_gone(guest.pid)).await;
+
+    let closed = pool();
+    let starts = tokio::spawn({
+        let pool = closed.clone();
+        async move { pool.start().await }
+    });
+    let guest = meeting.guest().await;
+    within(closed.close()).await;
+    assert!(is_gone(guest.pid), "no task waits for it");
+    assert!(matches!(within(starts).await.unwrap(), Err(SpawnError::Cancelled)));
+}
+
 fn nice_value() -> i32 {
     let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
     stat.rsplit(')').next().unwrap().split_whitespace().nth(16).unwrap().parse().unwrap()

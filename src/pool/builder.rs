@@ -84,6 +84,10 @@ impl PoolBuilder {
     ///
     /// State that it leaves in a `static` or a thread-local is there for the tasks: they run on the same thread. If it
     /// fails, the start has failed; see [`restart_limit`](Self::restart_limit).
+    ///
+    /// It has no deadline. As long as it runs, its worker is starting, and tasks wait: no
+    /// [`task_timeout`](Self::task_timeout) counts for either. [`cancel`](ProcessPool::cancel) and dropping the pool end it;
+    /// [`close`](ProcessPool::close) does if no task waits.
     pub fn on_worker_start<T: Task>(mut self, task: T) -> Self {
         self.settings.on_start = self.pack(&task);
         self
