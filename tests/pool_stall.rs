@@ -23,6 +23,16 @@ async fn stop(pid: u32) {
     until(|| is_stopped(pid)).await;
 }
 
+/// A pool of so many workers, only one of which has been started, and that is stopped.
+async fn only_one_and_it_is_stopped(workers: usize) -> (ProcessPool, u32) {
+    let pool = ProcessPool::new(workers);
+    let stopped = within(pool.submit(task!(pid()))).await.unwrap();
+    until(|| pool.status().busy == 0).await;
+    stop(stopped).await;
+    assert_eq!(pool.status().details.len(), 1);
+    (pool, stopped)
+}
+
 /// A pool of two workers, one of which is stopped and next in line for a task.
 async fn one_of_two_is_stopped() -> (ProcessPool, u32) {
     let pool = ProcessPool::new(2);
@@ -64,11 +74,7 @@ async fn a_large_task_given_to_a_stopped_worker_runs_in_another_one() {
 
 #[tokio::test]
 async fn a_task_given_to_a_stopped_worker_runs_in_one_that_is_started_for_it() {
-    let pool = ProcessPool::new(2);
-    let stopped = within(pool.submit(task!(pid()))).await.unwrap();
-    until(|| pool.status().busy == 0).await;
-    stop(stopped).await;
-    assert_eq!(pool.status().details.len(), 1);
+    let (pool, stopped) = only_one_and_it_is_stopped(2).await;
     assert_ne!(within(pool.submit(task!(pid()))).await.unwrap(), stopped);
     within(pool.cancel()).await;
 }
@@ -97,10 +103,7 @@ async fn a_stopped_worker_that_goes_on_works_again_and_runs_nothing_twice() {
 
 #[tokio::test]
 async fn a_stopped_sole_worker_is_replaced_and_its_tasks_run_once() {
-    let pool = ProcessPool::new(1);
-    let stopped = within(pool.submit(task!(pid()))).await.unwrap();
-    until(|| pool.status().busy == 0).await;
-    stop(stopped).await;
+    let (pool, stopped) = only_one_and_it_is_stopped(1).await;
     let ledger = Ledger::new();
     let ran = within(join_all((0..20).map(|id| pool.submit(task!(note_and_give_pid(ledger.place(), id)))))).await;
     assert!(ran.into_iter().all(|ran| ran.unwrap() != stopped));
