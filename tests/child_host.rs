@@ -238,7 +238,11 @@ fn a_shortage_of_processes_is_waited_for_and_then_an_error() {
 #[test]
 fn a_shortage_of_memory_is_an_error_that_says_so() {
     alone("a_shortage_of_memory_is_an_error_that_says_so", async || {
-        Command::new("true").output().await.unwrap();
+        // std starts these, and posix_spawn(3) begins with memory for a stack. All threads that start programs have done it.
+        let command = || Command::new("true").stdin(Stdio::null());
+        for result in futures::future::join_all((0..32).map(|_| command().status())).await {
+            assert!(result.unwrap().success());
+        }
         let none = |result: Result<(), CommandError>| match result {
             Err(CommandError::Spawn { source, .. } | CommandError::Io(source)) => {
                 assert_eq!(source.kind(), std::io::ErrorKind::OutOfMemory, "{source}");
@@ -246,10 +250,10 @@ fn a_shortage_of_memory_is_an_error_that_says_so() {
             other => panic!("{other:?}"),
         };
         let old = rustix::process::getrlimit(Resource::As);
-        // No more than there is: for the stack on which posix_spawn(3) begins, say. What was freed can still be had.
+        // No more than there is. What was freed can still be had.
         drop((0..64).map(|_| vec![1_u8; 1 << 10]).collect::<Vec<_>>());
         rustix::process::setrlimit(Resource::As, Rlimit { current: Some(0), maximum: old.maximum }).unwrap();
-        let (asynchronous, here) = (Command::new("true").status().await, Command::new("true").spawn());
+        let (asynchronous, here) = (command().status().await, command().spawn());
         rustix::process::setrlimit(Resource::As, old).unwrap();
         none(asynchronous.map(drop));
         none(here.map(drop));
@@ -483,7 +487,13 @@ fn starting_a_program_does_not_touch_the_memory_of_the_host() {
                 touched(Command::new("true").current_dir("/").env("A", "b").stdin(Stdio::null())).await < PAGES / 8
             );
         }
+        let limited = || Command::new("true").umask(0o22).nice(1).open_files_limit(64).memory_limit(1 << 30);
+        assert!(touched(limited()).await < PAGES / 8);
+        assert!(touched(limited().new_session().inherit_fd(std::fs::File::open("/").unwrap(), 9)).await < PAGES / 8);
         // What says so in its docs.
-        assert!(touched(Command::new("true").umask(0o22)).await >= PAGES);
+        assert!(touched(limited().stdin(Stdio::null())).await >= PAGES);
+        if rustix::process::geteuid().is_root() {
+            assert!(touched(Command::new("true").uid(65534)).await >= PAGES);
+        }
     });
 }

@@ -1,10 +1,14 @@
-//! When there are no more processes or threads to be had: an error that says so, and no harm done.
+//! When there are no more processes or threads to be had: an error that says so, and no harm done. And when there is no call
+//! for the usual way to start one: another way.
 
-#![allow(unsafe_code, reason = "to become a user that has limits")]
+#![allow(unsafe_code, reason = "to become a user that has limits, and to forbid system calls")]
 
 mod support;
 
-use multiproc::{SpawnError, call, spawn_process};
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use multiproc::{Command, CommandError, SpawnError, call, spawn_process};
 use rustix::process::{Resource, Rlimit};
 use support::{alone, block_on, children, eventually, within};
 
@@ -43,7 +47,53 @@ fn a_worker_that_can_have_no_thread_says_so() {
                     Err(error) => panic!("{error:?}"),
                 }
             }
-            assert!(eventually(within(std::time::Duration::from_secs(5)), || children().is_empty()));
+            assert!(eventually(within(Duration::from_secs(5)), || children().is_empty()));
+        });
+    });
+}
+
+/// From now on clone3(2) is a call that this process's kernel has never heard of; seccomp(2).
+fn forget_clone3() {
+    let step = |code: u32, jt, jf, k| libc::sock_filter { code: u16::try_from(code).unwrap(), jt, jf, k };
+    let call = u32::try_from(libc::SYS_clone3).unwrap();
+    let mut filter = [
+        // The number of the call is what `seccomp_data` begins with.
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, call),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs()),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len().try_into().unwrap(), filter: filter.as_mut_ptr() };
+    // SAFETY: the program is whole and live, and only read.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let (mode, flags) = (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_TSYNC);
+        assert_eq!(libc::syscall(libc::SYS_seccomp, mode, flags, &raw const program), 0);
+    }
+}
+
+/// Some sandboxes and older kernels have none.
+#[test]
+fn where_there_is_no_clone3_programs_and_processes_start_all_the_same() {
+    alone("where_there_is_no_clone3_programs_and_processes_start_all_the_same", || {
+        forget_clone3();
+        block_on(async {
+            for _ in 0..3 {
+                let shell = || Command::shell("cat; echo $0 $A; umask; ulimit -n; echo err >&2; kill -TERM $$");
+                let run = shell().env("A", "b").input("in\n").umask(0o27).open_files_limit(99).output().await.unwrap();
+                assert_eq!(String::from_utf8(run.stdout).unwrap(), "in\n/bin/sh b\n0027\n99\n");
+                assert_eq!((&*run.stderr, run.status.code()), (&b"err\n"[..], None));
+            }
+            assert!(Command::new("true").new_session().status().await.unwrap().success());
+            match Command::new("/no/such/program").status().await {
+                Err(CommandError::Spawn { source, .. }) => assert_eq!(source.kind(), ErrorKind::NotFound),
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(spawn_process(call(|n: u32| n + 1, 1)).await.unwrap().join().await.unwrap(), 2);
+            let pool = multiproc::ProcessPool::new(2);
+            assert_eq!(pool.submit(call(|n: u32| n + 1, 1)).await.unwrap(), 2);
+            pool.close().await;
+            assert!(eventually(within(Duration::from_secs(5)), || children().is_empty()));
         });
     });
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::ProcessPool;
 use super::output::Listener;
 use crate::error::SpawnError;
+use crate::process::program::EnvChange;
 use crate::process::start::Plan;
 use crate::sys::worker::Slot;
 use crate::task::{self, Parcel, Task};
@@ -193,7 +194,7 @@ impl PoolBuilder {
         } else if name.contains(&0) || text.contains(&0) {
             self.refuse("an environment variable has a NUL");
         }
-        self.settings.plan.edit(|command| _ = command.env(key, value));
+        self.settings.plan.env(EnvChange::Set(key.as_ref().into(), value.as_ref().into()));
         self
     }
 

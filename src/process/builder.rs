@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use super::program::EnvChange;
 use super::spawn::Process;
 use super::start::{self, Plan};
 use crate::error::SpawnError;
@@ -35,19 +36,19 @@ impl ProcessBuilder {
 
     /// Sets an environment variable.
     pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.plan.edit(|command| _ = command.env(key, value));
+        self.plan.env(EnvChange::Set(key.as_ref().into(), value.as_ref().into()));
         self
     }
 
     /// Removes an environment variable.
     pub fn env_remove(mut self, key: impl AsRef<OsStr>) -> Self {
-        self.plan.edit(|command| _ = command.env_remove(key));
+        self.plan.env(EnvChange::Remove(key.as_ref().into()));
         self
     }
 
     /// Starts with an empty environment; forgets what was set here before.
     pub fn env_clear(mut self) -> Self {
-        self.plan.edit(|command| _ = command.env_clear());
+        self.plan.env(EnvChange::Clear);
         self
     }
 
@@ -59,8 +60,8 @@ impl ProcessBuilder {
 
     /// Where stdin comes from; /dev/null by default.
     ///
-    /// One that is not set carries the socket until the process has started. With all three set the process is forked, and
-    /// does not start with `posix_spawn(3)`, which takes the longer the more memory this process uses.
+    /// One that is not set carries the socket until the process has started. With all three set the process is forked, which
+    /// takes the longer the more memory this process uses.
     pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
         self.plan.stdio(Slot::Stdin, stdin.into());
         self

@@ -1,19 +1,21 @@
 //! What to run: the builder for external programs. Settings that a child makes itself are in `in_child`, starting it is in
 //! `launch`, its verbs are in `verbs`.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::AsyncRead;
 
 use super::input::Input;
+use super::program::{EnvChange, Program};
 use crate::channel::{Duplex, for_child};
 use crate::sys::limits::Limits;
 
@@ -29,8 +31,8 @@ pub(super) const GRACE: Duration = Duration::from_secs(1);
 /// is the end of its whole group: what it leaves running is killed (see [`kill_on_drop`](Self::kill_on_drop)). As its
 /// group is not the terminal's foreground group, Ctrl-C does not reach it, and reading from the terminal stops it.
 ///
-/// Programs are started with `posix_spawn(3)`, which costs the same however much memory this process uses; the few
-/// settings that [leave it](#settings-that-leave-posix_spawn) say so.
+/// Programs are started as `posix_spawn(3)` and `vfork(2)` do it, which costs the same however much memory this process
+/// uses; what [needs a fork](#settings-that-need-a-fork) says so.
 ///
 /// # Examples
 ///
@@ -59,11 +61,7 @@ pub struct Command {
 /// One program.
 #[derive(Debug)]
 pub(super) struct Stage {
-    pub(super) program: OsString,
-    pub(super) arg0: Option<OsString>,
-    pub(super) args: Vec<OsString>,
-    pub(super) env: Vec<EnvChange>,
-    pub(super) current_dir: Option<PathBuf>,
+    pub(super) program: Arc<Program>,
     pub(super) stdin: Option<Stdio>,
     pub(super) stdout: Option<Stdio>,
     pub(super) stderr: Option<Stdio>,
@@ -78,22 +76,11 @@ pub(super) struct Stage {
     pub(super) wrong: Option<String>,
 }
 
-#[derive(Debug)]
-pub(super) enum EnvChange {
-    Clear,
-    Set(OsString, OsString),
-    Remove(OsString),
-}
-
 impl Command {
     /// A program, by its path, or by a name that is looked up in the `PATH` that it is given.
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         let stage = Stage {
-            program: program.as_ref().to_owned(),
-            arg0: None,
-            args: Vec::new(),
-            env: Vec::new(),
-            current_dir: None,
+            program: Arc::new(Program::new(program.as_ref())),
             stdin: None,
             stdout: None,
             stderr: None,
@@ -124,19 +111,19 @@ impl Command {
 
     /// Adds an argument. It arrives as it is: no shell is involved.
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
-        self.last().args.push(arg.as_ref().to_owned());
+        self.program().args.push(arg.as_ref().to_owned());
         self
     }
 
     /// Adds arguments.
     pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
-        self.last().args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self.program().args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
         self
     }
 
     /// The name that the program finds as its own, instead of what it was started as.
     pub fn arg0(mut self, arg0: impl AsRef<OsStr>) -> Self {
-        self.last().arg0 = Some(arg0.as_ref().to_owned());
+        self.program().arg0 = Some(arg0.as_ref().to_owned());
         self
     }
 
@@ -146,25 +133,25 @@ impl Command {
         if name.is_empty() || name.as_bytes().contains(&b'=') {
             self.wrong(format!("{} can't be the name of an environment variable", name.display()));
         }
-        self.last().env.push(EnvChange::Set(name.to_owned(), value.as_ref().to_owned()));
+        self.program().env.push(EnvChange::Set(name.to_owned(), value.as_ref().to_owned()));
         self
     }
 
     /// Removes an environment variable that it would inherit, or that was set before.
     pub fn env_remove(mut self, name: impl AsRef<OsStr>) -> Self {
-        self.last().env.push(EnvChange::Remove(name.as_ref().to_owned()));
+        self.program().env.push(EnvChange::Remove(name.as_ref().to_owned()));
         self
     }
 
     /// Inherits no environment variable, and forgets those set before.
     pub fn env_clear(mut self) -> Self {
-        self.last().env.push(EnvChange::Clear);
+        self.program().env.push(EnvChange::Clear);
         self
     }
 
     /// The working directory. A program with a relative path is looked for from there.
     pub fn current_dir(mut self, dir: impl AsRef<Path>) -> Self {
-        self.last().current_dir = Some(dir.as_ref().to_owned());
+        self.program().current_dir = Some(dir.as_ref().to_owned());
         self
     }
 
@@ -192,7 +179,7 @@ impl Command {
 
     /// Sends stderr where stdout goes, with the order of all writes kept.
     ///
-    /// Together with an explicit [`stdout`](Self::stdout) this leaves `posix_spawn`.
+    /// Together with an explicit [`stdout`](Self::stdout) this [needs a fork](#settings-that-need-a-fork).
     pub fn stderr_to_stdout(mut self) -> Self {
         self.last().stderr_to_stdout = true;
         self
@@ -325,6 +312,10 @@ impl Command {
         self.stages.last_mut().expect("a command has at least one program")
     }
 
+    fn program(&mut self) -> &mut Program {
+        Arc::make_mut(&mut self.last().program)
+    }
+
     pub(super) fn wrong(&mut self, reason: String) {
         self.last().wrong.get_or_insert(reason);
     }
@@ -332,7 +323,7 @@ impl Command {
 
 impl Stage {
     pub(super) fn name(&self) -> String {
-        self.program.display().to_string()
+        self.program.name.display().to_string()
     }
 }
 
@@ -343,8 +334,8 @@ impl fmt::Display for Command {
             if index > 0 {
                 f.write_str(" | ")?;
             }
-            write!(f, "{}", stage.program.display())?;
-            for arg in &stage.args {
+            write!(f, "{}", stage.program.name.display())?;
+            for arg in &stage.program.args {
                 write!(f, " {}", arg.display())?;
             }
         }

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use super::command::Command;
 
-/// # Settings that leave `posix_spawn`
+/// # Settings that need a fork
 ///
-/// `posix_spawn(3)` knows nothing of them. A command with one of these is forked, which copies this process's page tables:
-/// it takes the longer the more memory this process uses. So does [`stderr_to_stdout`](Self::stderr_to_stdout) together
-/// with an explicit [`stdout`](Self::stdout).
+/// Most programs are started without a copy of this process. Not so with [`uid`](Self::uid) or [`gid`](Self::gid), and not
+/// where one of the other settings below meets a [`stdin`](Self::stdin), [`stdout`](Self::stdout) or
+/// [`stderr`](Self::stderr) that was set: only std knows what a `Stdio` is, and what it knows to do to a child beyond that
+/// needs a fork. That copies this process's page tables, which takes the longer the more memory this process uses.
+/// [`stderr_to_stdout`](Self::stderr_to_stdout) together with an explicit `stdout` is such a setting, too.
 impl Command {
     /// Runs it in a session of its own, with no controlling terminal; setsid(2).
     pub fn new_session(mut self) -> Self {

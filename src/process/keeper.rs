@@ -13,7 +13,7 @@
 //! The leader stays a zombie until its group is killed, so that the group's number cannot be recycled in between.
 //! Here is when things happen; what may be done to a child in which state is in `kept`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::OwnedFd;
@@ -28,10 +28,11 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 
 use super::kept::{Kept, KillOnDrop, Leavings, Seen};
-use crate::sys::process::{SignalMask, StdioHeld, kill_group, open_pidfd, peek_exit};
+use crate::sys::process::{SignalMask, kill_and_reap, open_pidfd, peek_exit};
 use crate::sys::socket::above_stdio;
 
-pub(crate) use super::starter::spawn_async;
+use super::program::Launch;
+pub(super) use super::starter::spawn_async;
 
 /// How long what a child started may go on writing into its pipes after its end, unless said otherwise.
 pub(crate) const DRAIN: Duration = Duration::from_millis(100);
@@ -62,32 +63,21 @@ pub(crate) struct Terms {
     pub(crate) drain: Duration,
     /// Whether what it leaves running lives on after its end.
     pub(crate) spare_group: bool,
-    /// The read ends of pipes that the caller made and gave to the command as stdout or stderr.
+    /// Our ends of pipes that the caller made, and whose other ends become the child's stdin, stdout or stderr.
+    pub(crate) stdin: Option<OwnedFd>,
     pub(crate) stdout: Option<OwnedFd>,
     pub(crate) stderr: Option<OwnedFd>,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { drain: DRAIN, spare_group: false, stdout: None, stderr: None }
-    }
-}
-
-/// How a child is started: a command, or something that owns one.
-pub(crate) trait Launch: Send {
-    /// Starts it. It may be asked again after an error.
-    fn launch(&mut self) -> io::Result<std::process::Child>;
-}
-
-impl Launch for Command {
-    fn launch(&mut self) -> io::Result<std::process::Child> {
-        self.spawn()
+        Self { drain: DRAIN, spare_group: false, stdin: None, stdout: None, stderr: None }
     }
 }
 
 /// Starts a program on the calling thread, which takes about a millisecond. It should have a process group of its own.
-pub(crate) fn spawn(command: Command, terms: Terms) -> io::Result<Started> {
-    start(Request { command: Box::new(command), terms }).map_err(|refused| refused.error)
+pub(super) fn spawn(command: Box<dyn Launch>, terms: Terms) -> io::Result<Started> {
+    start(Request { command, terms }).map_err(|refused| refused.error)
 }
 
 /// Starts and keeps a child, on this thread.
@@ -116,6 +106,13 @@ pub(super) fn look_at(key: u64) {
     if let Some(keeper) = KEEPER.get() {
         keeper.desk().to_look_at.push(key);
         keeper.ring();
+    }
+}
+
+/// Has the keeper forget a child that somebody else reaped.
+pub(super) fn forget(key: u64) {
+    if let Some(keeper) = KEEPER.get() {
+        keeper.forget(key);
     }
 }
 
@@ -179,11 +176,15 @@ struct Deferred {
 #[derive(Default)]
 struct Agenda {
     lingering: Vec<Linger>,
-    deferred: Vec<Deferred>,
+    /// Oldest first.
+    deferred: VecDeque<Deferred>,
 }
 
 /// The event key of the bell; children count from 1.
 const BELL: u64 = 0;
+
+/// How a child is listened to: its end is one event, and that it is reaped no other.
+const ONCE: EventFlags = EventFlags::IN.union(EventFlags::ONESHOT);
 
 impl Keeper {
     fn get() -> io::Result<&'static Self> {
@@ -254,10 +255,8 @@ impl Keeper {
 
     /// Looks at a child that has ended, unless somebody else is about to.
     fn notice(&self, key: u64, agenda: &mut Agenda) {
-        // Once it is reaped there is a second event.
-        agenda.deferred.retain(|deferred| deferred.key != key);
         if self.desk().kept.get(&key).is_some_and(Kept::is_watched) {
-            agenda.deferred.push(Deferred { key, until: Instant::now() + LEFT_TO_WATCHER });
+            agenda.deferred.push_back(Deferred { key, until: Instant::now() + LEFT_TO_WATCHER });
         } else {
             self.look(key, &mut agenda.lingering);
         }
@@ -266,7 +265,12 @@ impl Keeper {
     fn look(&self, key: u64, lingering: &mut Vec<Linger>) {
         let Some(kept) = self.desk().kept.get(&key).cloned() else { return };
         match kept.look() {
-            Seen::Running => {}
+            // It was an event of something else, and the next one is to come, too.
+            Seen::Running => {
+                if let Some(pidfd) = kept.pidfd() {
+                    let _ = epoll::modify(&self.epoll, pidfd, EventData::new_u64(key), ONCE);
+                }
+            }
             Seen::Reaped => self.forget(key),
             Seen::Lingering if lingering.iter().any(|linger| linger.key == key) => {}
             Seen::Lingering => {
@@ -294,6 +298,9 @@ impl Keeper {
             }
             let now = Instant::now();
             let Desk { to_kill, kept, .. } = &mut *desk;
+            while agenda.deferred.front().is_some_and(|deferred| !kept.contains_key(&deferred.key)) {
+                agenda.deferred.pop_front();
+            }
             to_kill
                 .extract_if(.., |(_, at)| *at <= now)
                 .filter_map(|(key, _)| kept.get(&key).cloned())
@@ -304,7 +311,7 @@ impl Keeper {
         }
         let now = Instant::now();
         let Agenda { lingering, deferred } = agenda;
-        for Deferred { key, .. } in deferred.extract_if(.., |deferred| deferred.until <= now) {
+        while let Some(Deferred { key, .. }) = deferred.pop_front_if(|deferred| deferred.until <= now) {
             self.look(key, lingering);
         }
         lingering.retain_mut(|linger| {
@@ -331,28 +338,27 @@ impl Keeper {
 
     /// Starts a child and keeps it, on this thread.
     fn start(&self, mut request: Request) -> Result<Started, Box<Refused>> {
-        let mut child = match spawn_here(&mut *request.command) {
-            Ok(child) => child,
+        let born = match request.command.launch() {
+            Ok(born) => born,
             Err(error) => return Err(Box::new(Refused { error, request })),
         };
         let Request { command, terms } = request;
         // With it go its copies of the child's ends of pipes, which would look like another writer.
         drop(command);
-        let stdin = child.stdin.take().map(OwnedFd::from);
-        let stdout = child.stdout.take().map(OwnedFd::from).or(terms.stdout).map(Arc::new);
-        let stderr = child.stderr.take().map(OwnedFd::from).or(terms.stderr).map(Arc::new);
+        let [stdin, stdout, stderr] = born.ends;
+        let stdin = stdin.or(terms.stdin);
+        let stdout = stdout.or(terms.stdout).map(Arc::new);
+        let stderr = stderr.or(terms.stderr).map(Arc::new);
         let leavings = Leavings {
             pipes: stdout.iter().chain(&stderr).map(Arc::downgrade).collect(),
             drain: terms.drain,
             spared: terms.spare_group,
         };
-        match self.keep(child.id(), leavings) {
+        match self.keep(born.pid, born.pidfd, leavings) {
             Ok(kept) => Ok(Started { child: KillOnDrop::new(kept), stdin, stdout, stderr }),
             Err(error) => {
-                // No fd for the pidfd, say. It is unreaped, so its number is its own, and SIGKILL makes the wait short.
-                let _ = kill_group(child.id(), libc::SIGKILL);
-                let _ = child.kill();
-                let _ = child.wait();
+                // No fd for the pidfd, say.
+                kill_and_reap(born.pid);
                 // Nothing tries again after what can go wrong here.
                 Err(Box::new(Refused {
                     error,
@@ -362,20 +368,14 @@ impl Keeper {
         }
     }
 
-    fn keep(&self, pid: u32, leavings: Leavings) -> io::Result<Kept> {
-        let pidfd = match open_pidfd(pid) {
-            Ok(pidfd) => pidfd,
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(Kept::lost(pid)),
-            Err(error) => return Err(error),
-        };
-        // In a host that reaps behind our back the number may be a stranger's by now. That one is no child of ours.
-        if peek_exit(&pidfd).is_err() {
+    fn keep(&self, pid: u32, pidfd: Option<OwnedFd>, leavings: Leavings) -> io::Result<Kept> {
+        let Some(pidfd) = pidfd.map_or_else(|| open_child(pid), |pidfd| Ok(Some(pidfd)))? else {
             return Ok(Kept::lost(pid));
-        }
+        };
         // The lock is held until the child is in the table: its exit may be reported at once, and only once.
         let mut desk = self.desk();
         let key = desk.last_key + 1;
-        epoll::add(&self.epoll, &pidfd, EventData::new_u64(key), EventFlags::IN | EventFlags::ET)?;
+        epoll::add(&self.epoll, &pidfd, EventData::new_u64(key), ONCE)?;
         desk.last_key = key;
         let kept = Kept::new(pid, key, pidfd, leavings);
         desk.kept.insert(key, kept.clone());
@@ -392,6 +392,16 @@ impl Keeper {
     }
 }
 
+/// The pidfd of a child that was born without; `None` if somebody else has reaped it.
+fn open_child(pid: u32) -> io::Result<Option<OwnedFd>> {
+    match open_pidfd(pid) {
+        // In a host that reaps behind our back the number may be a stranger's by now. That one is no child of ours.
+        Ok(pidfd) => Ok(peek_exit(&pidfd).is_ok().then_some(pidfd)),
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 impl Agenda {
     fn is_empty(&self) -> bool {
         self.lingering.is_empty() && self.deferred.is_empty()
@@ -400,16 +410,8 @@ impl Agenda {
     /// When something is due.
     fn next(&self) -> impl Iterator<Item = Instant> {
         let lingering = self.lingering.iter().map(|linger| linger.tell_at.unwrap_or(linger.until).min(linger.until));
-        lingering.chain(self.deferred.iter().map(|deferred| deferred.until))
+        lingering.chain(self.deferred.front().map(|deferred| deferred.until))
     }
-}
-
-fn spawn_here(command: &mut dyn Launch) -> io::Result<std::process::Child> {
-    let _held = StdioHeld::new()?;
-    // Where it can't stay on posix_spawn, std asserts that it could wait for a child whose exec failed, which is not so
-    // when SIGCHLD is ignored.
-    catch_unwind(AssertUnwindSafe(|| command.launch()))
-        .unwrap_or_else(|_| Err(io::Error::other("the program could not be started, and why is lost")))
 }
 
 #[cfg(test)]

@@ -106,6 +106,11 @@ impl Kept {
         }))
     }
 
+    /// What names it as long as it is not reaped.
+    pub(super) fn pidfd(&self) -> Option<Arc<OwnedFd>> {
+        self.life().pidfd()
+    }
+
     /// The number that it has or had.
     pub(crate) fn pid(&self) -> u32 {
         self.0.pid

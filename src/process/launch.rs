@@ -1,24 +1,24 @@
-//! From a `Command` to running programs: who gets which end of which pipe, what std is told, and whose fault a failure is.
+//! From a `Command` to running programs: who gets which end of which pipe, who starts it, and whose fault a failure is.
 
-use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::Access;
+use rustix::fs::{Access, Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::command::{Command, EnvChange, Stage};
+use super::command::{Command, Stage};
 use super::keeper::{self, DRAIN, Started, Terms};
 use super::kept::KillOnDrop;
+use super::program::{Launch, Plain, Program};
 use crate::error::CommandError;
 use crate::sys::in_child::InChild;
-use crate::sys::socket::above_stdio;
+use crate::sys::socket::{above_stdio, duplicate};
 
 /// What a verb wants of the streams that the command says nothing about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,17 +40,17 @@ pub(super) struct Launched {
 pub(super) fn launch_here(command: &mut Command, unset: Unset) -> Result<Launched, CommandError> {
     let mut launched = Launched::nothing();
     for ready in prepare(command, unset)? {
-        let started = keeper::spawn(ready.command, ready.terms).map_err(|error| ready.place.explain(error))?;
+        let started = keeper::spawn(ready.launch, ready.terms).map_err(|error| ready.place.explain(error))?;
         launched.add(&ready.place, started)?;
     }
     Ok(launched)
 }
 
-/// Starts all programs on the keeper's thread. Dropping it leaves none of them.
+/// Starts all programs on the starters' threads. Dropping it leaves none of them.
 pub(super) async fn launch(command: &mut Command, unset: Unset) -> Result<Launched, CommandError> {
     let mut launched = Launched::nothing();
     for ready in prepare(command, unset)? {
-        let started = keeper::spawn_async(ready.command, ready.terms).await;
+        let started = keeper::spawn_async(ready.launch, ready.terms).await;
         launched.add(&ready.place, started.map_err(|error| ready.place.explain(error))?)?;
     }
     Ok(launched)
@@ -67,7 +67,7 @@ impl Launched {
                 "the stderr of a program within a pipeline can't be piped alone; leave it to be captured".into();
             return Err(CommandError::Invalid { reason });
         }
-        self.members.push((place.program.display().to_string(), started.child));
+        self.members.push((place.program.name.display().to_string(), started.child));
         self.stdin = self.stdin.take().or(started.stdin);
         self.stdout = started.stdout;
         self.stderr = started.stderr;
@@ -75,20 +75,25 @@ impl Launched {
     }
 }
 
-/// A program that std can start.
+/// A program that can be started.
 struct Ready {
     place: Place,
-    command: std::process::Command,
+    launch: Box<dyn Launch>,
     terms: Terms,
 }
 
 /// What has to be known of a program to say why it did not start.
 struct Place {
-    program: OsString,
-    /// Where a bare name is looked for, if that is not our own `PATH`.
-    path: Option<OsString>,
-    current_dir: Option<PathBuf>,
+    program: Arc<Program>,
     last: bool,
+}
+
+/// What becomes of one of a program's streams.
+enum Stream {
+    Inherited,
+    Fd(OwnedFd),
+    /// What the caller gave; only std can tell what it is.
+    Given(Stdio),
 }
 
 fn prepare(command: &mut Command, unset: Unset) -> Result<Vec<Ready>, CommandError> {
@@ -100,15 +105,8 @@ fn prepare(command: &mut Command, unset: Unset) -> Result<Vec<Ready>, CommandErr
     let mut all = Vec::with_capacity(count);
     for (index, stage) in command.stages.iter_mut().enumerate() {
         let last = index + 1 == count;
-        let place = Place {
-            program: stage.program.clone(),
-            path: stage.changed_path(),
-            current_dir: stage.current_dir.clone(),
-            last,
-        };
+        let place = Place { program: Arc::clone(&stage.program), last };
         let fail = |error| place.explain(error);
-        let mut std = stage.to_std(place.path.as_deref());
-        let mut merge_in_child = false;
         let mut terms = Terms {
             // Only the last one's output comes to us.
             drain: if last { DRAIN } else { Duration::ZERO },
@@ -116,42 +114,51 @@ fn prepare(command: &mut Command, unset: Unset) -> Result<Vec<Ready>, CommandErr
             ..Terms::default()
         };
 
-        std.stdin(match (upstream.take(), stage.stdin.take()) {
-            (Some(pipe), _) => Stdio::from(pipe),
-            (None, Some(given)) => given,
-            (None, None) if command.input.is_some() => Stdio::piped(),
-            (None, None) if unset == Unset::Inherit => Stdio::inherit(),
-            (None, None) => Stdio::null(),
-        });
-        // Our own pipe, where one write end is not enough or does not come to us.
-        let mut written = None;
-        let given = stage.stdout.take();
-        if !last || (stage.stderr_to_stdout && given.is_none() && unset == Unset::Capture) {
-            let (read, write) = pipe(stage)?;
-            if last {
-                terms.stdout = Some(read);
-            } else {
-                upstream = Some(read);
+        let stdin = match (upstream.take(), stage.stdin.take()) {
+            (Some(pipe), _) => Stream::Fd(pipe),
+            (None, Some(given)) => Stream::Given(given),
+            (None, None) if command.input.is_some() => {
+                let (read, write) = pipe(stage)?;
+                terms.stdin = Some(write);
+                Stream::Fd(read)
             }
-            std.stdout(write.try_clone().map_err(fail)?);
-            written = Some(write);
-        } else if let Some(given) = given {
-            merge_in_child = stage.stderr_to_stdout;
-            std.stdout(given);
-        } else {
-            std.stdout(if unset == Unset::Inherit { Stdio::inherit() } else { Stdio::piped() });
-        }
-
-        match (stage.stderr_to_stdout, stage.stderr.take()) {
-            (true, _) if merge_in_child => {}
-            (true, _) => _ = std.stderr(written.map_or_else(|| Stdio::from(io::stdout()), Stdio::from)),
-            (false, Some(given)) => _ = std.stderr(given),
-            (false, None) => match (&shared_stderr, unset) {
-                (Some((_, write)), _) => _ = std.stderr(write.try_clone().map_err(fail)?),
-                (None, Unset::Capture) => _ = std.stderr(Stdio::piped()),
-                (None, Unset::Inherit) => {}
+            (None, None) if unset == Unset::Inherit => Stream::Inherited,
+            (None, None) => Stream::Fd(null().map_err(fail)?),
+        };
+        let stdout = match stage.stdout.take() {
+            Some(given) if last => Stream::Given(given),
+            None if last && unset == Unset::Inherit => Stream::Inherited,
+            _ => {
+                let (read, write) = pipe(stage)?;
+                if last {
+                    terms.stdout = Some(read);
+                } else {
+                    upstream = Some(read);
+                }
+                Stream::Fd(write)
+            }
+        };
+        let mut merge_in_child = false;
+        let stderr = match (stage.stderr_to_stdout, stage.stderr.take()) {
+            (true, _) => match &stdout {
+                Stream::Inherited => Stream::Fd(duplicate(io::stdout()).map_err(fail)?),
+                Stream::Fd(write) => Stream::Fd(duplicate(write).map_err(fail)?),
+                Stream::Given(_) => {
+                    merge_in_child = true;
+                    Stream::Inherited
+                }
             },
-        }
+            (false, Some(given)) => Stream::Given(given),
+            (false, None) => match (&shared_stderr, unset) {
+                (Some((_, write)), _) => Stream::Fd(duplicate(write).map_err(fail)?),
+                (None, Unset::Capture) => {
+                    let (read, write) = pipe(stage)?;
+                    terms.stderr = Some(read);
+                    Stream::Fd(write)
+                }
+                (None, Unset::Inherit) => Stream::Inherited,
+            },
+        };
         let in_child = InChild {
             new_session: stage.new_session,
             stderr_to_stdout: merge_in_child,
@@ -159,13 +166,41 @@ fn prepare(command: &mut Command, unset: Unset) -> Result<Vec<Ready>, CommandErr
             umask: stage.umask,
             limits: stage.limits,
         };
-        in_child.install(&mut std).map_err(fail)?;
-        all.push(Ready { place, command: std, terms });
+        let launch = stage.launch([stdin, stdout, stderr], in_child).map_err(fail)?;
+        all.push(Ready { place, launch, terms });
     }
     if let (Some((read, _)), Some(last)) = (shared_stderr, all.last_mut()) {
         last.terms.stderr = Some(read);
     }
     Ok(all)
+}
+
+impl Stage {
+    /// Chooses who starts it: std, if it wants something that only std can do.
+    fn launch(&self, streams: [Stream; 3], in_child: InChild) -> io::Result<Box<dyn Launch>> {
+        let other_user = self.uid.is_some() || self.gid.is_some();
+        if !other_user && !streams.iter().any(|stream| matches!(stream, Stream::Given(_))) {
+            let stdio = streams.map(|stream| if let Stream::Fd(fd) = stream { Some(fd) } else { None });
+            return Ok(Box::new(Plain::new(Arc::clone(&self.program), stdio, in_child)?));
+        }
+        let stdio = streams.map(|stream| match stream {
+            Stream::Inherited => Stdio::inherit(),
+            Stream::Fd(fd) => fd.into(),
+            Stream::Given(given) => given,
+        });
+        let mut std = self.program.to_std(stdio, in_child)?;
+        if let Some(uid) = self.uid {
+            std.uid(uid);
+        }
+        if let Some(gid) = self.gid {
+            std.gid(gid);
+        }
+        Ok(Box::new(std))
+    }
+}
+
+fn null() -> io::Result<OwnedFd> {
+    above_stdio(rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 fn check(command: &Command) -> Result<(), CommandError> {
@@ -192,70 +227,10 @@ fn pipe(stage: &Stage) -> Result<(OwnedFd, OwnedFd), CommandError> {
     make().map_err(|source| CommandError::Spawn { program: stage.name(), source })
 }
 
-impl Stage {
-    fn to_std(&self, changed_path: Option<&OsStr>) -> std::process::Command {
-        // std leaves posix_spawn to search a changed PATH; an absolute path needs no search.
-        let found = changed_path.and_then(|path| find(&self.program, path));
-        let mut std = std::process::Command::new(found.as_deref().map_or(self.program.as_os_str(), Path::as_os_str));
-        if let Some(arg0) = self.arg0.as_ref().or(found.is_some().then_some(&self.program)) {
-            std.arg0(arg0);
-        }
-        std.args(&self.args);
-        for change in &self.env {
-            match change {
-                EnvChange::Clear => std.env_clear(),
-                EnvChange::Set(name, value) => std.env(name, value),
-                EnvChange::Remove(name) => std.env_remove(name),
-            };
-        }
-        if let Some(dir) = &self.current_dir {
-            std.current_dir(dir);
-        }
-        if let Some(uid) = self.uid {
-            std.uid(uid);
-        }
-        if let Some(gid) = self.gid {
-            std.gid(gid);
-        }
-        if !self.new_session {
-            std.process_group(0);
-        }
-        std
-    }
-
-    /// The `PATH` that the program gets, if that is not ours.
-    fn changed_path(&self) -> Option<OsString> {
-        self.env.iter().fold(None, |path, change| match change {
-            EnvChange::Set(name, value) if name == "PATH" => Some(value.clone()),
-            EnvChange::Remove(name) if name != "PATH" => path,
-            EnvChange::Set(..) => path,
-            // What exec(3) searches where there is no PATH.
-            EnvChange::Clear | EnvChange::Remove(_) => Some("/bin:/usr/bin".into()),
-        })
-    }
-}
-
-/// Looks a bare name up in a `PATH`; `None` also where that depends on the working directory.
-fn find(program: &OsStr, path: &OsStr) -> Option<PathBuf> {
-    if program.is_empty() || program.as_bytes().contains(&b'/') {
-        return None;
-    }
-    for dir in std::env::split_paths(path) {
-        if !dir.is_absolute() {
-            return None;
-        }
-        let file = dir.join(program);
-        if file.is_file() && rustix::fs::access(&file, Access::EXEC_OK).is_ok() {
-            return Some(file);
-        }
-    }
-    None
-}
-
 impl Place {
     /// Names what is at fault: the working directory, the interpreter of a script, or the program.
     fn explain(&self, error: io::Error) -> CommandError {
-        let program = self.program.display().to_string();
+        let program = self.program.name.display().to_string();
         let vague = matches!(
             error.kind(),
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied
@@ -263,20 +238,20 @@ impl Place {
         if !vague {
             return CommandError::Spawn { program, source: error };
         }
-        if let Some(dir) = &self.current_dir
+        if let Some(dir) = &self.program.current_dir
             && let Err(source) = can_enter(dir)
         {
             return CommandError::Spawn { program: dir.display().to_string(), source };
         }
         // Searching stops nowhere, and says "permission denied" if that's what one of the directories said.
-        if error.kind() == io::ErrorKind::PermissionDenied && !self.program.as_bytes().contains(&b'/') {
-            let path = self.path.clone().or_else(|| std::env::var_os("PATH")).unwrap_or_default();
-            if !std::env::split_paths(&path).any(|dir| dir.join(&self.program).exists()) {
+        if error.kind() == io::ErrorKind::PermissionDenied && !self.program.name.as_bytes().contains(&b'/') {
+            let path = self.program.changed_path().or_else(|| std::env::var_os("PATH")).unwrap_or_default();
+            if !std::env::split_paths(&path).any(|dir| dir.join(&self.program.name).exists()) {
                 return CommandError::Spawn { program, source: rustix::io::Errno::NOENT.into() };
             }
         }
-        let file = self.current_dir.as_deref().unwrap_or(Path::new("")).join(&self.program);
-        if error.kind() == io::ErrorKind::NotFound && self.program.as_bytes().contains(&b'/') && file.exists() {
+        let file = self.program.current_dir.as_deref().unwrap_or(Path::new("")).join(&self.program.name);
+        if error.kind() == io::ErrorKind::NotFound && self.program.name.as_bytes().contains(&b'/') && file.exists() {
             let source = io::Error::new(io::ErrorKind::NotFound, "the interpreter that it needs does not exist");
             return CommandError::Spawn { program, source };
         }

@@ -13,6 +13,7 @@ mod launch;
 mod lines;
 mod phase;
 mod pipes;
+pub(crate) mod program;
 pub(crate) mod spawn;
 pub(crate) mod start;
 mod starter;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  Hello and the first task are written into a socketpair ── they wait there until the worker reads
-//!  /proc/self/exe, arg0 = marker, fd 0 = one end of a socketpair, its own process group ── posix_spawn(3), no fork
+//!  /proc/self/exe, arg0 = marker, fd 0 = one end of a socketpair, its own process group ── no fork
 //!  Ready ── or the worker's exit, or the deadline, whichever is first
 //! ```
 
@@ -11,14 +11,15 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::keeper::{self, Launch, Terms};
+use super::keeper::{self, Terms};
 use super::kept::KillOnDrop;
+use super::program::{Born, EnvChange, Launch, Plain, Program, spawn_std};
 use crate::channel::inbox::Inbox;
 use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
@@ -31,6 +32,9 @@ use crate::sys::socket::{self, Ready};
 use crate::sys::worker::Slot;
 use crate::wire::frame::{DEFAULT_MAX_BODY, Frame};
 use crate::wire::message::{self, FromWorker, Hello, Kind, Life, Seat};
+
+/// What a worker is: this very file, even when it has been replaced or removed.
+const EXECUTABLE: &str = "/proc/self/exe";
 
 /// What a worker's arg0 begins with.
 const MARKER: &str = "multiproc-worker";
@@ -88,10 +92,11 @@ fn arg0(slot: Slot, name: &str) -> OsString {
 /// What new workers are to be like. One plan may start many.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// Holds environment, directory and stdio; a `Stdio` can't be copied, but a command can be spawned again and again.
-    template: Arc<Mutex<Command>>,
-    directory: Option<PathBuf>,
-    /// Which of stdin, stdout and stderr the caller has set.
+    program: Program,
+    /// Holds the stdio that the caller has set, if any: a `Stdio` can't be copied, but a command can be spawned again and
+    /// again.
+    template: Option<Arc<Mutex<Command>>>,
+    /// Which of stdin, stdout and stderr that is.
     taken: [bool; 3],
     pub(crate) limits: Limits,
     pub(crate) life: Life,
@@ -101,11 +106,9 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) fn new(life: Life) -> Self {
-        let mut template = Command::new("/proc/self/exe");
-        template.process_group(0);
         Self {
-            template: Arc::new(Mutex::new(template)),
-            directory: None,
+            program: Program::new(EXECUTABLE),
+            template: None,
             taken: [false; 3],
             limits: Limits::default(),
             life,
@@ -114,19 +117,22 @@ impl Plan {
         }
     }
 
-    /// Changes the command that all workers of this plan are started with.
-    pub(crate) fn edit(&mut self, edit: impl FnOnce(&mut Command)) {
-        edit(&mut lock(&self.template));
+    pub(crate) fn env(&mut self, change: EnvChange) {
+        self.program.env.push(change);
     }
 
     pub(crate) fn current_dir(&mut self, directory: &Path) {
-        self.directory = Some(directory.to_owned());
-        self.edit(|command| _ = command.current_dir(directory));
+        self.program.current_dir = Some(directory.to_owned());
     }
 
     pub(crate) fn stdio(&mut self, place: Slot, stdio: Stdio) {
         self.taken[place as usize] = true;
-        self.edit(|command| place_stdio(command, place, stdio));
+        let template = self.template.get_or_insert_with(|| {
+            let mut command = Command::new(EXECUTABLE);
+            command.process_group(0);
+            Arc::new(Mutex::new(command))
+        });
+        place_stdio(&mut lock(template), place, stdio);
     }
 
     /// The stdio fd that the caller has no use for, if there is one. What the host has there goes along with Hello.
@@ -149,24 +155,24 @@ fn lock(template: &Mutex<Command>) -> MutexGuard<'_, Command> {
     template.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One start of a plan.
+/// One start of a plan with a template.
 struct Starting {
     template: Arc<Mutex<Command>>,
-    arg0: OsString,
+    program: Program,
     slot: Slot,
     theirs: OwnedFd,
 }
 
 impl Launch for Starting {
-    fn launch(&mut self) -> io::Result<Child> {
+    fn launch(&mut self) -> io::Result<Born> {
         let theirs = socket::duplicate(&self.theirs)?;
         let mut command = lock(&self.template);
-        command.arg0(&self.arg0);
+        self.program.configure(&mut command);
         place_stdio(&mut command, self.slot, theirs.into());
-        let child = command.spawn();
+        let born = spawn_std(&mut command);
         // The command must not hold the worker's end of the socket open: its end is the end of the conversation.
         place_stdio(&mut command, self.slot, Stdio::null());
-        child
+        born
     }
 }
 
@@ -252,14 +258,21 @@ pub(crate) async fn launch(
         Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
         _ => {}
     }
-    if slot == Slot::Extra {
-        // Only one process has all three set. The command goes with its plan, and with it its copy of the socket.
-        let in_child = InChild { inherited: vec![(socket::duplicate(&theirs)?, Slot::EXTRA)], ..InChild::default() };
-        in_child.install(&mut lock(&plan.template))?;
-    }
-    let starting = Starting { template: Arc::clone(&plan.template), arg0: arg0(slot, name), slot, theirs };
-    let started = keeper::spawn_async(starting, Terms::default()).await;
-    let started = started.map_err(|error| explain(error, plan.directory.as_deref()))?;
+    let mut program = plan.program.clone();
+    program.arg0 = Some(arg0(slot, name));
+    let launch: Box<dyn Launch> = match &plan.template {
+        None => Box::new(Plain::new(Arc::new(program), [Some(theirs), None, None], InChild::default())?),
+        Some(template) => {
+            if slot == Slot::Extra {
+                // Only one process has all three set. The command goes with its plan, and with it its copy of the socket.
+                let inherited = vec![(socket::duplicate(&theirs)?, Slot::EXTRA)];
+                InChild { inherited, ..InChild::default() }.install(&mut lock(template))?;
+            }
+            Box::new(Starting { template: Arc::clone(template), program, slot, theirs })
+        }
+    };
+    let started = keeper::spawn_async(launch, Terms::default()).await;
+    let started = started.map_err(|error| explain(error, plan.program.current_dir.as_deref()))?;
     let worker = Worker {
         child: started.child,
         socket,

@@ -17,7 +17,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::keeper::{Launch, Refused, Request, Started, Terms, no_forked_copy, start};
+use super::keeper::{Refused, Request, Started, Terms, no_forked_copy, start};
+use super::program::Launch;
 use crate::sys::process::SignalMask;
 
 /// Starts a program on another thread, with the calling thread's signal mask.
@@ -28,8 +29,8 @@ use crate::sys::process::SignalMask;
 /// # Cancel safety
 ///
 /// Dropping it leaves no child: one that has been started by then is killed.
-pub(crate) async fn spawn_async(command: impl Launch + 'static, terms: Terms) -> io::Result<Started> {
-    let mut refused = match ask(Request { command: Box::new(command), terms }).await? {
+pub(super) async fn spawn_async(command: Box<dyn Launch>, terms: Terms) -> io::Result<Started> {
+    let mut refused = match ask(Request { command, terms }).await? {
         Ok(started) => return Ok(started),
         Err(refused) => refused,
     };

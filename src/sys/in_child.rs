@@ -1,7 +1,7 @@
-//! What can only be done between fork and exec, for the few settings that `posix_spawn(3)` has no attribute for.
+//! What a child does to itself before it becomes the program: the settings that std has no attribute for.
 //!
-//! A command with any of these leaves `posix_spawn`: std then forks, which copies this process's page tables. So nothing
-//! here is used for a plain command, or for a worker.
+//! Where `spawn` starts the program it is a part of the child's orders. Where std has to, it is a `pre_exec`: std then forks,
+//! which copies this process's page tables.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -25,7 +25,8 @@ pub(crate) struct InChild {
 }
 
 impl InChild {
-    fn is_empty(&self) -> bool {
+    /// Whether there is nothing to do, so that no fork is needed.
+    pub(crate) fn is_empty(&self) -> bool {
         !self.new_session
             && !self.stderr_to_stdout
             && self.inherited.is_empty()
@@ -49,15 +50,23 @@ impl InChild {
         Ok(())
     }
 
+    /// Moves what is inherited above all the numbers that it gets, so that no copy overwrites the source of another.
+    pub(crate) fn move_sources(&mut self) -> io::Result<()> {
+        let above = self.inherited.iter().map(|(_, number)| number.saturating_add(1)).max().unwrap_or(3);
+        for (fd, _) in &mut self.inherited {
+            *fd = rustix::io::fcntl_dupfd_cloexec(&*fd, above)?;
+        }
+        Ok(())
+    }
+
     /// Sees to it that no number which the child overwrites is in use there.
     ///
     /// The sources move above all targets. And targets that are free in this process get occupied for as long as the command
     /// lives, or std's own pipe, through which the child reports that exec failed, could be born there.
     fn reserve_numbers(&mut self) -> io::Result<Vec<OwnedFd>> {
-        let above = self.inherited.iter().map(|(_, number)| number.saturating_add(1)).max().unwrap_or(3);
+        self.move_sources()?;
         let mut reserved = Vec::new();
-        for (fd, number) in &mut self.inherited {
-            *fd = rustix::io::fcntl_dupfd_cloexec(&*fd, above)?;
+        for (_, number) in &self.inherited {
             let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
             let taken = rustix::io::fcntl_dupfd_cloexec(&null, *number)?;
             if taken.as_raw_fd() == *number {
@@ -67,8 +76,8 @@ impl InChild {
         Ok(reserved)
     }
 
-    /// Runs in the child.
-    fn apply(&self) -> io::Result<()> {
+    /// Runs in the child: it takes no lock, and neither allocates nor frees.
+    pub(super) fn apply(&self) -> io::Result<()> {
         if self.new_session {
             // SAFETY: setsid has no arguments.
             check(unsafe { libc::setsid() })?;

@@ -13,5 +13,6 @@ pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod rendezvous;
 pub(crate) mod socket;
+pub(crate) mod spawn;
 pub(crate) mod stack;
 pub(crate) mod worker;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, waitpid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -48,6 +48,15 @@ pub(crate) fn peek_exit(pidfd: impl AsFd) -> io::Result<Option<(ExitStatus, Usag
 /// Takes the status of a child that has ended, after which its number may be recycled; waitid(2).
 pub(crate) fn reap(pidfd: impl AsFd) -> io::Result<Option<(ExitStatus, Usage)>> {
     wait_exited(pidfd.as_fd(), 0)
+}
+
+/// Ends a child that nobody knows yet, and its group, and reaps it. It must be unreaped: then its number is its own.
+pub(crate) fn kill_and_reap(pid: u32) {
+    let _ = kill_group(pid, libc::SIGKILL);
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+    let _ = kill_process(pid, Signal::KILL);
+    // The signal makes the wait short.
+    while matches!(waitpid(Some(pid), WaitOptions::empty()), Err(rustix::io::Errno::INTR)) {}
 }
 
 fn wait_exited(pidfd: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<Option<(ExitStatus, Usage)>> {

@@ -17,7 +17,7 @@ use crate::sys::socket;
 /// The fd in which a worker finds the socket to its parent.
 ///
 /// It is stdin unless the caller wants that for something else: a `std::process::Command` can place no other fds than
-/// 0, 1 and 2 without leaving posix_spawn(3). So the extra one is for who wants all three.
+/// 0, 1 and 2 without a fork. So the extra one is for who wants all three.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Slot {
     Stdin,

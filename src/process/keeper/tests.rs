@@ -4,7 +4,11 @@ use std::process::Stdio;
 
 use super::*;
 
-fn sh(script: &str) -> Command {
+fn sh(script: &str) -> Box<dyn Launch> {
+    Box::new(command(script))
+}
+
+fn command(script: &str) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", script]).process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
     command
@@ -98,9 +102,9 @@ async fn dropping_a_start_half_way_leaves_no_child() {
     // The read end ends when every copy of the write end is gone: the command's, and the child's if there ever was one.
     let (mut read, write) = std::io::pipe().unwrap();
     for polls in 0..20 {
-        let mut command = sh("exec sleep 1000");
+        let mut command = command("exec sleep 1000");
         command.stdout(write.try_clone().unwrap());
-        let start = spawn_async(command, Terms::default());
+        let start = spawn_async(Box::new(command), Terms::default());
         let mut start = std::pin::pin!(start);
         for _ in 0..polls {
             let done = std::future::poll_fn(|cx| std::task::Poll::Ready(start.as_mut().poll(cx).is_ready())).await;
@@ -151,7 +155,7 @@ async fn what_a_child_leaves_behind_may_finish_writing_within_the_drain_grace() 
 #[tokio::test]
 async fn a_program_that_is_not_there_is_an_error_and_leaves_nothing() {
     for _ in 0..10 {
-        let error = spawn_async(Command::new("/no/such/program"), Terms::default()).await.unwrap_err();
+        let error = spawn_async(Box::new(Command::new("/no/such/program")), Terms::default()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::Interest;
 use tokio::runtime::Handle;
 
-use super::{Exit, Kept, Seen};
+use super::{Exit, Kept, Seen, keeper};
 use crate::sys::process;
 
 /// How many watch a child.
@@ -36,16 +36,24 @@ impl Kept {
     /// Looks at it now, and when its pidfd says that it has ended. Gives up where it can't be watched.
     async fn watch(&self) {
         // By the time that its pipes have ended, it mostly has, too.
-        if self.look() != Seen::Running || Handle::try_current().is_err() {
+        if self.look_for_keeper() != Seen::Running || Handle::try_current().is_err() {
             return;
         }
-        let Some(pidfd) = self.life().pidfd() else { return };
+        let Some(pidfd) = self.pidfd() else { return };
         // Refused where somebody watches it in this runtime already, who will look.
         let Ok(pidfd) = process::register(pidfd, Interest::READABLE) else { return };
         let _watcher = self.watcher();
         if pidfd.readable().await.is_ok() {
-            self.look();
+            self.look_for_keeper();
         }
+    }
+
+    fn look_for_keeper(&self) -> Seen {
+        let seen = self.look();
+        if seen == Seen::Reaped {
+            keeper::forget(self.0.key);
+        }
+        seen
     }
 
     /// For who is about to look, but has more to wait for: until it is dropped the keeper leaves the end to him, as above.
