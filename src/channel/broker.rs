@@ -23,7 +23,7 @@ use super::{Client, Duplex, duplex, flusher, serve};
 use crate::error::CallError;
 
 /// The most holders of one broker. Each costs its process a socket, and any holder can make others.
-const MOST_HOLDERS: usize = 4096;
+const MOST_HOLDERS: usize = if cfg!(test) { 8 } else { 4096 };
 
 /// What the broker does for one holder. Dropping it is the holder's end, after which nobody asks any more.
 pub(crate) trait Desk: Send + Sync + Sized + 'static {
@@ -146,4 +146,50 @@ fn attend<D: Desk>(
         let _ = serve(end, handle).await;
         drop(place);
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Says how many desks there are.
+    struct Counted(Arc<()>);
+
+    impl Desk for Counted {
+        type Role = ();
+        type Request = ();
+        type Answer = usize;
+        type Shared = ();
+
+        fn open(shared: &Arc<()>, (): ()) -> Self {
+            Self(Arc::clone(shared))
+        }
+
+        async fn handle(self: &Arc<Self>, (): ()) -> usize {
+            Arc::strong_count(&self.0)
+        }
+    }
+
+    #[test]
+    fn one_holder_too_many_is_turned_away_and_a_place_that_is_free_again_is_given() {
+        let first = Holder::<Counted>::found((), ()).unwrap();
+        let mut holders: Vec<_> = (1..MOST_HOLDERS).map(|_| first.share(()).unwrap()).collect();
+        for holder in &holders {
+            holder.blocking_ask(()).unwrap();
+        }
+        for _ in 0..3 {
+            let refused = first.share(()).unwrap().blocking_ask(());
+            assert!(matches!(refused, Err(CallError::Closed | CallError::Unanswered)), "{refused:?}");
+            first.blocking_ask(()).unwrap();
+        }
+        holders.pop();
+        // The end of one is seen in its own time.
+        let begun = std::time::Instant::now();
+        while first.share(()).unwrap().blocking_ask(()).is_err() {
+            assert!(begun.elapsed().as_secs() < 60, "its place is not free again");
+        }
+        for holder in holders.iter().chain([&first]) {
+            holder.blocking_ask(()).unwrap();
+        }
+    }
 }
