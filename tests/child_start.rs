@@ -87,13 +87,19 @@ async fn a_file_that_is_still_written_is_tried_again() {
     write.write_all(&std::fs::read("/bin/true").unwrap()).unwrap();
     let error = Command::new(&file).status().await.unwrap_err();
     assert!(matches!(error, CommandError::Spawn { source, .. } if source.kind() == ErrorKind::ExecutableFileBusy));
-    // If this came before the first try there would be nothing to try again, and no harm.
-    let closer = tokio::spawn(async move {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        drop(write);
+    // The first poll begins the first try, the second one learns how it went, and the next ones see to the other tries.
+    let mut status = std::pin::pin!(Command::new(&file).status());
+    let (mut write, mut polls) = (Some(write), 0);
+    let status = std::future::poll_fn(|cx| {
+        let polled = status.as_mut().poll(cx);
+        polls += 1;
+        if polls == 2 {
+            assert!(polled.is_pending(), "nobody can start it yet");
+            write = None;
+        }
+        polled
     });
-    assert!(Command::new(&file).status().await.unwrap().success());
-    closer.await.unwrap();
+    assert!(status.await.unwrap().success());
 }
 
 /// fcntl(2); the libc crate has no name for it.
