@@ -255,7 +255,7 @@ impl Inbox {
 
     fn frame_of(&mut self, head: Head, body: Bytes) -> Result<Frame, RecvError> {
         let fds = self.claim(&head)?;
-        Ok(Frame { kind: head.kind, id: head.id, body, more: Vec::new(), fds })
+        Ok(Frame { kind: head.kind, id: head.id, body: body.into(), more: Vec::new(), fds })
     }
 
     /// What is here of the frame that is under way.

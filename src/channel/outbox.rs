@@ -11,6 +11,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 
 use crate::sys::socket;
 use crate::wire::frame::{Frame, HEAD_LEN, Head};
+use crate::wire::held::Held;
 
 /// Bodies up to this many bytes are copied behind their header; larger ones are sent from where they lie.
 const COPY: usize = 8 * 1024;
@@ -73,13 +74,7 @@ impl Outbox {
     }
 
     /// As [`push`](Self::push), for a body that somebody keeps: a small one is copied, a larger one shared.
-    pub(crate) fn push_shared(
-        &mut self,
-        kind: u8,
-        id: u64,
-        (body, more): (&Bytes, &[Bytes]),
-        fds: Vec<OwnedFd>,
-    ) -> u64 {
+    pub(crate) fn push_shared(&mut self, kind: u8, id: u64, (body, more): (&Held, &[Bytes]), fds: Vec<OwnedFd>) -> u64 {
         let len = body.len() + more.iter().map(Bytes::len).sum::<usize>();
         let head = Head { len, kind, fds: fds.len(), id };
         self.pushed += (HEAD_LEN + len) as u64;
@@ -100,9 +95,9 @@ impl Outbox {
                 self.pieces.push_back(Piece { bytes: Part::Gathered(bytes), fds });
             }
         }
-        let whole = (copied < body.len()).then_some(body);
-        for bytes in whole.into_iter().chain(more) {
-            self.pieces.push_back(Piece { bytes: Part::Whole(bytes.clone()), fds: Vec::new() });
+        let whole = (copied < body.len()).then(|| body.to_bytes());
+        for bytes in whole.into_iter().chain(more.iter().cloned()) {
+            self.pieces.push_back(Piece { bytes: Part::Whole(bytes), fds: Vec::new() });
         }
         self.pushed
     }

@@ -15,6 +15,7 @@ use crate::error::RecvError;
 use crate::sys::memory;
 use crate::sys::socket::{self, Ready, Wait};
 use crate::wire::frame::{Frame, VALUE};
+use crate::wire::held::Held;
 
 /// A frame's bytes.
 fn wire(frame: &Frame) -> Vec<u8> {
@@ -246,8 +247,12 @@ fn a_large_frame_is_whole_or_truncated_wherever_its_sender_ends() {
             for piece in &frame.more {
                 bytes.extend_from_slice(piece);
             }
-            rx = value::decode(Frame { body: [&frame.body[..], &bytes].concat().into(), more: Vec::new(), ..frame })
-                .unwrap();
+            rx = value::decode(Frame {
+                body: Held::copy(&[&frame.body[..], &bytes].concat()),
+                more: Vec::new(),
+                ..frame
+            })
+            .unwrap();
         }
         for _ in 0..2 {
             match rx.blocking_recv() {

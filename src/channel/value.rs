@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -10,6 +10,7 @@ use crate::error::{RecvError, SendError};
 use crate::wire::body::{self, Parts};
 use crate::wire::fds;
 use crate::wire::frame::{Frame, Limits, VALUE};
+use crate::wire::held::Held;
 
 /// Bodies up to this many bytes are made in a buffer that is used again, and then cost one allocation of their size.
 const SMALL: usize = 1024;
@@ -24,7 +25,7 @@ pub(crate) fn encode<T: Serialize>(value: &T, max: usize) -> Result<Frame, SendE
     let mut parts = Parts::new(BUFFER.take().unwrap_or_default());
     let (encoded, fds) = fds::collect(|| parts.encode(value, max));
     if encoded.is_ok() && parts.is_written() && parts.written.len() <= SMALL {
-        let body = Bytes::copy_from_slice(&parts.written);
+        let body = Held::copy(&parts.written);
         parts.written.clear();
         BUFFER.set(Some(parts.written));
         return Ok(Frame { kind: VALUE, id: 0, body, more: Vec::new(), fds });

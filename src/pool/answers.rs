@@ -2,11 +2,12 @@
 //!
 //! Nothing here decides what follows from an answer, or from what is none.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 use super::job::Outcome;
 use crate::sys::ledger::{RING, Reader};
 use crate::wire::frame::{Frame, Head};
+use crate::wire::held::Held;
 use crate::wire::message::FromWorker;
 
 /// Answers that are arriving through a ledger.
@@ -39,7 +40,7 @@ impl Ring {
                 return Err(Misbehaved);
             }
             // A copy of its own, as short as it is: a part of the buffer would keep all of it for as long as nobody looks.
-            let body = Bytes::copy_from_slice(body);
+            let body = Held::copy(body);
             let frame = Frame { kind: head.kind, id: head.id, body, ..Frame::default() };
             answers.push(answer(frame)?.ok_or(Misbehaved)?);
             rest = next;

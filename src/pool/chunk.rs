@@ -21,6 +21,7 @@ use crate::task::{self, PackError, Parcel, Runner};
 use crate::wire::body::{self, EncodeError, Parts};
 use crate::wire::fds::{self, Arrived};
 use crate::wire::frame::MAX_FDS;
+use crate::wire::held::Held;
 use crate::wire::message::Failure;
 use crate::worker::{Progress, catch};
 
@@ -68,7 +69,7 @@ where
 /// Makes the calls, in the worker: one after the other, until all are made or an answer is due: because a result
 /// can't be kept, or because the call just made was to stop.
 #[expect(clippy::unnecessary_wraps, reason = "it is a `Runner`")]
-fn run<F, A, R>(inputs: Bytes, arrived: Vec<OwnedFd>, out: &mut Parts, max: usize) -> Result<Vec<OwnedFd>, Failure>
+fn run<F, A, R>(inputs: Held, arrived: Vec<OwnedFd>, out: &mut Parts, max: usize) -> Result<Vec<OwnedFd>, Failure>
 where
     F: Fn(A) -> R + Copy + Send + 'static,
     A: Serialize + DeserializeOwned + Send + 'static,

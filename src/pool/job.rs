@@ -22,6 +22,7 @@ use crate::error::TaskError;
 use crate::sys::socket;
 use crate::task::Parcel;
 use crate::wire::frame::Frame;
+use crate::wire::held::Held;
 use crate::wire::message::Kind;
 
 /// The largest body, in bytes, that is sent to a worker before it has finished what it has.
@@ -56,7 +57,7 @@ pub(super) struct Job {
 #[derive(Debug)]
 struct Cell {
     stage: Stage,
-    body: Bytes,
+    body: Held,
     /// Who waits for its outcome; or, if somebody waits for its slot, first for that.
     waker: Option<Waker>,
     rare: Option<Box<Rare>>,
@@ -353,7 +354,7 @@ impl Cell {
             _ => "cancelled",
         });
         self.stage = stage;
-        self.body = Bytes::new();
+        self.body = Held::default();
         if let Some(rare) = &mut self.rare {
             rare.more = Vec::new();
             rare.fds = Vec::new();

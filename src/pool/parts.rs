@@ -69,7 +69,8 @@ impl Parts {
 
     /// Takes a worker's answer. With `stopped` its last call was asked to stop, and has that outcome. `None`: it can't be true.
     pub(super) fn answer(&mut self, frame: Frame, stopped: Option<TaskError>) -> Option<()> {
-        let Frame { body: mut bytes, fds, .. } = frame;
+        let Frame { body, fds, .. } = frame;
+        let mut bytes = body.into_bytes();
         let (count, nanos) = chunk::take_head(&mut bytes)?;
         if !(1..=self.calls - self.known).contains(&count) {
             return None;

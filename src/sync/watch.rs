@@ -202,7 +202,7 @@ impl Encoded {
     fn new<T: Serialize>(value: &T) -> Result<Self, SendError> {
         let frame = value::encode(value, DEFAULT_MAX_BODY)?;
         let body = if frame.more.is_empty() {
-            frame.body
+            frame.body.into_bytes()
         } else {
             let mut whole = BytesMut::with_capacity(frame.wire_len());
             whole.extend_from_slice(&frame.body);
@@ -214,7 +214,7 @@ impl Encoded {
 
     fn decode<T: DeserializeOwned>(self) -> Result<T, RecvError> {
         let fds = self.1.into_iter().map(Fd::into_inner).collect();
-        value::decode(Frame { kind: VALUE, body: self.0, fds, ..Frame::default() })
+        value::decode(Frame { kind: VALUE, body: self.0.into(), fds, ..Frame::default() })
     }
 }
 

@@ -15,10 +15,11 @@ use crate::sys::image::{self, Entry};
 use crate::wire::body::{self, EncodeError, Parts};
 use crate::wire::fds;
 use crate::wire::frame::Frame;
+use crate::wire::held::Held;
 use crate::wire::message::{Failure, Run};
 
 /// What the worker calls for a task: decodes the arguments, runs, encodes the result into `out`.
-pub(crate) type Runner = fn(Bytes, Vec<OwnedFd>, &mut Parts, usize) -> Result<Vec<OwnedFd>, Failure>;
+pub(crate) type Runner = fn(Held, Vec<OwnedFd>, &mut Parts, usize) -> Result<Vec<OwnedFd>, Failure>;
 
 /// Gives each task type its entry, a constant in the executable.
 trait HasEntry {
@@ -29,7 +30,7 @@ impl<T: Task> HasEntry for T {
     const ENTRY: &'static Entry<Runner> = &Entry::new(type_name::<T>, run::<T>);
 }
 
-fn run<T: Task>(arguments: Bytes, arrived: Vec<OwnedFd>, out: &mut Parts, max: usize) -> Result<Vec<OwnedFd>, Failure> {
+fn run<T: Task>(arguments: Held, arrived: Vec<OwnedFd>, out: &mut Parts, max: usize) -> Result<Vec<OwnedFd>, Failure> {
     let task: T = fds::provide(arrived, || body::decode_shared(&arguments))
         .map_err(|error| Failure::Decode(error.to_string()))?;
     // A large argument has been decoded; its bytes need not stay while the task runs.
@@ -52,7 +53,7 @@ pub(crate) fn resolve(run: &Run) -> Option<&'static Entry<Runner>> {
 #[derive(Debug)]
 pub(crate) struct Parcel {
     pub(crate) name: &'static str,
-    pub(crate) body: Bytes,
+    pub(crate) body: Held,
     /// What follows the body's beginning.
     pub(crate) more: Vec<Bytes>,
     pub(crate) fds: Vec<OwnedFd>,

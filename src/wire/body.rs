@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{BoxError, SendError};
+use crate::wire::held::Held;
 use crate::wire::writer::Apart;
 use crate::wire::{reader, writer};
 
@@ -79,10 +80,10 @@ impl Parts {
     }
 
     /// Takes the body behind its first `start` written bytes: its beginning, and the pieces that follow that.
-    pub(crate) fn take(&mut self, start: usize) -> (Bytes, Vec<Bytes>) {
+    pub(crate) fn take(&mut self, start: usize) -> (Held, Vec<Bytes>) {
         let mut rest = self.written.split_off(start);
         if self.apart.is_empty() {
-            return (rest.freeze(), Vec::new());
+            return (rest.freeze().into(), Vec::new());
         }
         let mut pieces = Vec::with_capacity(self.apart.len() * 2);
         let mut from = start;
@@ -98,7 +99,7 @@ impl Parts {
         }
         pieces.push(rest.freeze());
         pieces.retain(|piece| !piece.is_empty());
-        (first.unwrap_or_default(), pieces)
+        (first.unwrap_or_default().into(), pieces)
     }
 }
 
@@ -108,8 +109,11 @@ pub(crate) fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, BoxError> {
 }
 
 /// As [`decode`]; large fields of `Bytes` are parts of `body`, and no copies.
-pub(crate) fn decode_shared<T: DeserializeOwned>(body: &Bytes) -> Result<T, BoxError> {
-    Ok(reader::read_shared(body)?)
+pub(crate) fn decode_shared<T: DeserializeOwned>(body: &Held) -> Result<T, BoxError> {
+    match body {
+        Held::Few { .. } => decode(body),
+        Held::Many(bytes) => Ok(reader::read_shared(bytes)?),
+    }
 }
 
 /// Cuts a buffer back to what it held, unless told to keep the rest: also when a user's `Serialize` panics.
@@ -141,7 +145,6 @@ impl Drop for Appended<'_> {
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
-    use bytes::Buf as _;
     use serde::{Serializer, ser};
 
     use super::*;
@@ -194,12 +197,12 @@ mod tests {
         let (first, more) = parts.take(4);
         assert_eq!(parts.written, "head");
         assert!(more.len() == 5 && more[0].as_ptr() == field.as_ptr());
-        let mut whole = BytesMut::from(first.chunk());
+        let mut whole = BytesMut::from(&first[..]);
         for piece in &more {
             whole.extend_from_slice(piece);
         }
         let whole = whole.freeze();
-        let read: (u8, Bytes, String, Vec<u8>, Bytes) = decode_shared(&whole).unwrap();
+        let read: (u8, Bytes, String, Vec<u8>, Bytes) = decode_shared(&whole.clone().into()).unwrap();
         assert!(read == value);
         assert!(whole.as_ptr_range().contains(&read.1.as_ptr()), "it was not copied");
         assert!(matches!(parts.encode(&value, 100), Err(EncodeError::TooLarge { len: 4_194_318.., max: 100 })));

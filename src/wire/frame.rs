@@ -17,6 +17,7 @@ use std::os::fd::OwnedFd;
 use bytes::{Buf as _, BufMut, Bytes, BytesMut};
 
 use crate::error::RecvError;
+use crate::wire::held::Held;
 
 /// The header's length in bytes.
 pub(crate) const HEAD_LEN: usize = 16;
@@ -72,7 +73,7 @@ pub(crate) const VERSION: u8 = 1;
 pub(crate) struct Frame {
     pub(crate) kind: u8,
     pub(crate) id: u64,
-    pub(crate) body: Bytes,
+    pub(crate) body: Held,
     /// Of a frame that leaves, what follows the body's beginning; of one that has come, nothing.
     pub(crate) more: Vec<Bytes>,
     pub(crate) fds: Vec<OwnedFd>,
@@ -282,7 +283,7 @@ mod tests {
     use super::*;
 
     fn wire(kind: u8, id: u64, body: &'static [u8]) -> BytesMut {
-        let frame = Frame { kind, id, body: Bytes::from_static(body), ..Frame::default() };
+        let frame = Frame { kind, id, body: Held::copy(body), ..Frame::default() };
         let mut bytes = BytesMut::new();
         frame.put_head(&mut bytes);
         bytes.extend_from_slice(body);

@@ -50,7 +50,7 @@ pub fn codec_decode(data: &[u8]) {
     let mut stream = BytesMut::new();
     if control & 0x80 != 0 {
         let body = Bytes::copy_from_slice(rest);
-        Frame { kind: VALUE, body, ..Frame::default() }.put_head(&mut stream);
+        Frame { kind: VALUE, body: body.into(), ..Frame::default() }.put_head(&mut stream);
     }
     stream.extend_from_slice(rest);
     let whole = decode_all(max, &stream, stream.len());
@@ -173,7 +173,7 @@ pub fn worker_messages(data: &[u8]) {
     if control & 0x80 != 0 {
         let kind = [Kind::Ready, Kind::Refused, Kind::Done, Kind::Failed][usize::from(control >> 4) % 4];
         let body = Bytes::copy_from_slice(rest);
-        Frame { kind: kind as u8, id: 7, body, ..Frame::default() }.put_head(&mut stream);
+        Frame { kind: kind as u8, id: 7, body: body.into(), ..Frame::default() }.put_head(&mut stream);
     }
     stream.extend_from_slice(rest);
     let whole = messages(max, &stream, stream.len());
@@ -195,14 +195,16 @@ fn messages(max: usize, stream: &[u8], piece: usize) -> Vec<String> {
                 }
             };
             assert!(body.len() <= max, "no body is over the limit");
-            seen.push(match FromWorker::parse(Frame { kind: head.kind, id: head.id, body, ..Frame::default() }) {
-                Ok(FromWorker::Done(frame)) => match body::decode::<Value>(&frame.body) {
-                    Ok(value) => format!("done {} {value:?}", frame.id),
-                    Err(error) => format!("done {} {error}", frame.id),
+            seen.push(
+                match FromWorker::parse(Frame { kind: head.kind, id: head.id, body: body.into(), ..Frame::default() }) {
+                    Ok(FromWorker::Done(frame)) => match body::decode::<Value>(&frame.body) {
+                        Ok(value) => format!("done {} {value:?}", frame.id),
+                        Err(error) => format!("done {} {error}", frame.id),
+                    },
+                    Ok(message) => format!("{message:?}"),
+                    Err(error) => format!("{error:?}"),
                 },
-                Ok(message) => format!("{message:?}"),
-                Err(error) => format!("{error:?}"),
-            });
+            );
         }
     }
     seen.push(format!("cut: {}", !decoder.at_boundary(&buffer)));

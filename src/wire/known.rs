@@ -85,7 +85,7 @@ mod tests {
         bytes[0] = 2;
         let mut body = bytes::BytesMut::new();
         crate::wire::body::encode(&(1u8, Bytes::from(bytes)), &mut body, usize::MAX).unwrap();
-        let (_, reversed): (u8, Reversed) = crate::wire::body::decode_shared(&body.freeze()).unwrap();
+        let (_, reversed): (u8, Reversed) = crate::wire::body::decode_shared(&body.freeze().into()).unwrap();
         assert_eq!(reversed.0.last(), Some(&2));
     }
 }

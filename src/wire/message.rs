@@ -18,7 +18,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{BoxError, Panic, RecvError, TaskError};
@@ -26,6 +26,7 @@ use crate::sys::image::ImageId;
 use crate::sys::limits::Limits;
 use crate::wire::body;
 use crate::wire::frame::{Frame, Head};
+use crate::wire::held::Held;
 
 /// The frame kinds of this conversation; a channel's values have kinds of their own below 16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +89,7 @@ pub(crate) struct Run {
     pub(crate) entry: u64,
     /// A hash of the entry's name, so that a wrong place is found out.
     pub(crate) check: u64,
-    pub(crate) arguments: Bytes,
+    pub(crate) arguments: Held,
 }
 
 /// The largest buffer that a thread keeps to encode in, in bytes.
@@ -112,23 +113,21 @@ impl Run {
         body
     }
 
-    /// Ends it. A small body gets a buffer of its own length, as a million of them may wait, and leaves its buffer to the
-    /// next one.
-    pub(crate) fn finish(mut body: BytesMut) -> Bytes {
+    /// Ends it. A small body is copied out, as a million of them may wait, and leaves its buffer to the next one.
+    pub(crate) fn finish(mut body: BytesMut) -> Held {
         if body.capacity() > KEEP {
-            return body.freeze();
+            return body.freeze().into();
         }
-        let exact = Bytes::copy_from_slice(&body);
+        let exact = Held::copy(&body);
         body.clear();
         SCRATCH.set(body);
         exact
     }
 
-    pub(crate) fn parse(mut body: Bytes) -> Option<Self> {
-        if body.len() < Self::HEAD_LEN {
-            return None;
-        }
-        Some(Self { entry: body.get_u64_le(), check: body.get_u64_le(), arguments: body })
+    pub(crate) fn parse(body: Held) -> Option<Self> {
+        let mut head = body.get(..Self::HEAD_LEN)?;
+        let (entry, check) = (head.get_u64_le(), head.get_u64_le());
+        Some(Self { entry, check, arguments: body.behind(Self::HEAD_LEN) })
     }
 }
 
@@ -202,5 +201,5 @@ pub(crate) fn frame<T: Serialize>(kind: Kind, id: u64, message: &T) -> Frame {
     let mut bytes = BytesMut::new();
     // Strings are cut before they get here, and nothing else in these types can fail; an empty body is refused there.
     let _ = body::encode(message, &mut bytes, usize::MAX);
-    Frame { kind: kind as u8, id, body: bytes.freeze(), ..Frame::default() }
+    Frame { kind: kind as u8, id, body: bytes.freeze().into(), ..Frame::default() }
 }

@@ -13,6 +13,7 @@ pub(crate) mod frame;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
+pub(crate) mod held;
 mod known;
 pub(crate) mod message;
 mod reader;

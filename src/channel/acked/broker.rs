@@ -13,6 +13,7 @@ use crate::channel::inbox::Inbox;
 use crate::channel::sending::Sending;
 use crate::sys::socket;
 use crate::wire::frame::{Frame, VALUE};
+use crate::wire::held::Held;
 
 /// How many items may wait for a receiver.
 const MOST_ITEMS: usize = 1024;
@@ -53,7 +54,7 @@ struct Receiver {
 #[derive(Debug)]
 struct Item {
     id: u64,
-    body: Bytes,
+    body: Held,
     more: Vec<Bytes>,
     fds: Vec<OwnedFd>,
     again: bool,

@@ -22,6 +22,7 @@ use crate::error::{RecvError, SendError};
 use crate::sys::socket::{Received, Wait};
 use crate::sys::{memory, socket};
 use crate::wire::frame::{Frame, HEAD_LEN, Head, VALUE};
+use crate::wire::held::Held;
 
 /// The longest packet, in bytes.
 const PACKET: usize = 64 * 1024;
@@ -37,7 +38,7 @@ const CONTINUED: u8 = 2;
 pub(super) struct Packet {
     head: [u8; HEAD_LEN],
     /// What goes into the packet of the body.
-    body: bytes::Bytes,
+    body: Held,
     fds: Vec<OwnedFd>,
 }
 
@@ -58,9 +59,11 @@ impl Packet {
                 for piece in &mut more {
                     filled.extend_from_slice(&piece.split_to(piece.len().min(INLINE - filled.len())));
                 }
-                body = filled.freeze();
+                body = filled.freeze().into();
             }
-            let rest = body.split_off(INLINE);
+            let mut whole = body.into_bytes();
+            let rest = whole.split_off(INLINE);
+            body = whole.into();
             fds.push(memory::write(iter::once(&rest).chain(&more))?);
         }
         Ok(Self { head, body, fds })
@@ -114,7 +117,7 @@ fn parse(mut bytes: BytesMut, received: Received, max: usize) -> Result<Frame, R
         }
         _ => return Err(refused("a packet that is no item")),
     }
-    Ok(Frame { kind: VALUE, body: bytes.freeze(), fds, ..Frame::default() })
+    Ok(Frame { kind: VALUE, body: bytes.freeze().into(), fds, ..Frame::default() })
 }
 
 fn refused(reason: &'static str) -> RecvError {

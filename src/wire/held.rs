@@ -1,0 +1,121 @@
+//! Encoded bytes as they are held: a few lie in the value itself, more in memory of their own.
+//!
+//! Most tasks, results and messages are a few bytes. An allocation for each, which is given back again, is most of a tenth of
+//! what a task costs its host where a hundred thousand wait. It does not know what the bytes are.
+
+use std::fmt;
+use std::ops::Deref;
+
+use bytes::{Buf as _, Bytes};
+
+/// How many are few: with their number they take no more room than `Bytes` does.
+const FEW: usize = 23;
+
+/// Bytes that don't change.
+#[derive(Clone)]
+pub(crate) enum Held {
+    Few { len: u8, bytes: [u8; FEW] },
+    Many(Bytes),
+}
+
+impl Held {
+    /// A copy, in no more memory than it needs.
+    pub(crate) fn copy(source: &[u8]) -> Self {
+        if source.len() > FEW {
+            return Self::Many(Bytes::copy_from_slice(source));
+        }
+        let mut bytes = [0; FEW];
+        bytes[..source.len()].copy_from_slice(source);
+        #[expect(clippy::cast_possible_truncation, reason = "it is at most FEW")]
+        Self::Few { len: source.len() as u8, bytes }
+    }
+
+    /// The same bytes, to be kept beside these.
+    pub(crate) fn to_bytes(&self) -> Bytes {
+        match self {
+            Self::Few { .. } => Bytes::copy_from_slice(self),
+            Self::Many(bytes) => bytes.clone(),
+        }
+    }
+
+    /// The same bytes, in place of these.
+    #[inline]
+    pub(crate) fn into_bytes(self) -> Bytes {
+        match self {
+            Self::Few { .. } => self.to_bytes(),
+            Self::Many(bytes) => bytes,
+        }
+    }
+
+    /// Without the first `count`, of which there are at least so many.
+    #[inline]
+    pub(crate) fn behind(mut self, count: usize) -> Self {
+        match &mut self {
+            Self::Few { .. } => Self::copy(&self[count..]),
+            Self::Many(bytes) => {
+                bytes.advance(count);
+                self
+            }
+        }
+    }
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Self::Few { len: 0, bytes: [0; FEW] }
+    }
+}
+
+impl From<Bytes> for Held {
+    #[inline]
+    fn from(bytes: Bytes) -> Self {
+        Self::Many(bytes)
+    }
+}
+
+impl Deref for Held {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Few { len, bytes } => &bytes[..usize::from(*len)],
+            Self::Many(bytes) => bytes,
+        }
+    }
+}
+
+impl PartialEq for Held {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Held {}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_and_many_are_the_same_bytes() {
+        assert_eq!(size_of::<Held>(), size_of::<Bytes>());
+        let source: Vec<u8> = (0..).take(FEW + 2).collect();
+        for len in 0..source.len() {
+            let held = Held::copy(&source[..len]);
+            assert_eq!(matches!(held, Held::Few { .. }), len <= FEW);
+            assert!(*held == source[..len] && held.to_bytes() == source[..len]);
+            assert_eq!(held, Held::from(held.to_bytes()));
+            for count in 0..=len {
+                assert_eq!(*held.clone().behind(count), source[count..len]);
+            }
+            assert_eq!(held.into_bytes(), source[..len]);
+        }
+    }
+}
