@@ -2,7 +2,7 @@
 
 use std::any::type_name;
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::{self, Future, poll_fn};
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::OwnedFd;
@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use futures::future::Either;
 use futures::{Sink, Stream};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -134,7 +135,7 @@ impl<A: Serialize, B> Duplex<A, B> {
         let frame = value::encode_within(&message, self.sides.receiving.limits());
         let departure = frame.map(|frame| self.sides.sending.send(frame));
         drop(message);
-        async move { departure?.await }
+        departure.map_or_else(|error| Either::Right(future::ready(Err(error))), Either::Left)
     }
 
     /// As [`send`](Self::send), on this thread, which it blocks; not for async code.

@@ -2,7 +2,7 @@
 
 use std::any::type_name;
 use std::fmt;
-use std::future::Future;
+use std::future::{self, Future};
 use std::marker::PhantomData;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures::Sink;
+use futures::future::Either;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::sending::Sending;
@@ -99,7 +100,8 @@ impl<T: Serialize> Sender<T> {
         // Begun here and not when it is first polled, so that those who send at the same time know of it.
         let departure = value::encode_within(&message, self.limits).map(|frame| self.side.send(frame));
         drop(message);
-        async move { departure?.await }
+        // An async block would hold it twice, and move it once more.
+        departure.map_or_else(|error| Either::Right(future::ready(Err(error))), Either::Left)
     }
 
     /// As [`send`](Self::send), on this thread, which it blocks; not for async code.
