@@ -107,12 +107,14 @@ pub(crate) struct Head {
 impl Head {
     /// Writes the header. Its `len` and `fds` were limited when they were made: by `body::encode` and by `fds::collect`.
     pub(crate) fn put(&self, out: &mut impl BufMut) {
-        out.put_u32_le(u32::try_from(self.len).expect("a body is limited to u32::MAX when it is encoded"));
-        out.put_u8(VERSION);
-        out.put_u8(self.kind);
-        out.put_u8(u8::try_from(self.fds).expect("fds are limited to 64 when they are collected"));
-        out.put_u8(0);
-        out.put_u64_le(self.id);
+        let len = u32::try_from(self.len).expect("a body is limited to u32::MAX when it is encoded");
+        let fds = u8::try_from(self.fds).expect("fds are limited to 64 when they are collected");
+        // In one piece: a buffer that may have to grow looks at its room for each.
+        let mut head = [0; HEAD_LEN];
+        head[..4].copy_from_slice(&len.to_le_bytes());
+        head[4..7].copy_from_slice(&[VERSION, self.kind, fds]);
+        head[8..].copy_from_slice(&self.id.to_le_bytes());
+        out.put_slice(&head);
     }
 
     /// What the first bytes announce, whatever the body's length; `None` if they are no header.
