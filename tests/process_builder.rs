@@ -121,6 +121,10 @@ async fn an_odd_environment_or_directory_is_an_error_not_a_panic() {
         let error = builder.spawn(task!(directory())).await.unwrap_err();
         assert!(matches!(error, SpawnError::Io(_) | SpawnError::Directory { .. }), "{error:?}");
     }
+    for name in ["", "=", "A=B"] {
+        let error = Process::builder().env(name, "1").spawn(task!(directory())).await.unwrap_err();
+        assert!(matches!(error, SpawnError::Invalid { .. }), "{error:?}");
+    }
 }
 
 fn copy_stdin_to_both() -> u64 {

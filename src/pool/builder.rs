@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::ProcessPool;
 use super::output::Listener;
 use crate::error::SpawnError;
-use crate::process::program::EnvChange;
+use crate::process::program::{EnvChange, is_env_name};
 use crate::process::start::Plan;
 use crate::sys::worker::Slot;
 use crate::task::{self, Parcel, Task};
@@ -188,10 +188,9 @@ impl PoolBuilder {
     /// Sets an environment variable of the workers. A name that is empty or has a `=` in it, or a NUL in either, makes
     /// [`build`](Self::build) fail.
     pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        let (name, text) = (key.as_ref().as_bytes(), value.as_ref().as_bytes());
-        if name.is_empty() || name.contains(&b'=') {
+        if !is_env_name(key.as_ref()) {
             self.refuse("an environment variable's name is empty or has a `=`");
-        } else if name.contains(&0) || text.contains(&0) {
+        } else if key.as_ref().as_bytes().contains(&0) || value.as_ref().as_bytes().contains(&0) {
             self.refuse("an environment variable has a NUL");
         }
         self.settings.plan.env(EnvChange::Set(key.as_ref().into(), value.as_ref().into()));

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use super::program::EnvChange;
+use super::program::{EnvChange, is_env_name};
 use super::spawn::Process;
 use super::start::{self, Plan};
 use crate::error::SpawnError;
@@ -21,11 +21,13 @@ use crate::wire::message::{Kind, Life};
 pub struct ProcessBuilder {
     plan: Plan,
     name: String,
+    /// What was found wrong with it while it was built.
+    wrong: Option<&'static str>,
 }
 
 impl ProcessBuilder {
     pub(super) fn new() -> Self {
-        Self { plan: Plan::new(Life::OneTask), name: String::new() }
+        Self { plan: Plan::new(Life::OneTask), name: String::new(), wrong: None }
     }
 
     /// Names the process, as `ps` (in the command line) and `top` (the first 15 bytes) show it.
@@ -34,8 +36,11 @@ impl ProcessBuilder {
         self
     }
 
-    /// Sets an environment variable.
+    /// Sets an environment variable. A name that is empty or has a `=` in it makes [`spawn`](Self::spawn) fail.
     pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        if !is_env_name(key.as_ref()) {
+            self.wrong = Some("an environment variable's name is empty or has a `=`");
+        }
         self.plan.env(EnvChange::Set(key.as_ref().into(), value.as_ref().into()));
         self
     }
@@ -112,7 +117,7 @@ impl ProcessBuilder {
     ///
     /// # Errors
     ///
-    /// As for [`spawn_process`](crate::spawn_process); `Directory` if the working directory can't be entered, `Handshake` if a limit can't be set.
+    /// As for [`spawn_process`](crate::spawn_process); `Invalid` for the name of an environment variable that can be none, `Directory` if the working directory can't be entered, `Handshake` if a limit can't be set.
     ///
     /// # Cancel safety
     ///
@@ -122,7 +127,8 @@ impl ProcessBuilder {
         task: T,
     ) -> impl Future<Output = Result<Process<T::Output>, SpawnError>> + Send + use<T> {
         // Encoded here, so that the future holds bytes and not a task that may not be Sync.
-        let packed = start::permitted().and_then(|_| Ok(task::pack(&task, self.plan.max_body)?));
+        let valid = self.wrong.map_or(Ok(()), |reason| Err(SpawnError::Invalid { reason }));
+        let packed = valid.and_then(|()| start::permitted()).and_then(|_| Ok(task::pack(&task, self.plan.max_body)?));
         drop(task);
         async move {
             let Parcel { name, body, more, fds } = packed?;

@@ -5,7 +5,6 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -15,7 +14,7 @@ use bytes::Bytes;
 use tokio::io::AsyncRead;
 
 use super::input::Input;
-use super::program::{EnvChange, Program};
+use super::program::{EnvChange, Program, is_env_name};
 use crate::channel::{Duplex, for_child};
 use crate::sys::limits::Limits;
 
@@ -130,7 +129,7 @@ impl Command {
     /// Sets an environment variable. A name that is empty or has a `=` in it makes every verb fail.
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         let name = name.as_ref();
-        if name.is_empty() || name.as_bytes().contains(&b'=') {
+        if !is_env_name(name) {
             self.wrong(format!("{} can't be the name of an environment variable", name.display()));
         }
         self.program().env.push(EnvChange::Set(name.to_owned(), value.as_ref().to_owned()));

@@ -38,6 +38,11 @@ pub(crate) enum EnvChange {
     Remove(OsString),
 }
 
+/// Whether something can be the name of an environment variable. What is none would get lost on the way, or mean another.
+pub(crate) fn is_env_name(name: &OsStr) -> bool {
+    !name.is_empty() && !name.as_bytes().contains(&b'=')
+}
+
 /// What exec(3) searches where there is no `PATH`.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
