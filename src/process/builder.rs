@@ -117,7 +117,8 @@ impl ProcessBuilder {
     ///
     /// # Errors
     ///
-    /// As for [`spawn_process`](crate::spawn_process); `Invalid` for the name of an environment variable that can be none, `Directory` if the working directory can't be entered, `Handshake` if a limit can't be set.
+    /// As for [`spawn_process`](crate::spawn_process); `Invalid` for what can't be the name of an environment variable,
+    /// `Directory` if the working directory can't be entered, `Handshake` if a limit can't be set.
     ///
     /// # Cancel safety
     ///
