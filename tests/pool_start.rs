@@ -276,7 +276,6 @@ async fn a_start_that_is_given_up_goes_on() {
     within(pool.close()).await;
 }
 
-/// Field 19 of stat in proc(5); the second one may hold anything in its parentheses.
 fn meet_and_hang(place: PathBuf) {
     meet(&place, 0);
     endless();
@@ -313,6 +312,7 @@ async fn an_initializer_that_hangs_is_ended_with_its_pool() {
     assert!(matches!(within(starts).await.unwrap(), Err(SpawnError::Cancelled)));
 }
 
+/// Field 19 of stat in proc(5); the second one may hold anything in its parentheses.
 fn nice_value() -> i32 {
     let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
     stat.rsplit(')').next().unwrap().split_whitespace().nth(16).unwrap().parse().unwrap()

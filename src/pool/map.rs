@@ -1,7 +1,9 @@
 //! `map`: many inputs, one function, a stream of results.
 //!
-//! Inputs go out in chunks, each one task; how such a chunk travels and runs is in `chunk.rs`. Here it is decided how
-//! large it is: as many inputs as make a task that is long beside the way there and back, and short beside the whole.
+//! Inputs go out in chunks, each one task. How such a chunk travels and runs is in `chunk.rs`, how large it is in
+//! `chunking.rs`.
+
+mod chunking;
 
 use std::fmt;
 use std::future::Future;
@@ -9,7 +11,6 @@ use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 use std::vec;
 
 use futures::Stream;
@@ -17,6 +18,7 @@ use futures::stream::{FuturesOrdered, FuturesUnordered};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use self::chunking::Chunking;
 use super::ProcessPool;
 use super::chunk;
 use super::job::{Job, Outcome, Wishes};
@@ -25,21 +27,6 @@ use super::state::Shared;
 use super::submit::Claim;
 use crate::error::TaskError;
 use crate::process::start;
-use crate::sys::ledger::KEPT;
-
-/// So many inputs are sent one by one before chunks may be larger: where there are few, a death costs no neighbour.
-const ONE_BY_ONE: usize = 256;
-
-/// How long the calls of a chunk should take together.
-const CHUNK_TIME: Duration = Duration::from_micros(500);
-
-/// The most inputs in a chunk, and the most bytes that its inputs and results should take, where nothing else is asked for: of
-/// more results than a worker can keep an answer is due before the chunk is through.
-const MOST_INPUTS: usize = 8192;
-const MOST_BYTES: usize = KEPT;
-
-/// A chunk is at most so many times as large as the one before it.
-const GROWTH: usize = 8;
 
 /// The most inputs in any chunk.
 const MOST_EVER: usize = u32::MAX as usize;
@@ -67,43 +54,6 @@ where
     inputs_under_way: usize,
     /// Results that have come and were not taken yet.
     ready: Ready<R>,
-}
-
-/// How many inputs go into a chunk.
-#[derive(Debug)]
-enum Chunking {
-    Fixed(usize),
-    /// As many as the last ones suggest.
-    Measured {
-        next: usize,
-        /// How many inputs have been done.
-        seen: usize,
-        /// How long one of them takes.
-        each: Duration,
-    },
-}
-
-impl Chunking {
-    fn size(&self) -> usize {
-        match self {
-            Self::Fixed(size) | Self::Measured { next: size, .. } => *size,
-        }
-    }
-
-    /// Learns from a chunk of `count` inputs that came back.
-    fn learn(&mut self, count: usize, nanos: u64, bytes: usize) {
-        let Self::Measured { next, seen, each } = self else { return };
-        *seen = seen.saturating_add(count);
-        let now = Duration::from_nanos(nanos / (count as u64).max(1));
-        // What takes longer than before counts at once, what takes less in time.
-        *each = now.max((now + *each) / 2);
-        if *seen < ONE_BY_ONE {
-            return;
-        }
-        let bytes = (bytes / count.max(1)).max(1);
-        let in_time = usize::try_from(CHUNK_TIME.as_nanos() / each.as_nanos().max(1)).unwrap_or(usize::MAX);
-        *next = in_time.min(MOST_BYTES / bytes).min(MOST_INPUTS).min(next.saturating_mul(GROWTH)).max(1);
-    }
 }
 
 /// Results that have come and were not taken yet.
@@ -157,7 +107,7 @@ where
             pool,
             inputs: Some(inputs),
             function: PhantomData,
-            chunking: Chunking::Measured { next: 1, seen: 0, each: Duration::ZERO },
+            chunking: Chunking::measured(),
             read_ahead: None,
             under_way: UnderWay::InOrder(FuturesOrdered::new()),
             inputs_under_way: 0,

@@ -13,7 +13,9 @@
 //! The leader stays a zombie until its group is killed, so that the group's number cannot be recycled in between.
 //! Here is when things happen; what may be done to a child in which state is in `kept`.
 
-use std::collections::{HashMap, VecDeque};
+mod agenda;
+
+use std::collections::HashMap;
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::OwnedFd;
@@ -27,24 +29,15 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 
+use self::agenda::Agenda;
 use super::kept::{Kept, KillOnDrop, Leavings, Seen};
+use super::program::Launch;
+pub(super) use super::starter::spawn_async;
 use crate::sys::process::{SignalMask, kill_and_reap, open_pidfd, peek_exit};
 use crate::sys::socket::above_stdio;
 
-use super::program::Launch;
-pub(super) use super::starter::spawn_async;
-
 /// How long what a child started may go on writing into its pipes after its end, unless said otherwise.
 pub(crate) const DRAIN: Duration = Duration::from_millis(100);
-
-/// For how long those who wait are left waiting when a dead child's pipes are still held by something.
-///
-/// Most often that is another thread of ours between clone and exec of its own child, which is over in a moment; so
-/// nearly always a child is reaped by the time that somebody learns of its end.
-const HOLD_BACK: Duration = Duration::from_millis(5);
-
-/// For how long a dead child is left to somebody who watches it.
-const LEFT_TO_WATCHER: Duration = Duration::from_millis(5);
 
 /// A child that was started, and our ends of its pipes.
 #[derive(Debug)]
@@ -159,27 +152,6 @@ pub(super) struct Refused {
     pub(super) request: Request,
 }
 
-/// A dead child whose pipes are still held.
-struct Linger {
-    key: u64,
-    tell_at: Option<Instant>,
-    until: Instant,
-}
-
-/// A dead child that somebody watches, whose look at it the keeper awaits.
-struct Deferred {
-    key: u64,
-    until: Instant,
-}
-
-/// What the keeper has to come back to.
-#[derive(Default)]
-struct Agenda {
-    lingering: Vec<Linger>,
-    /// Oldest first.
-    deferred: VecDeque<Deferred>,
-}
-
 /// The event key of the bell; children count from 1.
 const BELL: u64 = 0;
 
@@ -248,7 +220,7 @@ impl Keeper {
         }
         let keys = mem::take(&mut self.desk().to_look_at);
         for key in keys {
-            self.look(key, &mut agenda.lingering);
+            self.look(key, agenda);
         }
         self.meet_deadlines(agenda);
     }
@@ -256,13 +228,13 @@ impl Keeper {
     /// Looks at a child that has ended, unless somebody else is about to.
     fn notice(&self, key: u64, agenda: &mut Agenda) {
         if self.desk().kept.get(&key).is_some_and(Kept::is_watched) {
-            agenda.deferred.push_back(Deferred { key, until: Instant::now() + LEFT_TO_WATCHER });
+            agenda.defer(key);
         } else {
-            self.look(key, &mut agenda.lingering);
+            self.look(key, agenda);
         }
     }
 
-    fn look(&self, key: u64, lingering: &mut Vec<Linger>) {
+    fn look(&self, key: u64, agenda: &mut Agenda) {
         let Some(kept) = self.desk().kept.get(&key).cloned() else { return };
         match kept.look() {
             // It was an event of something else, and the next one is to come, too.
@@ -272,14 +244,13 @@ impl Keeper {
                 }
             }
             Seen::Reaped => self.forget(key),
-            Seen::Lingering if lingering.iter().any(|linger| linger.key == key) => {}
+            Seen::Lingering if agenda.lingers(key) => {}
             Seen::Lingering => {
                 for pipe in kept.pipes() {
                     // Asks for nothing: a hang-up is always reported. If this fails, the grace ends it.
                     let _ = epoll::add(&self.epoll, &pipe, EventData::new_u64(key), EventFlags::ET);
                 }
-                let now = Instant::now();
-                lingering.push(Linger { key, tell_at: Some(now + HOLD_BACK), until: now + kept.drain() });
+                agenda.let_linger(key, kept.drain());
             }
         }
     }
@@ -298,9 +269,7 @@ impl Keeper {
             }
             let now = Instant::now();
             let Desk { to_kill, kept, .. } = &mut *desk;
-            while agenda.deferred.front().is_some_and(|deferred| !kept.contains_key(&deferred.key)) {
-                agenda.deferred.pop_front();
-            }
+            agenda.skip_forgotten(|key| kept.contains_key(&key));
             to_kill
                 .extract_if(.., |(_, at)| *at <= now)
                 .filter_map(|(key, _)| kept.get(&key).cloned())
@@ -310,11 +279,10 @@ impl Keeper {
             let _ = kept.signal_group(libc::SIGKILL);
         }
         let now = Instant::now();
-        let Agenda { lingering, deferred } = agenda;
-        while let Some(Deferred { key, .. }) = deferred.pop_front_if(|deferred| deferred.until <= now) {
-            self.look(key, lingering);
+        while let Some(key) = agenda.pop_deferred(now) {
+            self.look(key, agenda);
         }
-        lingering.retain_mut(|linger| {
+        agenda.lingering.retain_mut(|linger| {
             let Some(kept) = self.desk().kept.get(&linger.key).cloned() else { return false };
             if linger.until <= now {
                 kept.bury_now();
@@ -399,18 +367,6 @@ fn open_child(pid: u32) -> io::Result<Option<OwnedFd>> {
         Ok(pidfd) => Ok(peek_exit(&pidfd).is_ok().then_some(pidfd)),
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
         Err(error) => Err(error),
-    }
-}
-
-impl Agenda {
-    fn is_empty(&self) -> bool {
-        self.lingering.is_empty() && self.deferred.is_empty()
-    }
-
-    /// When something is due.
-    fn next(&self) -> impl Iterator<Item = Instant> {
-        let lingering = self.lingering.iter().map(|linger| linger.tell_at.unwrap_or(linger.until).min(linger.until));
-        lingering.chain(self.deferred.front().map(|deferred| deferred.until))
     }
 }
 
