@@ -293,7 +293,10 @@ pub(crate) fn continue_at_parents_end() {
 
 /// Ends this process and its group at once.
 fn kill_own_group() -> ! {
-    if rustix::process::getpgrp() == rustix::process::getpid() {
+    // A group whose leader lives outside this pid namespace is 0, which is no `Pid`.
+    // SAFETY: getpgrp(2) takes nothing and returns a number.
+    let group = unsafe { libc::getpgrp() };
+    if group == rustix::process::getpid().as_raw_nonzero().get() {
         let _ = rustix::process::kill_current_process_group(Signal::KILL);
     }
     // SAFETY: _exit(2) is always safe; it runs no destructors and no handlers.
