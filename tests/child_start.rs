@@ -6,7 +6,9 @@ use std::io::ErrorKind;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt;
 
-use multiproc::{Command, CommandError};
+use multiproc::{Command, CommandError, spawn_process, task};
+
+multiproc::test_support!();
 
 /// Who is named, and the kind of the error; the same from every verb.
 async fn refusal(command: impl Fn() -> Command) -> (String, ErrorKind) {
@@ -32,6 +34,25 @@ async fn what_is_missing_is_named() {
     assert_eq!(refusal(not_a_directory).await, ("/dev/null".into(), ErrorKind::NotADirectory));
     let empty = || Command::new("");
     assert_eq!(refusal(empty).await.1, ErrorKind::NotFound);
+}
+
+/// As a task, which runs on its process's main thread.
+fn main_thread_starts() -> i32 {
+    // SAFETY: neither takes anything.
+    assert_eq!(unsafe { libc::gettid() }, unsafe { libc::getpid() });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let missing = || Command::new("/no/such/program");
+        assert_eq!(refusal(missing).await, ("/no/such/program".into(), ErrorKind::NotFound));
+        let directory = || Command::new("true").current_dir("/no/such/dir");
+        assert_eq!(refusal(directory).await, ("/no/such/dir".into(), ErrorKind::NotFound));
+        Command::shell("exit 3").status().await.unwrap().code().unwrap()
+    })
+}
+
+#[tokio::test]
+async fn the_main_thread_starts_programs_as_others_do() {
+    assert_eq!(spawn_process(task!(main_thread_starts())).await.unwrap().join().await.unwrap(), 3);
 }
 
 #[tokio::test]
@@ -121,7 +142,8 @@ async fn a_start_that_hangs_holds_up_neither_the_runtime_nor_other_starts() {
         eprintln!("skipped: no leases here: {}", std::io::Error::last_os_error());
         return;
     }
-    let slow = tokio::spawn(Command::new(&path).status());
+    // More than there are threads that start programs.
+    let slow: Vec<_> = (0..5).map(|_| tokio::spawn(Command::new(&path).status())).collect();
     let start = std::time::Instant::now();
     while lease(libc::F_GETLEASE, 0) == libc::F_WRLCK {
         assert!(start.elapsed() < std::time::Duration::from_secs(10), "it was never started");
@@ -130,11 +152,13 @@ async fn a_start_that_hangs_holds_up_neither_the_runtime_nor_other_starts() {
     for _ in 0..3 {
         assert!(Command::new("true").status().await.unwrap().success());
     }
-    assert!(!slow.is_finished());
+    assert!(!slow.iter().any(tokio::task::JoinHandle::is_finished));
     let late = Command::new(&path).timeout(std::time::Duration::from_millis(10)).status().await.unwrap_err();
     assert!(matches!(late, CommandError::TimedOut { .. }), "{late:?}");
     assert_eq!(lease(libc::F_SETLEASE, libc::F_UNLCK), 0);
-    assert_eq!(slow.await.unwrap().unwrap().code(), Some(3));
+    for slow in slow {
+        assert_eq!(slow.await.unwrap().unwrap().code(), Some(3));
+    }
 }
 
 #[tokio::test]

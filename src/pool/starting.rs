@@ -68,7 +68,7 @@ impl Supervisor {
 
     /// Shakes hands with a new process and runs the pool's start task in it.
     async fn make_ready(&self, mut worker: Worker) -> Result<Process, SpawnError> {
-        worker.shake_hands().await?;
+        worker.shake_hands(&self.shared.settings.plan).await?;
         let Worker { child, socket, mut inbox, outbox, ledger, .. } = worker;
         let (socket, ledger) = (Arc::new(socket), Arc::new(ledger.ok_or(SpawnError::Cancelled)?));
         let mut ring = Ring::new(Reader::new(Arc::clone(&ledger)));

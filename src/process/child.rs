@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::command::{Command, GRACE};
 use super::exchange::{Exchange, Pipes, Want};
 use super::kept::{Exit, Kept, KillOnDrop};
-use super::launch::Launched;
+use super::launch::{Launched, Place};
 use super::phase::{Event, Phase, Send, Why};
 use super::pipes::{ChildStderr, ChildStdin, ChildStdout};
 use crate::error::CommandError;
@@ -65,7 +65,7 @@ pub struct Child {
 
 #[derive(Debug)]
 struct Member {
-    program: String,
+    place: Place,
     kept: Kept,
     _killer: Option<KillOnDrop>,
 }
@@ -73,7 +73,7 @@ struct Member {
 impl Child {
     pub(super) fn new(command: &mut Command, launched: Launched, started: Instant) -> io::Result<Self> {
         let kill_on_drop = command.kill_on_drop;
-        let members = launched.members.into_iter().map(|(program, mut child)| {
+        let members = launched.members.into_iter().map(|(place, mut child)| {
             // Without a grace that somebody asked for it is killed at once, which nothing can prevent: not even that this
             // process ends, too.
             child.ask_first(command.grace.unwrap_or(Duration::ZERO));
@@ -84,7 +84,7 @@ impl Child {
                 _ = child.disarm();
                 None
             };
-            Member { program, kept, _killer: killer }
+            Member { place, kept, _killer: killer }
         });
         Ok(Self {
             stdin: launched.stdin.map(ChildStdin::new).transpose()?,
@@ -259,7 +259,7 @@ impl Child {
     }
 
     /// The program to blame, and its status: the first that failed, else the last. `None` while one is unknown.
-    fn verdict(&self) -> Option<(&str, ExitStatus)> {
+    fn verdict(&self) -> Option<(&Member, ExitStatus)> {
         let last = self.members.len() - 1;
         let mut verdict = None;
         for (index, member) in self.members.iter().enumerate() {
@@ -267,13 +267,18 @@ impl Child {
             // What the next program did not want to read any more is not this one's fault.
             let excused = index < last && status.signal() == Some(libc::SIGPIPE);
             if (!status.success() && !excused) || index == last {
-                verdict = verdict.or(Some((member.program.as_str(), status)));
+                verdict = verdict.or(Some((member, status)));
             }
         }
         verdict
     }
 
     fn status(&self) -> Result<ExitStatus, CommandError> {
+        for Member { place, kept, .. } in &self.members {
+            if let Some(error) = kept.start_error() {
+                return Err(place.explain(error));
+            }
+        }
         self.verdict().map(|(_, status)| status).ok_or(CommandError::StatusUnknown)
     }
 
@@ -327,7 +332,7 @@ impl Child {
         // What we killed, and somebody else reaped, most probably died of it.
         let killed = ExitStatus::from_raw(libc::SIGKILL);
         let (program, status) = match self.verdict() {
-            Some((program, status)) => (program.to_owned(), status),
+            Some((member, status)) => (member.place.name(), status),
             None => (self.name(), killed),
         };
         let output = self.take_output(status);
@@ -345,7 +350,7 @@ impl Child {
     /// The error for a program whose status is not 0.
     pub(super) fn failed(&self, output: Output) -> CommandError {
         CommandError::Failed {
-            program: self.verdict().map_or_else(|| self.name(), |(program, _)| program.to_owned()),
+            program: self.verdict().map_or_else(|| self.name(), |(member, _)| member.place.name()),
             statuses: self.statuses(),
             output,
             elapsed: self.started.elapsed(),
@@ -353,7 +358,7 @@ impl Child {
     }
 
     fn name(&self) -> String {
-        self.members.last().map(|member| member.program.clone()).unwrap_or_default()
+        self.members.last().map(|member| member.place.name()).unwrap_or_default()
     }
 
     fn take_output(&mut self, status: ExitStatus) -> Output {

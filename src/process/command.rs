@@ -321,6 +321,11 @@ impl Command {
 }
 
 impl Stage {
+    /// Whether a start takes nothing from it that another would need.
+    pub(super) fn can_start_again(&self) -> bool {
+        self.stdin.is_none() && self.stdout.is_none() && self.stderr.is_none() && self.inherited.is_empty()
+    }
+
     pub(super) fn name(&self) -> String {
         self.program.name.display().to_string()
     }

@@ -35,6 +35,7 @@ use super::program::Launch;
 pub(super) use super::starter::spawn_async;
 use crate::sys::process::{SignalMask, kill_and_reap, open_pidfd, peek_exit};
 use crate::sys::socket::above_stdio;
+use crate::sys::spawn::Fate;
 
 /// How long what a child started may go on writing into its pipes after its end, unless said otherwise.
 pub(crate) const DRAIN: Duration = Duration::from_millis(100);
@@ -322,7 +323,7 @@ impl Keeper {
             drain: terms.drain,
             spared: terms.spare_group,
         };
-        match self.keep(born.pid, born.pidfd, leavings) {
+        match self.keep(born.pid, born.pidfd, born.fate, leavings) {
             Ok(kept) => Ok(Started { child: KillOnDrop::new(kept), stdin, stdout, stderr }),
             Err(error) => {
                 // No fd for the pidfd, say.
@@ -336,7 +337,7 @@ impl Keeper {
         }
     }
 
-    fn keep(&self, pid: u32, pidfd: Option<OwnedFd>, leavings: Leavings) -> io::Result<Kept> {
+    fn keep(&self, pid: u32, pidfd: Option<OwnedFd>, fate: Option<Fate>, leavings: Leavings) -> io::Result<Kept> {
         let Some(pidfd) = pidfd.map_or_else(|| open_child(pid), |pidfd| Ok(Some(pidfd)))? else {
             return Ok(Kept::lost(pid));
         };
@@ -345,7 +346,7 @@ impl Keeper {
         let key = desk.last_key + 1;
         epoll::add(&self.epoll, &pidfd, EventData::new_u64(key), ONCE)?;
         desk.last_key = key;
-        let kept = Kept::new(pid, key, pidfd, leavings);
+        let kept = Kept::new(pid, key, pidfd, fate, leavings);
         desk.kept.insert(key, kept.clone());
         Ok(kept)
     }

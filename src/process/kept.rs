@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 
 use super::keeper;
 use crate::sys::process::{self, Usage};
+use crate::sys::spawn::Fate;
 
 /// How a child ended.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +41,7 @@ pub(crate) struct Kept(Arc<Record>);
 struct Record {
     pid: u32,
     key: u64,
+    fate: Option<Fate>,
     leavings: Leavings,
     life: Mutex<Life>,
     hurried: AtomicBool,
@@ -83,19 +85,20 @@ pub(super) enum Seen {
 }
 
 impl Kept {
-    pub(super) fn new(pid: u32, key: u64, pidfd: OwnedFd, leavings: Leavings) -> Self {
-        Self::with(pid, key, Life::Running(Arc::new(pidfd)), leavings)
+    pub(super) fn new(pid: u32, key: u64, pidfd: OwnedFd, fate: Option<Fate>, leavings: Leavings) -> Self {
+        Self::with(pid, key, Life::Running(Arc::new(pidfd)), fate, leavings)
     }
 
     /// A child that somebody else reaped before it could be kept.
     pub(super) fn lost(pid: u32) -> Self {
-        Self::with(pid, u64::MAX, Life::Reaped(Exit::UNKNOWN), Leavings::default())
+        Self::with(pid, u64::MAX, Life::Reaped(Exit::UNKNOWN), None, Leavings::default())
     }
 
-    fn with(pid: u32, key: u64, life: Life, leavings: Leavings) -> Self {
+    fn with(pid: u32, key: u64, life: Life, fate: Option<Fate>, leavings: Leavings) -> Self {
         Self(Arc::new(Record {
             pid,
             key,
+            fate,
             leavings,
             life: Mutex::new(life),
             hurried: AtomicBool::new(false),
@@ -133,6 +136,11 @@ impl Kept {
             self.0.known.store(true, Ordering::Relaxed);
         }
         exit
+    }
+
+    /// Why it never was the program that it was to be, where that was not waited for; known once it has ended.
+    pub(super) fn start_error(&self) -> Option<io::Error> {
+        self.0.fate.as_ref()?.error()
     }
 
     /// Waits until it has ended. Any number of waiters may wait, with any runtime.

@@ -28,9 +28,17 @@ pub(super) enum Unset {
     Capture,
 }
 
+/// Whether a start's failure is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    UntilStarted,
+    /// It is known once the child has ended, if there was anything to go ahead with.
+    NotAtAll,
+}
+
 /// Programs that run, first to last, and our ends of their pipes.
 pub(super) struct Launched {
-    pub(super) members: Vec<(String, KillOnDrop)>,
+    pub(super) members: Vec<(Place, KillOnDrop)>,
     pub(super) stdin: Option<OwnedFd>,
     pub(super) stdout: Option<Arc<OwnedFd>>,
     pub(super) stderr: Option<Arc<OwnedFd>>,
@@ -39,19 +47,20 @@ pub(super) struct Launched {
 /// Starts all programs on this thread.
 pub(super) fn launch_here(command: &mut Command, unset: Unset) -> Result<Launched, CommandError> {
     let mut launched = Launched::nothing();
-    for ready in prepare(command, unset)? {
+    for ready in prepare(command, unset, Wait::UntilStarted)? {
         let started = keeper::spawn(ready.launch, ready.terms).map_err(|error| ready.place.explain(error))?;
-        launched.add(&ready.place, started)?;
+        launched.add(ready.place, started)?;
     }
     Ok(launched)
 }
 
-/// Starts all programs on the starters' threads. Dropping it leaves none of them.
-pub(super) async fn launch(command: &mut Command, unset: Unset) -> Result<Launched, CommandError> {
+/// Starts all programs, and holds up no thread of a runtime. Dropping it leaves none of them.
+pub(super) async fn launch(command: &mut Command, unset: Unset, wait: Wait) -> Result<Launched, CommandError> {
     let mut launched = Launched::nothing();
-    for ready in prepare(command, unset)? {
-        let started = keeper::spawn_async(ready.launch, ready.terms).await;
-        launched.add(&ready.place, started.map_err(|error| ready.place.explain(error))?)?;
+    for ready in prepare(command, unset, wait)? {
+        let started =
+            keeper::spawn_async(ready.launch, ready.terms).await.map_err(|error| ready.place.explain(error))?;
+        launched.add(ready.place, started)?;
     }
     Ok(launched)
 }
@@ -61,13 +70,13 @@ impl Launched {
         Self { members: Vec::new(), stdin: None, stdout: None, stderr: None }
     }
 
-    fn add(&mut self, place: &Place, started: Started) -> Result<(), CommandError> {
+    fn add(&mut self, place: Place, started: Started) -> Result<(), CommandError> {
         if !place.last && started.stderr.is_some() {
             let reason =
                 "the stderr of a program within a pipeline can't be piped alone; leave it to be captured".into();
             return Err(CommandError::Invalid { reason });
         }
-        self.members.push((place.program.name.display().to_string(), started.child));
+        self.members.push((place, started.child));
         self.stdin = self.stdin.take().or(started.stdin);
         self.stdout = started.stdout;
         self.stderr = started.stderr;
@@ -83,7 +92,8 @@ struct Ready {
 }
 
 /// What has to be known of a program to say why it did not start.
-struct Place {
+#[derive(Debug)]
+pub(super) struct Place {
     program: Arc<Program>,
     last: bool,
 }
@@ -96,7 +106,7 @@ enum Stream {
     Given(Stdio),
 }
 
-fn prepare(command: &mut Command, unset: Unset) -> Result<Vec<Ready>, CommandError> {
+fn prepare(command: &mut Command, unset: Unset, wait: Wait) -> Result<Vec<Ready>, CommandError> {
     check(command)?;
     let count = command.stages.len();
     // One pipe for the stderr of all; each program gets a copy of its write end.
@@ -166,7 +176,7 @@ fn prepare(command: &mut Command, unset: Unset) -> Result<Vec<Ready>, CommandErr
             umask: stage.umask,
             limits: stage.limits,
         };
-        let launch = stage.launch([stdin, stdout, stderr], in_child).map_err(fail)?;
+        let launch = stage.launch([stdin, stdout, stderr], in_child, wait).map_err(fail)?;
         all.push(Ready { place, launch, terms });
     }
     if let (Some((read, _)), Some(last)) = (shared_stderr, all.last_mut()) {
@@ -177,11 +187,12 @@ fn prepare(command: &mut Command, unset: Unset) -> Result<Vec<Ready>, CommandErr
 
 impl Stage {
     /// Chooses who starts it: std, if it wants something that only std can do.
-    fn launch(&self, streams: [Stream; 3], in_child: InChild) -> io::Result<Box<dyn Launch>> {
+    fn launch(&self, streams: [Stream; 3], in_child: InChild, wait: Wait) -> io::Result<Box<dyn Launch>> {
         let other_user = self.uid.is_some() || self.gid.is_some();
         if !other_user && !streams.iter().any(|stream| matches!(stream, Stream::Given(_))) {
             let stdio = streams.map(|stream| if let Stream::Fd(fd) = stream { Some(fd) } else { None });
-            return Ok(Box::new(Plain::new(Arc::clone(&self.program), stdio, in_child)?));
+            let plain = Plain::new(Arc::clone(&self.program), stdio, in_child)?;
+            return Ok(Box::new(if wait == Wait::NotAtAll { plain.ahead() } else { plain }));
         }
         let stdio = streams.map(|stream| match stream {
             Stream::Inherited => Stdio::inherit(),
@@ -228,9 +239,13 @@ fn pipe(stage: &Stage) -> Result<(OwnedFd, OwnedFd), CommandError> {
 }
 
 impl Place {
+    pub(super) fn name(&self) -> String {
+        self.program.name.display().to_string()
+    }
+
     /// Names what is at fault: the working directory, the interpreter of a script, or the program.
-    fn explain(&self, error: io::Error) -> CommandError {
-        let program = self.program.name.display().to_string();
+    pub(super) fn explain(&self, error: io::Error) -> CommandError {
+        let program = self.name();
         let vague = matches!(
             error.kind(),
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied

@@ -18,7 +18,7 @@ use rustix::fs::Access;
 
 use crate::sys::in_child::InChild;
 use crate::sys::process::StdioHeld;
-use crate::sys::spawn::{self, Exec, Strings};
+use crate::sys::spawn::{self, Cradle, Exec, Fate, Strings};
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Program {
@@ -123,9 +123,10 @@ impl Program {
 
     fn environment(&self) -> io::Result<Strings> {
         let mut strings = Strings::default();
-        let mut set = |name: &OsStr, value: &OsStr| strings.push(&[name.as_bytes(), b"=", value.as_bytes()]);
         if self.env.is_empty() {
-            std::env::vars_os().try_for_each(|(name, value)| set(&name, &value))?;
+            let mut vars = std::env::vars_os();
+            strings.reserve(vars.size_hint().0);
+            vars.try_for_each(|(name, value)| strings.push_var(&name, &value))?;
             return Ok(strings);
         }
         let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
@@ -136,7 +137,8 @@ impl Program {
                 EnvChange::Remove(name) => _ = env.remove(name),
             }
         }
-        env.iter().try_for_each(|(name, value)| set(name, value))?;
+        strings.reserve(env.len());
+        env.iter().try_for_each(|(name, value)| strings.push_var(name, value))?;
         Ok(strings)
     }
 }
@@ -162,6 +164,11 @@ fn find(program: &OsStr, path: &OsStr) -> Option<PathBuf> {
 pub(super) trait Launch: Send {
     /// Starts it. It may be asked again after an error.
     fn launch(&mut self) -> io::Result<Born>;
+
+    /// Whether the next start takes microseconds, because it waits for nothing.
+    fn is_quick(&mut self) -> bool {
+        false
+    }
 }
 
 impl Launch for Command {
@@ -175,8 +182,16 @@ pub(super) struct Born {
     pub(super) pid: u32,
     /// Where it was born with one.
     pub(super) pidfd: Option<OwnedFd>,
+    /// Whether it ever was its program, where that was not waited for.
+    pub(super) fate: Option<Fate>,
     /// Our ends of the pipes that were made for its stdin, stdout and stderr.
     pub(super) ends: [Option<OwnedFd>; 3],
+}
+
+impl Born {
+    fn new(child: spawn::Child, fate: Option<Fate>) -> Self {
+        Self { pid: child.pid, pidfd: Some(child.pidfd), fate, ends: [None, None, None] }
+    }
 }
 
 /// Has std start a program.
@@ -188,7 +203,7 @@ pub(super) fn spawn_std(command: &mut Command) -> io::Result<Born> {
         .unwrap_or_else(|_| Err(io::Error::other("the program could not be started, and why is lost")))?;
     let pid = child.id();
     let ends = [child.stdin.map(OwnedFd::from), child.stdout.map(OwnedFd::from), child.stderr.map(OwnedFd::from)];
-    Ok(Born { pid, pidfd: None, ends })
+    Ok(Born { pid, pidfd: None, fate: None, ends })
 }
 
 /// A program whose streams are all inherited or files that are known here.
@@ -198,6 +213,10 @@ pub(super) struct Plain {
     /// What becomes 0, 1 and 2; `None` is inherited.
     stdio: [Option<OwnedFd>; 3],
     in_child: InChild,
+    /// Whether to wait until it is the program.
+    waits: bool,
+    /// For a start that waits for nothing.
+    cradle: Option<Cradle>,
     /// Where it has turned out that only std can start it.
     std: Option<Command>,
 }
@@ -206,7 +225,27 @@ impl Plain {
     /// None of `stdio` may be 0, 1 or 2.
     pub(super) fn new(program: Arc<Program>, stdio: [Option<OwnedFd>; 3], mut in_child: InChild) -> io::Result<Self> {
         in_child.move_sources()?;
-        Ok(Self { program, stdio, in_child, std: None })
+        Ok(Self { program, stdio, in_child, waits: true, cradle: None, std: None })
+    }
+
+    /// Lets it be started without waiting until it is the program: that it could not is then known once it has ended, from
+    /// [`Kept::start_error`](super::kept::Kept::start_error).
+    pub(super) fn ahead(self) -> Self {
+        let waits = !self.in_child.is_empty();
+        Self { waits, ..self }
+    }
+
+    fn spawn(&mut self) -> io::Result<Born> {
+        self.is_quick();
+        let stdio = self.stdio.each_ref().map(|fd| fd.as_ref().map(|fd| fd.as_fd()));
+        let exec = self.program.to_exec()?;
+        Ok(match self.cradle.take() {
+            Some(cradle) => {
+                let (child, fate) = cradle.spawn(exec, stdio)?;
+                Born::new(child, Some(fate))
+            }
+            None => Born::new(spawn::spawn(&exec, stdio, &self.in_child)?, None),
+        })
     }
 }
 
@@ -215,16 +254,21 @@ impl Launch for Plain {
         if let Some(std) = &mut self.std {
             return spawn_std(std);
         }
-        let stdio = self.stdio.each_ref().map(|fd| fd.as_ref().map(|fd| fd.as_fd()));
-        match spawn::spawn(&self.program.to_exec()?, stdio, &self.in_child) {
-            Ok(child) => Ok(Born { pid: child.pid, pidfd: Some(child.pidfd), ends: [None, None, None] }),
+        match self.spawn() {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                 let stdio = mem::take(&mut self.stdio).map(|fd| fd.map_or_else(Stdio::inherit, Stdio::from));
                 let std = self.program.to_std(stdio, mem::take(&mut self.in_child))?;
                 spawn_std(self.std.insert(std))
             }
-            Err(error) => Err(error),
+            result => result,
         }
+    }
+
+    fn is_quick(&mut self) -> bool {
+        if !self.waits && self.std.is_none() && self.cradle.is_none() {
+            self.cradle = Cradle::free();
+        }
+        self.cradle.is_some()
     }
 }
 

@@ -140,6 +140,19 @@ impl Plan {
         let unused = [Slot::Stdin, Slot::Stderr, Slot::Stdout].into_iter().find(|&slot| !self.taken[slot as usize]);
         unused.unwrap_or(Slot::Extra)
     }
+
+    /// Says which of several causes a failed start has.
+    fn explain(&self, error: io::Error) -> SpawnError {
+        if let Some(path) = &self.program.current_dir
+            && (!path.is_dir() || rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_err())
+        {
+            return SpawnError::Directory { path: path.clone(), source: error };
+        }
+        match error.kind() {
+            io::ErrorKind::NotFound => SpawnError::Executable(error),
+            _ => SpawnError::Io(error),
+        }
+    }
 }
 
 fn place_stdio(command: &mut Command, place: Slot, stdio: Stdio) {
@@ -205,7 +218,7 @@ pub(crate) fn permitted() -> Result<u32, SpawnError> {
 /// Dropping it kills what has been started by then.
 pub(crate) async fn start(plan: &Plan, name: &str, first: Option<Frame>) -> Result<Worker, SpawnError> {
     let mut worker = launch(plan, name, None, first).await?;
-    worker.shake_hands().await?;
+    worker.shake_hands(plan).await?;
     Ok(worker)
 }
 
@@ -261,7 +274,7 @@ pub(crate) async fn launch(
     let mut program = plan.program.clone();
     program.arg0 = Some(arg0(slot, name));
     let launch: Box<dyn Launch> = match &plan.template {
-        None => Box::new(Plain::new(Arc::new(program), [Some(theirs), None, None], InChild::default())?),
+        None => Box::new(Plain::new(Arc::new(program), [Some(theirs), None, None], InChild::default())?.ahead()),
         Some(template) => {
             if slot == Slot::Extra {
                 // Only one process has all three set. The command goes with its plan, and with it its copy of the socket.
@@ -272,7 +285,7 @@ pub(crate) async fn launch(
         }
     };
     let started = keeper::spawn_async(launch, Terms::default()).await;
-    let started = started.map_err(|error| explain(error, plan.program.current_dir.as_deref()))?;
+    let started = started.map_err(|error| plan.explain(error))?;
     let worker = Worker {
         child: started.child,
         socket,
@@ -288,7 +301,7 @@ pub(crate) async fn launch(
 
 impl Worker {
     /// Waits for Ready, while what is left of the first words is written.
-    pub(crate) async fn shake_hands(&mut self) -> Result<(), SpawnError> {
+    pub(crate) async fn shake_hands(&mut self, plan: &Plan) -> Result<(), SpawnError> {
         let pid = self.child.kept().pid();
         let ready = async {
             let (socket, outbox) = (&self.socket, &mut self.outbox);
@@ -317,10 +330,13 @@ impl Worker {
             // The socket ends before the process does.
             Ok(None) | Err(RecvError::Truncated) => {
                 let exit = self.child.kept().exited();
-                return match tokio::time::timeout(READY_WITHIN, exit).await {
-                    Ok(exit) => Err(SpawnError::Exited { status: exit.status, pid }),
-                    Err(_) => Err(SpawnError::NotReady { pid, after: READY_WITHIN }),
+                let Ok(exit) = tokio::time::timeout(READY_WITHIN, exit).await else {
+                    return Err(SpawnError::NotReady { pid, after: READY_WITHIN });
                 };
+                return Err(match self.child.kept().start_error() {
+                    Some(error) => plan.explain(error),
+                    None => SpawnError::Exited { status: exit.status, pid },
+                });
             }
             Err(error) => return Err(refused(error.to_string())),
         };
@@ -330,18 +346,5 @@ impl Worker {
             Ok(_) => Err(refused("it did not answer Hello".into())),
             Err(error) => Err(refused(error.to_string())),
         }
-    }
-}
-
-/// Says which of several causes a failed start has.
-fn explain(error: io::Error, directory: Option<&Path>) -> SpawnError {
-    if let Some(path) = directory
-        && (!path.is_dir() || rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_err())
-    {
-        return SpawnError::Directory { path: path.to_owned(), source: error };
-    }
-    match error.kind() {
-        io::ErrorKind::NotFound => SpawnError::Executable(error),
-        _ => SpawnError::Io(error),
     }
 }

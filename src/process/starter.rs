@@ -2,7 +2,8 @@
 //!
 //! A start takes about a millisecond, and as long as it pleases where a program lies on a slow file system: too long for a
 //! runtime's thread, and too long for the keeper, which has everybody else's exits to look at. For most of that time the
-//! starter itself waits, for the child to become the program; so there are several.
+//! starter itself waits, for the child to become the program; so there are several. A start that waits for nothing is theirs,
+//! too, for the reason that follows.
 //! Keeping what was started is the keeper's business.
 //!
 //! A starter never ends. A program may ask the kernel for a signal at its parent's end (`PR_SET_PDEATHSIG` in prctl(2); our own
@@ -19,9 +20,9 @@ use tokio::sync::oneshot;
 
 use super::keeper::{Refused, Request, Started, Terms, no_forked_copy, start};
 use super::program::Launch;
-use crate::sys::process::SignalMask;
+use crate::sys::process::{SignalMask, is_main_thread};
 
-/// Starts a program on another thread, with the calling thread's signal mask.
+/// Starts a program, with the calling thread's signal mask; on another thread, unless this one will do.
 ///
 /// What is only a passing shortage (`EAGAIN`), or a file that somebody is still writing (`ETXTBSY`), is tried again for a
 /// while; that needs a tokio runtime with time.
@@ -35,7 +36,7 @@ pub(super) async fn spawn_async(command: Box<dyn Launch>, terms: Terms) -> io::R
         Err(refused) => refused,
     };
     for pause in [1, 2, 5, 10, 25, 50, 100] {
-        if !matches!(refused.error.raw_os_error(), Some(libc::EAGAIN | libc::ETXTBSY)) {
+        if !may_pass(&refused.error) {
             break;
         }
         tokio::time::sleep(Duration::from_millis(pause)).await;
@@ -47,13 +48,22 @@ pub(super) async fn spawn_async(command: Box<dyn Launch>, terms: Terms) -> io::R
     Err(refused.error)
 }
 
+/// Whether a start that failed so may not do so a little later.
+pub(super) fn may_pass(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ETXTBSY))
+}
+
 struct Order {
     request: Request,
     mask: SignalMask,
     reply: oneshot::Sender<Result<Started, Box<Refused>>>,
 }
 
-async fn ask(request: Request) -> io::Result<Result<Started, Box<Refused>>> {
+async fn ask(mut request: Request) -> io::Result<Result<Started, Box<Refused>>> {
+    // The main thread does not end before the process does either.
+    if is_main_thread() && request.command.is_quick() {
+        return Ok(start(request));
+    }
     let (reply, answer) = oneshot::channel();
     order(Order { request, mask: SignalMask::current(), reply })?;
     answer.await.map_err(|_| io::Error::other("the thread that starts programs is lost"))

@@ -7,13 +7,14 @@ use tokio::time::{Instant, timeout_at};
 
 use super::child::Child;
 use super::command::Command;
-use super::launch::{Unset, launch, launch_here};
+use super::launch::{Launched, Unset, Wait, launch, launch_here};
+use super::starter::may_pass;
 use crate::error::CommandError;
 
 /// # Running it
 ///
-/// Every async verb starts the program on a thread of its own, as that takes about a millisecond, and tries again for a
-/// while where the system says that it can't just now (`EAGAIN`, `ETXTBSY`). Where a program could not be started, the error
+/// No async verb holds up its thread until the program runs, which takes about a millisecond and on a slow file system more.
+/// It tries again for a while where the system says that it can't be started just now (`EAGAIN`, `ETXTBSY`). Where a program could not be started, the error
 /// is [`CommandError::Spawn`], which names the program or the working directory, whichever is at fault, and whose source has
 /// the system's reason: `NotFound`, `PermissionDenied`, or `InvalidInput` for a NUL byte in an argument, say. What can't be
 /// meant, such as two places for stdout, is [`CommandError::Invalid`].
@@ -43,10 +44,7 @@ impl Command {
     /// # }
     /// ```
     pub async fn status(self) -> Result<ExitStatus, CommandError> {
-        let mut child = self.start(Unset::Inherit).await?;
-        // A pipe that nobody reads, because nobody can, must not block it.
-        child.exchange.discard = true;
-        Ok(child.communicate().await?.status)
+        Ok(self.complete(Unset::Inherit).await?.1.status)
     }
 
     /// Runs it and returns its status, whatever that is, and its output.
@@ -73,7 +71,7 @@ impl Command {
     /// # }
     /// ```
     pub async fn output(self) -> Result<Output, CommandError> {
-        self.start(Unset::Capture).await?.communicate().await
+        Ok(self.complete(Unset::Capture).await?.1)
     }
 
     /// As [`output`](Self::output), but a status other than 0 is an error.
@@ -87,8 +85,7 @@ impl Command {
     ///
     /// Dropping the future kills the program and its process group.
     pub async fn run(self) -> Result<Output, CommandError> {
-        let mut child = self.start(Unset::Capture).await?;
-        let output = child.communicate().await?;
+        let (child, output) = self.complete(Unset::Capture).await?;
         if output.status.success() { Ok(output) } else { Err(child.failed(output)) }
     }
 
@@ -138,17 +135,40 @@ impl Command {
         Ok(Child::new(&mut self, launched, started)?)
     }
 
-    async fn start(mut self, unset: Unset) -> Result<Child, CommandError> {
+    /// Starts it and stays with it to its end.
+    async fn complete(mut self, unset: Unset) -> Result<(Child, Output), CommandError> {
         let started = Instant::now();
-        let launched = match self.timeout.and_then(|timeout| started.checked_add(timeout)) {
-            None => launch(&mut self, unset).await?,
+        let mut wait = if self.can_start_again() { Wait::NotAtAll } else { Wait::UntilStarted };
+        loop {
+            let launched = self.launch(unset, wait, started).await?;
+            let mut child = Child::new(&mut self, launched, started)?;
+            // A pipe that nobody reads, because nobody can, must not block it.
+            child.exchange.discard = unset == Unset::Inherit;
+            match child.communicate().await {
+                // Nothing of it ever ran. What may pass is tried again where the start is waited for.
+                Err(CommandError::Spawn { source, .. }) if wait == Wait::NotAtAll && may_pass(&source) => {
+                    wait = Wait::UntilStarted;
+                }
+                output => return Ok((child, output?)),
+            }
+        }
+    }
+
+    /// Whether a failed start uses nothing up, and needs no watching: then nobody waits for its outcome.
+    fn can_start_again(&self) -> bool {
+        let [stage] = &*self.stages else { return false };
+        self.input.is_none() && self.timeout.is_none() && stage.can_start_again()
+    }
+
+    async fn launch(&mut self, unset: Unset, wait: Wait, started: Instant) -> Result<Launched, CommandError> {
+        match self.timeout.and_then(|timeout| started.checked_add(timeout)) {
+            None => launch(self, unset, wait).await,
             // A program on a file system that does not answer: its start can only be left behind, to be killed if it ends.
-            Some(deadline) => match timeout_at(deadline, launch(&mut self, unset)).await {
-                Ok(launched) => launched?,
-                Err(_) => return Err(self.never_started()),
+            Some(deadline) => match timeout_at(deadline, launch(self, unset, wait)).await {
+                Ok(launched) => launched,
+                Err(_) => Err(self.never_started()),
             },
-        };
-        Ok(Child::new(&mut self, launched, started)?)
+        }
     }
 
     fn never_started(&self) -> CommandError {

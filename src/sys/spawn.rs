@@ -5,12 +5,21 @@
 //! (`CLONE_CLEAR_SIGHAND`), and it maps a stack each time. And here the pidfd is the clone's own (`CLONE_PIDFD`), so that it
 //! names this child even in a host that reaps it behind our back. Where there is no such call (another architecture, a kernel
 //! before 5.5, a sandbox, valgrind), the caller has std start the program.
+//!
+//! `spawn` stands still until the child has become the program, or could not (`CLONE_VFORK`). `Cradle::spawn` does not: its child
+//! lives in the cradle meanwhile, memory that stays as it is until the kernel says that the child has left it; and what went
+//! wrong is known once it has ended.
 
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::cell::UnsafeCell;
+use std::ffi::{CStr, CString, OsStr, c_char, c_int};
+use std::fmt;
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -37,6 +46,17 @@ pub(crate) struct Strings {
 }
 
 impl Strings {
+    /// Makes room for so many strings of the usual length.
+    pub(crate) fn reserve(&mut self, count: usize) {
+        self.starts.reserve(count);
+        self.bytes.reserve(count * 64);
+    }
+
+    /// Adds a variable of an environment, as [`push`](Self::push).
+    pub(crate) fn push_var(&mut self, name: &OsStr, value: &OsStr) -> io::Result<()> {
+        self.push(&[name.as_bytes(), b"=", value.as_bytes()])
+    }
+
     /// Adds a string that consists of these parts. A NUL in it is `InvalidInput`.
     pub(crate) fn push(&mut self, parts: &[&[u8]]) -> io::Result<()> {
         if parts.iter().any(|part| part.contains(&0)) {
@@ -62,65 +82,235 @@ impl Strings {
     }
 }
 
-/// A child that has become its program, or is a moment before its end.
+/// A child that is its program, or will be in a moment, unless it ends before.
 #[derive(Debug)]
 pub(crate) struct Child {
     pub(crate) pid: u32,
     pub(crate) pidfd: OwnedFd,
 }
 
-/// What the child has to do, and how it says that it could not. It lies on the parent's stack.
-struct Order<'a> {
+/// What has become of a start that nobody waited for.
+#[derive(Debug)]
+pub(crate) struct Fate(Arc<AtomicI32>);
+
+impl Fate {
+    /// Why the child never was its program. Final once the child has ended; `None` before, too.
+    pub(crate) fn error(&self) -> Option<io::Error> {
+        match self.0.load(Ordering::Acquire) {
+            0 => None,
+            error => Some(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
+/// What the child has to do, and where it says that it could not. All of it outlives the child's stay in this memory.
+struct Order {
     stdio: [c_int; 3],
-    in_child: &'a InChild,
+    /// Null if there is nothing to do.
+    in_child: *const InChild,
     current_dir: *const c_char,
     paths: *const *const c_char,
     args: *const *const c_char,
     env: *const *const c_char,
     mask: SignalMask,
-    /// The error number, once the child has failed.
-    failed: c_int,
+    /// Gets the error number when the child has failed.
+    failed: *const AtomicI32,
 }
 
-/// The child's stack: it calls a dozen wrappers of system calls, none of which needs more than a few hundred bytes.
+/// The strings of an `Exec` as exec(3) takes them; the pointers are good until it changes or goes.
+struct Pointers {
+    paths: Vec<*const c_char>,
+    args: Vec<*const c_char>,
+    env: Vec<*const c_char>,
+    current_dir: *const c_char,
+}
+
+impl Pointers {
+    fn into(exec: &Exec) -> Self {
+        Self {
+            paths: exec.paths.pointers(),
+            args: exec.args.pointers(),
+            env: exec.env.pointers(),
+            current_dir: exec.current_dir.as_deref().map_or(ptr::null(), CStr::as_ptr),
+        }
+    }
+
+    fn order(
+        &self,
+        stdio: [Option<BorrowedFd<'_>>; 3],
+        in_child: *const InChild,
+        mask: SignalMask,
+        failed: &AtomicI32,
+    ) -> Order {
+        debug_assert!(stdio.iter().flatten().all(|fd| fd.as_raw_fd() > 2));
+        Order {
+            stdio: stdio.map(|fd| fd.map_or(-1, |fd| fd.as_raw_fd())),
+            in_child,
+            current_dir: self.current_dir,
+            paths: self.paths.as_ptr(),
+            args: self.args.as_ptr(),
+            env: self.env.as_ptr(),
+            mask,
+            failed,
+        }
+    }
+}
+
+/// The child's stack: it makes a dozen system calls, through functions that need no more than a few hundred bytes.
 #[repr(C, align(16))]
-struct Stack([MaybeUninit<u8>; 16 << 10]);
+struct Stack(UnsafeCell<[MaybeUninit<u8>; 16 << 10]>);
+
+impl Stack {
+    const fn new() -> Self {
+        Self(UnsafeCell::new([MaybeUninit::uninit(); 16 << 10]))
+    }
+}
 
 /// Starts it in a process group of its own, with the calling thread's signal mask, and SIGPIPE at its default. `stdio` is what
 /// becomes 0, 1 and 2; none of it may be below 3. What is `None` it inherits. The sources of what else it inherits must have
 /// been moved.
 ///
-/// `Unsupported` where the system has no such call.
+/// Returns when it is the program. `Unsupported` where the system has no such call.
 pub(crate) fn spawn(exec: &Exec, stdio: [Option<BorrowedFd<'_>>; 3], in_child: &InChild) -> io::Result<Child> {
-    debug_assert!(stdio.iter().flatten().all(|fd| fd.as_raw_fd() > 2));
-    let (paths, args, env) = (exec.paths.pointers(), exec.args.pointers(), exec.env.pointers());
+    let pointers = Pointers::into(exec);
+    let failed = AtomicI32::new(0);
     // No handler of this process may run in the child, and on its small stack; and none in this thread, which the child
     // shares its thread-local memory with.
     let mask = SignalMask::full().install();
-    let mut order = Order {
-        stdio: stdio.map(|fd| fd.map_or(-1, |fd| fd.as_raw_fd())),
-        in_child,
-        current_dir: exec.current_dir.as_deref().map_or(ptr::null(), CStr::as_ptr),
-        paths: paths.as_ptr(),
-        args: args.as_ptr(),
-        env: env.as_ptr(),
-        mask,
-        failed: 0,
-    };
-    let mut stack = Stack([MaybeUninit::uninit(); 16 << 10]);
+    let in_child = if in_child.is_empty() { ptr::null() } else { ptr::from_ref(in_child) };
+    let order = pointers.order(stdio, in_child, mask, &failed);
+    let stack = Stack::new();
+    // SAFETY: by `CLONE_VFORK` this thread stands still until the child has become a program or has ended, so `order` and
+    // what it points to and `stack` outlive all that the child does with them.
+    let child = unsafe { clone_child(&raw const order, &stack, Waiting::Here) };
+    mask.install();
+    let child = child?;
+    match failed.into_inner() {
+        0 => child.above_stdio(),
+        error => {
+            end(&child.pidfd);
+            Err(io::Error::from_raw_os_error(error))
+        }
+    }
+}
+
+/// Where a child lives until it is its program, or has ended.
+struct Place {
+    /// Not zero while somebody is in here. The kernel clears it when the child leaves (`CLONE_CHILD_CLEARTID` in clone(2)).
+    taken: AtomicI32,
+    stack: Stack,
+    contents: UnsafeCell<Option<Box<Contents>>>,
+}
+
+/// All that the child reads and writes.
+struct Contents {
+    order: Order,
+    _exec: Exec,
+    _pointers: Pointers,
+    _failed: Arc<AtomicI32>,
+}
+
+// SAFETY: who has changed `taken` from zero has it for himself, until the child that he puts there has left; the pointers in it
+// are to memory that it owns.
+unsafe impl Sync for Place {}
+
+/// More children at once would only be in each other's way. They hold copies of this process's fds meanwhile, too.
+static PLACES: [Place; 8] =
+    [const { Place { taken: AtomicI32::new(0), stack: Stack::new(), contents: UnsafeCell::new(None) } }; 8];
+
+/// A free place for one child.
+pub(crate) struct Cradle(&'static Place);
+
+impl Cradle {
+    /// `None` where as many children are on their way as may be.
+    pub(crate) fn free() -> Option<Self> {
+        let take = |place: &&Place| place.taken.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        PLACES.iter().find(take).map(Self)
+    }
+
+    /// As [`spawn`], of what needs nothing done in the child; but returns before it is the program, and whether it ever was
+    /// says the fate.
+    pub(crate) fn spawn(self, exec: Exec, stdio: [Option<BorrowedFd<'_>>; 3]) -> io::Result<(Child, Fate)> {
+        let fate = Arc::new(AtomicI32::new(0));
+        let pointers = Pointers::into(&exec);
+        // As in `spawn`.
+        let before = SignalMask::full().install();
+        let order = pointers.order(stdio, ptr::null(), before, &fate);
+        let contents = Contents { order, _exec: exec, _pointers: pointers, _failed: Arc::clone(&fate) };
+        // SAFETY: it was free and is ours, so no child and no other thread is in it. Nobody replaces what it holds until the
+        // kernel has cleared `taken`, when the child has become a program or has ended; so all that the order points to
+        // outlives what the child does with it: the strings do not move with the `Exec`, nor the lists with the `Pointers`,
+        // nor the number with its `Arc`.
+        let child = unsafe {
+            let contents = (*self.0.contents.get()).insert(Box::new(contents));
+            clone_child(&raw const contents.order, &self.0.stack, Waiting::Nowhere(&self.0.taken))
+        };
+        before.install();
+        let child = child?;
+        // It is the child's now.
+        mem::forget(self);
+        // The child does so, too: whichever is first. Nobody shall find it in this process's group.
+        // SAFETY: takes numbers. Of what is not our child, or has become a program, it changes nothing.
+        unsafe { libc::setpgid(child.pid.cast_signed(), 0) };
+        Ok((child.above_stdio()?, Fate(fate)))
+    }
+}
+
+impl fmt::Debug for Cradle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Cradle")
+    }
+}
+
+impl Drop for Cradle {
+    fn drop(&mut self) {
+        self.0.taken.store(0, Ordering::Release);
+    }
+}
+
+impl Child {
+    /// It with a pidfd that is not 0, 1 or 2.
+    fn above_stdio(self) -> io::Result<Self> {
+        if self.pidfd.as_raw_fd() > 2 {
+            return Ok(self);
+        }
+        let pidfd = duplicate(&self.pidfd).inspect_err(|_| end(&self.pidfd))?;
+        Ok(Self { pidfd, ..self })
+    }
+}
+
+/// How it is known that the child has left this process's memory.
+enum Waiting<'a> {
+    /// This thread stands still until then.
+    Here,
+    /// The number becomes zero then.
+    Nowhere(&'a AtomicI32),
+}
+
+/// Makes a child that carries out the order on that stack, with no signal handlers. The caller has blocked all signals.
+///
+/// # Safety
+///
+/// `order`, all that it points to, and `stack` must be the child's alone until it has left this process's memory.
+unsafe fn clone_child(order: *const Order, stack: &Stack, waiting: Waiting<'_>) -> io::Result<Child> {
     let mut pidfd: c_int = -1;
     // SAFETY: all-zero is a valid `clone_args`, which is a struct of integers.
     let mut clone: libc::clone_args = unsafe { mem::zeroed() };
-    clone.flags = (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD) as u64 | CLONE_CLEAR_SIGHAND;
+    clone.flags = (libc::CLONE_VM | libc::CLONE_PIDFD) as u64 | CLONE_CLEAR_SIGHAND;
+    match waiting {
+        Waiting::Here => clone.flags |= libc::CLONE_VFORK as u64,
+        Waiting::Nowhere(taken) => {
+            clone.flags |= libc::CLONE_CHILD_CLEARTID as u64;
+            clone.child_tid = taken.as_ptr().expose_provenance() as u64;
+        }
+    }
     clone.pidfd = (&raw mut pidfd).expose_provenance() as u64;
     clone.exit_signal = libc::SIGCHLD as u64;
-    clone.stack = (&raw mut stack).expose_provenance() as u64;
+    clone.stack = stack.0.get().expose_provenance() as u64;
     clone.stack_size = size_of::<Stack>() as u64;
-    // SAFETY: by `CLONE_VFORK` this thread stands still until the child has become a program or has ended, so `order` and
-    // what it points to, `stack` and `pidfd` outlive all that the child does with them. The child has a copy of the file
-    // descriptors, and no handler can run in it. `become_program` never returns.
-    let pid = unsafe { clone3(&clone, become_program, &raw mut order) };
-    mask.install();
+    // SAFETY: the kernel writes `pidfd` before the call returns. The rest is the caller's promise; the child has a copy of the
+    // file descriptors, and no handler can run in it. `become_program` never returns.
+    let pid = unsafe { clone3(&clone, become_program, order) };
     if pid < 0 {
         let error = io::Error::from_raw_os_error(c_int::try_from(-pid).unwrap_or(libc::EINVAL));
         return Err(match error.raw_os_error() {
@@ -130,12 +320,7 @@ pub(crate) fn spawn(exec: &Exec, stdio: [Option<BorrowedFd<'_>>; 3], in_child: &
     }
     // SAFETY: the kernel has just opened it for this clone, and nobody else knows its number.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    if order.failed != 0 {
-        end(&pidfd);
-        return Err(io::Error::from_raw_os_error(order.failed));
-    }
-    let above = if pidfd.as_raw_fd() > 2 { Ok(pidfd) } else { duplicate(&pidfd).inspect_err(|_| end(&pidfd)) };
-    Ok(Child { pid: u32::try_from(pid).unwrap_or_default(), pidfd: above? })
+    Ok(Child { pid: u32::try_from(pid).unwrap_or_default(), pidfd })
 }
 
 /// Waits for the end of a child that nobody will know, and takes its status, unless somebody else has.
@@ -155,7 +340,7 @@ const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
 ///
 /// What `args` points to and asks for must be sound for a child that runs `child(order)`, which must never return.
 #[cfg(all(target_arch = "x86_64", target_pointer_width = "64"))]
-unsafe fn clone3(args: &libc::clone_args, child: extern "C" fn(*mut Order<'_>) -> !, order: *mut Order<'_>) -> i64 {
+unsafe fn clone3(args: &libc::clone_args, child: extern "C" fn(*const Order) -> !, order: *const Order) -> i64 {
     let result: i64;
     // SAFETY: the call reads `args`. In this thread nothing but the registers that are named changes. In the child the
     // stack pointer is the upper end of its stack, a multiple of 16 as a call wants it; its frame pointer is cleared, so
@@ -182,71 +367,129 @@ unsafe fn clone3(args: &libc::clone_args, child: extern "C" fn(*mut Order<'_>) -
     result
 }
 
+/// A system call that leaves errno alone, which is thread-local: the child has that of the thread which made it. Returns what
+/// the kernel returns.
+///
+/// # Safety
+///
+/// As for the call.
+#[cfg(all(target_arch = "x86_64", target_pointer_width = "64"))]
+unsafe fn call(number: libc::c_long, [a, b, c, d]: [usize; 4]) -> isize {
+    let result: isize;
+    // SAFETY: changes the registers that are named, and what the caller says.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            inlateout("rax") number => result,
+            in("rdi") a,
+            in("rsi") b,
+            in("rdx") c,
+            in("r10") d,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    result
+}
+
 /// Not written for this machine: as if the kernel had no such call.
 #[cfg(not(all(target_arch = "x86_64", target_pointer_width = "64")))]
-unsafe fn clone3(_: &libc::clone_args, _: extern "C" fn(*mut Order<'_>) -> !, _: *mut Order<'_>) -> i64 {
+unsafe fn clone3(_: &libc::clone_args, _: extern "C" fn(*const Order) -> !, _: *const Order) -> i64 {
     -i64::from(libc::ENOSYS)
 }
 
-/// The child's whole life here. It shares this process's memory, and everything in it but the order is somebody else's.
-extern "C" fn become_program(order: *mut Order<'_>) -> ! {
-    // SAFETY: `order` is the parent's, which waits and touches it no more until this process is done with it.
-    let order = unsafe { &mut *order };
-    order.failed = order.carry_out();
-    // SAFETY: ends this process alone, and runs nothing of the parent's.
-    unsafe { libc::_exit(127) }
+/// Never called, as there is no child.
+#[cfg(not(all(target_arch = "x86_64", target_pointer_width = "64")))]
+unsafe fn call(_: libc::c_long, _: [usize; 4]) -> isize {
+    -(libc::ENOSYS as isize)
 }
 
-impl Order<'_> {
-    /// Returns only if something fails, with what errno says. It makes system calls, and nothing else: no allocation, no
-    /// lock, no panic.
+/// The child's whole life here. It shares this process's memory, and everything in it but the order is somebody else's.
+extern "C" fn become_program(order: *const Order) -> ! {
+    // SAFETY: whoever made the child keeps the order as it is until the child has left.
+    let order = unsafe { &*order };
+    let error = order.carry_out();
+    // SAFETY: the same holds for all that it points to.
+    unsafe { &*order.failed }.store(error, Ordering::Release);
+    loop {
+        // SAFETY: ends this process alone, and runs nothing of the parent's.
+        unsafe { call(libc::SYS_exit_group, [127, 0, 0, 0]) };
+    }
+}
+
+impl Order {
+    /// Returns only if something fails, with the error number. It makes system calls, and nothing else: no allocation, no
+    /// lock, no panic, no errno.
     fn carry_out(&self) -> c_int {
-        // SAFETY: each call changes this process alone, which shares neither its descriptors nor its directory nor its
-        // signals with the parent. The pointers are to strings, or to lists of them that end with a null pointer.
-        unsafe {
-            // The leader of a group can't open a session, which has a group of its own anyway.
-            if !self.in_child.new_session && libc::setpgid(0, 0) < 0 {
-                return errno();
-            }
-            for (place, &fd) in (0..).zip(&self.stdio) {
+        self.prepare().err().unwrap_or_else(|| self.exec())
+    }
+
+    fn prepare(&self) -> Result<(), c_int> {
+        // SAFETY: who gave the order keeps what it points to.
+        let in_child = unsafe { self.in_child.as_ref() };
+        // The leader of a group can't open a session, which has a group of its own anyway.
+        if in_child.is_none_or(|in_child| !in_child.new_session) {
+            // SAFETY: takes numbers.
+            check(unsafe { call(libc::SYS_setpgid, [0; 4]) })?;
+        }
+        for (place, &fd) in (0..).zip(&self.stdio) {
+            if let Ok(fd) = usize::try_from(fd) {
                 // The copy stays open when the program starts.
-                if fd >= 0 && libc::dup2(fd, place) < 0 {
-                    return errno();
-                }
+                // SAFETY: changes this process's descriptors, which are copies of the parent's.
+                check(unsafe { call(libc::SYS_dup3, [fd, place, 0, 0]) })?;
             }
-            if !self.current_dir.is_null() && libc::chdir(self.current_dir) < 0 {
-                return errno();
+        }
+        if !self.current_dir.is_null() {
+            // SAFETY: a string; the directory is this process's own.
+            check(unsafe { call(libc::SYS_chdir, [self.current_dir.expose_provenance(), 0, 0, 0]) })?;
+        }
+        // Only where the parent's thread stands still: it writes that thread's errno.
+        in_child
+            .map_or(Ok(()), |in_child| in_child.apply().map_err(|error| error.raw_os_error().unwrap_or(libc::EINVAL)))
+    }
+
+    /// Becomes the program, with SIGPIPE at its default: Rust programs ignore it, and what is ignored stays so.
+    fn exec(&self) -> c_int {
+        const SET: usize = 8;
+        /// The kernel's struct sigaction, with its four words: `SIG_DFL`, no flags, no restorer, an empty mask.
+        static DEFAULT: [usize; 4] = [0; 4];
+        let default = (&raw const DEFAULT).expose_provenance();
+        let mask = (&raw const self.mask).expose_provenance();
+        let (args, env) = (self.args.expose_provenance(), self.env.expose_provenance());
+        // SAFETY: these change this process's own signals. What is passed has the kernel's layout: its set of signals is the
+        // beginning of libc's.
+        unsafe {
+            call(libc::SYS_rt_sigaction, [libc::SIGPIPE as usize, default, 0, SET]);
+            call(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as usize, mask, 0, SET]);
+        }
+        let (mut path, mut last, mut denied) = (self.paths, libc::ENOENT, false);
+        loop {
+            // SAFETY: a list of strings that ends with a null pointer, at or before which `path` points.
+            let candidate = unsafe { *path };
+            if candidate.is_null() {
+                return if denied { libc::EACCES } else { last };
             }
-            if let Err(error) = self.in_child.apply() {
-                return error.raw_os_error().unwrap_or(libc::EINVAL);
+            // SAFETY: a string, and lists of strings that end with a null pointer.
+            let Err(error) = check(unsafe { call(libc::SYS_execve, [candidate.expose_provenance(), args, env, 0]) })
+            else {
+                return libc::EINVAL;
+            };
+            last = error;
+            match error {
+                libc::EACCES => denied = true,
+                libc::ENOENT | libc::ENOTDIR | libc::ENAMETOOLONG | libc::ESTALE | libc::ENODEV | libc::ETIMEDOUT => {}
+                _ => return error,
             }
-            // Rust programs ignore it, and what is ignored stays so in a new program.
-            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-            self.mask.install();
-            let (mut path, mut last, mut denied) = (self.paths, libc::ENOENT, false);
-            while !(*path).is_null() {
-                libc::execve(*path, self.args, self.env);
-                last = errno();
-                match last {
-                    libc::EACCES => denied = true,
-                    libc::ENOENT
-                    | libc::ENOTDIR
-                    | libc::ENAMETOOLONG
-                    | libc::ESTALE
-                    | libc::ENODEV
-                    | libc::ETIMEDOUT => {}
-                    _ => return last,
-                }
-                path = path.add(1);
-            }
-            if denied { libc::EACCES } else { last }
+            // SAFETY: it was not at the end.
+            path = unsafe { path.add(1) };
         }
     }
 }
 
-fn errno() -> c_int {
-    // SAFETY: it is always there; it is the waiting thread's, too, and means nothing to that.
-    unsafe { *libc::__errno_location() }
+/// The error number in what the kernel returned.
+fn check(result: isize) -> Result<(), c_int> {
+    if result < 0 { Err(c_int::try_from(-result).unwrap_or(libc::EINVAL)) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -278,29 +521,55 @@ mod tests {
         }
     }
 
-    /// Runs it, and returns what it printed and how it ended. `None` where there is no such call.
-    fn run(exec: &Exec) -> Option<io::Result<(String, std::process::ExitStatus)>> {
+    /// Runs it both ways, and returns what it printed and how it ended. Nothing where there is no such call.
+    fn run(exec: impl Fn() -> Exec) -> Vec<io::Result<(String, std::process::ExitStatus)>> {
+        let waits = |stdio: [Option<BorrowedFd<'_>>; 3]| Ok((spawn(&exec(), stdio, &InChild::default())?, None));
+        let ahead = |stdio: [Option<BorrowedFd<'_>>; 3]| {
+            let cradle = loop {
+                if let Some(cradle) = Cradle::free() {
+                    break cradle;
+                }
+                std::thread::yield_now();
+            };
+            let (child, fate) = cradle.spawn(exec(), stdio)?;
+            Ok((child, Some(fate)))
+        };
+        let results = [run_with(waits), run_with(ahead)].into_iter();
+        results
+            .filter(|result| result.as_ref().err().map(io::Error::kind) != Some(io::ErrorKind::Unsupported))
+            .collect()
+    }
+
+    fn run_with(
+        spawn: impl Fn([Option<BorrowedFd<'_>>; 3]) -> io::Result<(Child, Option<Fate>)>,
+    ) -> io::Result<(String, std::process::ExitStatus)> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let write = above_stdio(write).unwrap();
-        let child = match spawn(exec, [None, Some(write.as_fd()), None], &InChild::default()) {
-            Ok(child) => child,
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => return None,
-            Err(error) => return Some(Err(error)),
-        };
+        let (child, fate) = spawn([None, Some(write.as_fd()), None])?;
         drop(write);
+        // SAFETY: takes a number. It leads its group from the first moment on.
+        assert_eq!(unsafe { libc::getpgid(child.pid.cast_signed()) }, child.pid.cast_signed());
         let mut text = String::new();
         File::from(read).read_to_string(&mut text).unwrap();
         let mut ended = [rustix::event::PollFd::new(&child.pidfd, rustix::event::PollFlags::IN)];
         rustix::event::poll(&mut ended, None).unwrap();
-        Some(Ok((text, reap(&child.pidfd).unwrap().unwrap().0)))
+        let status = reap(&child.pidfd).unwrap().unwrap().0;
+        match fate.and_then(|fate| fate.error()) {
+            Some(error) => {
+                assert_eq!((&*text, status.code()), ("", Some(127)));
+                Err(error)
+            }
+            None => Ok((text, status)),
+        }
     }
 
     #[test]
     fn the_program_gets_what_it_was_given_and_is_its_groups_leader() {
         let script = "echo $0 $A $PWD; test $(ps -o pgid= -p $$) = $$ && echo leads; kill -TERM $$";
-        let Some(result) = run(&sh(script)) else { return };
-        let (text, status) = result.unwrap();
-        assert_eq!((&*text, status.signal()), ("shell b c /usr\nleads\n", Some(libc::SIGTERM)));
+        for result in run(|| sh(script)) {
+            let (text, status) = result.unwrap();
+            assert_eq!((&*text, status.signal()), ("shell b c /usr\nleads\n", Some(libc::SIGTERM)));
+        }
     }
 
     /// A set of signals in the text of /proc/PID/status.
@@ -311,27 +580,64 @@ mod tests {
 
     #[test]
     fn the_program_handles_no_signal_and_ignores_no_sigpipe_and_has_this_threads_mask() {
-        let mut cat = sh("");
-        (cat.paths, cat.args) = (strings(&["/bin/cat"]), strings(&["cat", "/proc/self/status"]));
-        let Some(result) = run(&cat) else { return };
-        let (theirs, ours) = (result.unwrap().0, std::fs::read_to_string("/proc/thread-self/status").unwrap());
-        assert_eq!(signals("SigBlk:", &theirs), signals("SigBlk:", &ours));
-        assert_eq!(signals("SigCgt:", &theirs), 0);
-        assert_eq!(signals("SigIgn:", &theirs), signals("SigIgn:", &ours) & !(1 << (libc::SIGPIPE - 1)));
+        let cat = || Exec { paths: strings(&["/bin/cat"]), args: strings(&["cat", "/proc/self/status"]), ..sh("") };
+        for result in run(cat) {
+            let (theirs, ours) = (result.unwrap().0, std::fs::read_to_string("/proc/thread-self/status").unwrap());
+            assert_eq!(signals("SigBlk:", &theirs), signals("SigBlk:", &ours));
+            assert_eq!(signals("SigCgt:", &theirs), 0);
+            assert_eq!(signals("SigIgn:", &theirs), signals("SigIgn:", &ours) & !(1 << (libc::SIGPIPE - 1)));
+        }
     }
 
     #[test]
     fn a_failure_says_why_and_leaves_nothing() {
-        let mut exec = sh("");
-        exec.paths = strings(&["/no/such/program"]);
-        let Some(result) = run(&exec) else { return };
-        assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::ENOENT));
-        exec.paths = strings(&["/etc/passwd", "/no/such/program"]);
-        assert_eq!(run(&exec).unwrap().unwrap_err().raw_os_error(), Some(libc::EACCES));
-        exec.current_dir = Some(c"/no/such/dir".into());
-        assert_eq!(run(&exec).unwrap().unwrap_err().raw_os_error(), Some(libc::ENOENT));
-        exec = sh("");
-        exec.args.push(&[&vec![b'x'; 3 << 20]]).unwrap();
-        assert_eq!(run(&exec).unwrap().unwrap_err().raw_os_error(), Some(libc::E2BIG));
+        let fails = |change: fn(&mut Exec), number| {
+            let exec = || {
+                let mut exec = sh("");
+                change(&mut exec);
+                exec
+            };
+            for result in run(exec) {
+                assert_eq!(result.unwrap_err().raw_os_error(), Some(number));
+            }
+        };
+        fails(|exec| exec.paths = strings(&["/no/such/program"]), libc::ENOENT);
+        fails(|exec| exec.paths = strings(&["/etc/passwd", "/no/such/program"]), libc::EACCES);
+        fails(|exec| exec.current_dir = Some(c"/no/such/dir".into()), libc::ENOENT);
+        fails(|exec| exec.args.push(&[&vec![b'x'; 3 << 20]]).unwrap(), libc::E2BIG);
+    }
+
+    #[test]
+    fn a_thread_keeps_its_errno_while_its_child_fails() {
+        // The child has this thread's thread-local memory.
+        for _ in 0..50 {
+            let Some(cradle) = Cradle::free() else { continue };
+            // Fails, and so sets it.
+            // SAFETY: takes a number.
+            unsafe { libc::close(-1) };
+            let exec = Exec { paths: strings(&["/no/such/program"; 100]), ..sh("") };
+            let Ok((child, fate)) = cradle.spawn(exec, [None; 3]) else { return };
+            // It has by now become the leader of its group, or that call fails here and says so in errno.
+            let here = io::Error::last_os_error().raw_os_error();
+            let mut ended = [rustix::event::PollFd::new(&child.pidfd, rustix::event::PollFlags::IN)];
+            rustix::event::poll(&mut ended, None).unwrap();
+            assert_eq!(io::Error::last_os_error().raw_os_error(), here);
+            assert_eq!(fate.error().unwrap().raw_os_error(), Some(libc::ENOENT));
+            reap(&child.pidfd).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_place_is_free_again_once_its_child_is_its_program() {
+        let sleep = || Exec { paths: strings(&["/bin/sleep"]), args: strings(&["sleep", "1000"]), ..sh("") };
+        let mut running = Vec::new();
+        while running.len() < 4 * PLACES.len() {
+            let Some(cradle) = Cradle::free() else { continue };
+            let Ok((child, _)) = cradle.spawn(sleep(), [None; 3]) else { return };
+            running.push(child);
+        }
+        for child in running {
+            end(&child.pidfd);
+        }
     }
 }

@@ -313,7 +313,7 @@ pub(crate) fn name_process(name: &str) {
         bytes.extend(path.file_name().unwrap_or_default().as_bytes());
     }
     // The process has its first thread's name.
-    if rustix::thread::gettid() == rustix::process::getpid() {
+    if super::process::is_main_thread() {
         let _ = CString::new(bytes).map(|name| rustix::thread::set_name(&name));
     } else {
         let _ = std::fs::write("/proc/self/comm", bytes);
