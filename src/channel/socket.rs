@@ -71,6 +71,11 @@ impl Socket {
         Self { fd: Arc::new(fd), registrations: Mutex::new(Vec::new()) }
     }
 
+    /// Gives up the places in all reactors where nobody waits just now. What else happens to it wakes nobody then.
+    pub(crate) fn rest(&self) {
+        self.registrations().retain(|registered| Arc::strong_count(&registered.readiness) > 1);
+    }
+
     /// Runs `io` until it does not say `WouldBlock`, and waits for readiness in between.
     ///
     /// Tries before it waits: what is there already costs no trip through the reactor. Any number of tasks may wait.

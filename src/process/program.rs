@@ -28,6 +28,8 @@ pub(super) struct Program {
     pub(super) args: Vec<OsString>,
     pub(super) env: Vec<EnvChange>,
     pub(super) current_dir: Option<PathBuf>,
+    /// Whether it is a worker of ours.
+    pub(super) worker: bool,
 }
 
 /// How its environment differs from ours, one step after the other.
@@ -103,7 +105,7 @@ impl Program {
             args.push(&[arg.as_bytes()])?;
         }
         let current_dir = self.current_dir.as_ref().map(|dir| CString::new(dir.as_os_str().as_bytes())).transpose()?;
-        Ok(Exec { paths: self.paths()?, args, env: self.environment()?, current_dir })
+        Ok(Exec { paths: self.paths()?, args, env: self.environment()?, current_dir, worker: self.worker })
     }
 
     /// Where it may be. A bare name is looked for along the `PATH`, of which an empty piece is the working directory.

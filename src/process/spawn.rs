@@ -157,6 +157,8 @@ impl<T> Process<T> {
         T: DeserializeOwned,
     {
         self.running.converse().await;
+        // That it hangs up is no news any more.
+        self.running.worker.socket.rest();
         if tokio::time::timeout(EXIT_WITHIN, self.kept().exited_watched()).await.is_err() {
             // It has answered, or closed its socket, and yet goes on.
             let _ = self.kept().signal_group(libc::SIGKILL);

@@ -107,7 +107,7 @@ pub(crate) struct Plan {
 impl Plan {
     pub(crate) fn new(life: Life) -> Self {
         Self {
-            program: Program::new(EXECUTABLE),
+            program: Program { worker: true, ..Program::new(EXECUTABLE) },
             template: None,
             taken: [false; 3],
             limits: Limits::default(),

@@ -36,6 +36,9 @@ pub(crate) struct Exec {
     /// `NAME=value`, each.
     pub(crate) env: Strings,
     pub(crate) current_dir: Option<CString>,
+    /// Whether it is a worker of ours: it inherits nothing but stdio, and gets SIGCONT when its parent's thread ends. It can
+    /// tell by that signal that somebody has seen to both.
+    pub(crate) worker: bool,
 }
 
 /// A list of C strings, in one piece of memory: an environment has dozens.
@@ -109,6 +112,7 @@ struct Order {
     /// Null if there is nothing to do.
     in_child: *const InChild,
     current_dir: *const c_char,
+    worker: bool,
     paths: *const *const c_char,
     args: *const *const c_char,
     env: *const *const c_char,
@@ -123,6 +127,7 @@ struct Pointers {
     args: Vec<*const c_char>,
     env: Vec<*const c_char>,
     current_dir: *const c_char,
+    worker: bool,
 }
 
 impl Pointers {
@@ -132,6 +137,7 @@ impl Pointers {
             args: exec.args.pointers(),
             env: exec.env.pointers(),
             current_dir: exec.current_dir.as_deref().map_or(ptr::null(), CStr::as_ptr),
+            worker: exec.worker,
         }
     }
 
@@ -147,6 +153,7 @@ impl Pointers {
             stdio: stdio.map(|fd| fd.map_or(-1, |fd| fd.as_raw_fd())),
             in_child,
             current_dir: self.current_dir,
+            worker: self.worker,
             paths: self.paths.as_ptr(),
             args: self.args.as_ptr(),
             env: self.env.as_ptr(),
@@ -444,6 +451,16 @@ impl Order {
             // SAFETY: a string; the directory is this process's own.
             check(unsafe { call(libc::SYS_chdir, [self.current_dir.expose_provenance(), 0, 0, 0]) })?;
         }
+        if self.worker {
+            const CLOEXEC: usize = 4;
+            // A kernel before 5.11 can't; then the worker does both.
+            // SAFETY: changes this process's descriptors, which are copies of the parent's, and a setting of its own.
+            unsafe {
+                if call(libc::SYS_close_range, [3, c_int::MAX as usize, CLOEXEC, 0]) == 0 {
+                    call(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as usize, libc::SIGCONT as usize, 0, 0]);
+                }
+            }
+        }
         // Only where the parent's thread stands still: it writes that thread's errno.
         in_child
             .map_or(Ok(()), |in_child| in_child.apply().map_err(|error| error.raw_os_error().unwrap_or(libc::EINVAL)))
@@ -518,6 +535,7 @@ mod tests {
             args: strings(&["shell", "-c", script]),
             env: strings(&["A=b c"]),
             current_dir: Some(c"/usr".into()),
+            worker: false,
         }
     }
 

@@ -100,6 +100,11 @@ impl Slot {
     }
 }
 
+/// Whether this process inherited nothing but stdio, because who started it has seen to that; `spawn::Exec` says how.
+pub(crate) fn has_inherited_nothing() -> bool {
+    rustix::process::parent_process_death_signal() == Ok(Some(Signal::CONT))
+}
+
 /// Closes what this process inherited beside stdio.
 ///
 /// An fd that came through execve(2) has no close-on-exec flag, whereas all that Rust code has opened since has one.
@@ -322,13 +327,12 @@ pub(crate) fn name_process(name: &str) {
 
 /// Opens /dev/null wherever stdin, stdout or stderr is closed, or the next file that a task opens would be taken for it.
 pub(crate) fn fill_stdio() -> io::Result<()> {
-    loop {
+    // SAFETY: F_GETFD on a number that may be no open fd is harmless: it fails with EBADF, which is the question here.
+    while (0..3).any(|fd| unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0) {
         let fd = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        if fd.as_raw_fd() > 2 {
-            return Ok(());
-        }
         rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty())?;
         // It is stdio now, which nothing owns.
         let _ = fd.into_raw_fd();
     }
+    Ok(())
 }

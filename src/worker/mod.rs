@@ -137,7 +137,10 @@ fn work(socket: Socket, slot: Slot) -> ! {
     sys::reset_signals();
     sys::ignore_broken_pipes();
     sys::fill_stdio().expect("a worker needs /dev/null where its parent had no stdio");
-    sys::close_inherited().expect("a worker needs /proc to see what it inherited");
+    if !sys::has_inherited_nothing() {
+        sys::close_inherited().expect("a worker needs /proc to see what it inherited");
+        sys::continue_at_parents_end();
+    }
     // For as long as the process lives, which is as long as this.
     let socket: &Socket = Box::leak(Box::new(socket));
     let watched = watch_parent(socket).map_err(|error| format!("cannot start its watch thread: {error}"));
@@ -155,7 +158,6 @@ fn work(socket: Socket, slot: Slot) -> ! {
 
 /// Starts the thread that ends this process and its group when the parent is gone.
 fn watch_parent(socket: &'static Socket) -> io::Result<()> {
-    sys::continue_at_parents_end();
     // Opened here, so that a task finds the same fds each time, and can't be quicker than the watch.
     sys::ParentWatch::new(socket).start(socket)
 }
