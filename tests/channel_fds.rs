@@ -8,7 +8,10 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-use multiproc::{Duplex, Fd, Receiver, RecvError, SendError, Sender, channel, duplex, queue, spawn_process, task};
+use multiproc::{
+    AckedQueue, Duplex, Fd, Receiver, RecvError, SendError, Sender, TrySendError, channel, duplex, queue,
+    spawn_process, task,
+};
 use rustix::process::{Resource, Rlimit, Uid, getrlimit, setrlimit};
 use rustix::thread::set_thread_res_uid;
 
@@ -183,6 +186,44 @@ async fn more_fds_than_an_end_allows_are_refused_by_both_sides() {
     assert!(matches!(ours.send(ends(2)).await, Err(SendError::Encode(_))));
     ours.send(ends(1)).await.unwrap();
     assert!(matches!(theirs.recv().await, Err(RecvError::Protocol { .. })));
+}
+
+#[tokio::test]
+async fn more_fds_than_an_end_of_a_queue_allows_are_refused_by_both_sides() {
+    let ends = |count| (0..count).map(|_| channel::<u8>().unwrap().0).collect::<Vec<_>>();
+    let (tx, rx) = queue::<Vec<Sender<u8>>>().unwrap();
+    let (there, mut back) = channel().unwrap();
+    there.send((tx.max_fds(3), rx.max_fds(2))).await.unwrap();
+    let (tx, rx) = back.recv().await.unwrap().unwrap();
+    assert!(matches!(tx.send(ends(4)).await, Err(SendError::Encode(_))));
+    assert!(matches!(tx.clone().try_send(ends(4)), Err(TrySendError::Refused(SendError::Encode(_)))));
+    let (mut theirs, ours): (Vec<_>, Vec<_>) = (0..3).map(|_| channel::<u8>().unwrap()).unzip();
+    tx.send(theirs.split_off(0)).await.unwrap();
+    tx.send(ends(2)).await.unwrap();
+    assert!(matches!(rx.clone().recv().await, Err(RecvError::Decode(_))));
+    for mut end in ours {
+        assert_eq!(end.recv().await.unwrap(), None, "what was refused is closed");
+    }
+    assert_eq!(rx.recv().await.unwrap().unwrap().len(), 2, "the queue goes on");
+}
+
+#[tokio::test]
+async fn a_consumer_that_may_not_take_an_items_fds_leaves_it_to_others() {
+    let jobs = AckedQueue::<Vec<Sender<u8>>>::new().max_fds(2);
+    let ends = |count| (0..count).map(|_| channel::<u8>().unwrap().0).collect::<Vec<_>>();
+    assert!(matches!(jobs.send(ends(3)).await, Err(SendError::Encode(_))));
+    jobs.send(ends(2)).await.unwrap();
+    let mut small = jobs.receiver().unwrap().max_fds(1);
+    assert!(matches!(small.recv().await, Err(RecvError::Protocol { .. })));
+    let mut short = jobs.receiver().unwrap().max_message(1);
+    drop(small);
+    assert!(matches!(short.recv().await, Err(RecvError::TooLarge { .. })));
+    drop(short);
+    let mut other = jobs.receiver().unwrap();
+    let item = other.recv().await.unwrap().unwrap();
+    assert_eq!(item.len(), 2);
+    item.ack().unwrap();
+    jobs.finished().await;
 }
 
 /// A user may have only so many fds under way; root may have more, so this thread becomes somebody else.

@@ -17,7 +17,7 @@ use super::sending::Sending;
 use super::socket::Socket;
 use crate::sys::socket;
 use crate::wire::fds;
-use crate::wire::frame::{Limits, MAX_FDS};
+use crate::wire::frame::Limits;
 
 /// Limits in a message: bytes and fds.
 type Bounds = (u64, u64);
@@ -87,14 +87,18 @@ pub(super) fn deserialize_both<'de, D: Deserializer<'de>>(deserializer: D) -> Re
 }
 
 /// An end of a queue, which stays as it is: any number of processes may hold it.
-pub(super) fn serialize_shared<S: Serializer>(socket: &Socket, max: usize, serializer: S) -> Result<S::Ok, S::Error> {
-    BareOut(Given::new(socket), (max as u64, MAX_FDS as u64)).serialize(serializer)
+pub(super) fn serialize_shared<S: Serializer>(
+    socket: &Socket,
+    within: Limits,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    BareOut(Given::new(socket), bounds(within)).serialize(serializer)
 }
 
-pub(super) fn deserialize_shared<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(Socket, usize), D::Error> {
+pub(super) fn deserialize_shared<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(Socket, Limits), D::Error> {
     let BareIn(Taken(fd), bounds) = Deserialize::deserialize(deserializer)?;
     if socket::is_packet(&fd) {
-        Ok((Socket::new(fd), limits(bounds).body))
+        Ok((Socket::new(fd), limits(bounds)))
     } else {
         Err(serde::de::Error::custom("a file descriptor that is no end of a queue"))
     }

@@ -31,7 +31,7 @@ use super::socket::Socket;
 use super::{flusher, value};
 use crate::error::SendError;
 use crate::sys::socket as sys;
-use crate::wire::frame::{DEFAULT_MAX_BODY, Frame};
+use crate::wire::frame::{Frame, Limits};
 
 /// From the receiver: it wants one item.
 const ASK: u8 = 4;
@@ -95,20 +95,27 @@ fn word(kind: u8, id: u64) -> Frame {
 /// ```
 pub struct AckedQueue<T> {
     broker: Arc<Broker>,
-    max: usize,
+    limits: Limits,
     item: PhantomData<fn(T)>,
 }
 
 impl<T> AckedQueue<T> {
     /// Makes a queue with no items and no receivers. It needs no runtime.
     pub fn new() -> Self {
-        Self { broker: Arc::default(), max: DEFAULT_MAX_BODY, item: PhantomData }
+        Self { broker: Arc::default(), limits: Limits::default(), item: PhantomData }
     }
 
     /// Bounds each item to `bytes` when encoded; 2 GiB by default and at the most.
     #[must_use]
     pub fn max_message(mut self, bytes: usize) -> Self {
-        self.max = bytes.min(DEFAULT_MAX_BODY);
+        self.limits = Limits::new(bytes, self.limits.fds);
+        self
+    }
+
+    /// Bounds the file descriptors in each item; 64 by default and at the most. More are an `Encode` error.
+    #[must_use]
+    pub fn max_fds(mut self, count: usize) -> Self {
+        self.limits = Limits::new(self.limits.body, count);
         self
     }
 
@@ -147,7 +154,7 @@ impl<T: Serialize> AckedQueue<T> {
     ///
     /// If it is dropped before it resolves, the item is not sent.
     pub fn send(&self, item: T) -> impl Future<Output = Result<(), SendError>> + Send {
-        let frame = value::encode(&item, self.max);
+        let frame = value::encode_within(&item, self.limits);
         drop(item);
         async move {
             self.broker.put(frame?).await;

@@ -54,6 +54,24 @@ impl<T> AckedReceiver<T> {
         Self { sending: Arc::new(sending), receiving, stage, item: PhantomData }
     }
 
+    /// Bounds each item to `bytes` when encoded; 2 GiB by default and at the most.
+    ///
+    /// A larger one ends this receiver, [`RecvError::TooLarge`], and goes back to the queue when that is dropped.
+    #[must_use]
+    pub fn max_message(mut self, bytes: usize) -> Self {
+        self.receiving.set_limits(Limits::new(bytes, self.receiving.limits().fds));
+        self
+    }
+
+    /// Bounds the file descriptors in each item; 64 by default and at the most.
+    ///
+    /// An item with more ends this receiver, [`RecvError::Protocol`], and goes back to the queue when that is dropped.
+    #[must_use]
+    pub fn max_fds(mut self, count: usize) -> Self {
+        self.receiving.set_limits(Limits::new(self.receiving.limits().body, count));
+        self
+    }
+
     fn ask(&mut self) {
         if self.stage == Stage::Idle {
             // If it can't be said, nobody is there, which the read sees.

@@ -21,7 +21,7 @@ use crate::channel::value;
 use crate::error::{RecvError, SendError};
 use crate::sys::socket::{Received, Wait};
 use crate::sys::{memory, socket};
-use crate::wire::frame::{Frame, HEAD_LEN, Head, VALUE};
+use crate::wire::frame::{Frame, HEAD_LEN, Head, Limits, VALUE};
 use crate::wire::held::Held;
 
 /// The longest packet, in bytes.
@@ -43,8 +43,8 @@ pub(super) struct Packet {
 }
 
 impl Packet {
-    pub(super) fn new<T: Serialize>(item: &T, max: usize) -> Result<Self, SendError> {
-        let mut frame = value::encode(item, max)?;
+    pub(super) fn new<T: Serialize>(item: &T, limits: Limits) -> Result<Self, SendError> {
+        let mut frame = value::encode_within(item, limits)?;
         let long = frame.wire_len() > PACKET;
         if long {
             frame.kind = CONTINUED;
@@ -82,7 +82,7 @@ impl Packet {
 pub(super) fn recv(
     socket: impl AsFd,
     buffer: &Mutex<BytesMut>,
-    max: usize,
+    limits: Limits,
 ) -> io::Result<Option<Result<Frame, RecvError>>> {
     let (bytes, received) = {
         let mut buffer = buffer.lock().unwrap_or_else(PoisonError::into_inner);
@@ -98,16 +98,19 @@ pub(super) fn recv(
             Err(error) => return Err(error),
         }
     };
-    Ok(Some(parse(bytes, received, max)))
+    Ok(Some(parse(bytes, received, limits)))
 }
 
-fn parse(mut bytes: BytesMut, received: Received, max: usize) -> Result<Frame, RecvError> {
+fn parse(mut bytes: BytesMut, received: Received, limits: Limits) -> Result<Frame, RecvError> {
     let Received { mut fds, fds_lost, .. } = received;
     let head = bytes.first_chunk().ok_or_else(|| refused("a packet without a header"))?;
-    let head = Head::parse(head, max).map_err(|broken| RecvError::Decode(RecvError::from(broken).into()))?;
+    let head = Head::parse(head, limits.body).map_err(|broken| RecvError::Decode(RecvError::from(broken).into()))?;
     bytes.advance(HEAD_LEN);
     if fds_lost {
         return Err(refused("file descriptors of the item could not be taken in: too many are open here"));
+    }
+    if head.fds > limits.fds {
+        return Err(refused("more file descriptors in one item than may be"));
     }
     match head.kind {
         VALUE if head.len == bytes.len() && head.fds == fds.len() => {}

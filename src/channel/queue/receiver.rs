@@ -21,7 +21,7 @@ use crate::channel::turns::Turns;
 use crate::channel::{travel, value};
 use crate::error::{RecvError, TryRecvError};
 use crate::sys::socket::Ready;
-use crate::wire::frame::{DEFAULT_MAX_BODY, Frame};
+use crate::wire::frame::{Frame, Limits};
 
 /// The receiving end of a queue; see [`queue`](crate::queue).
 ///
@@ -30,7 +30,7 @@ use crate::wire::frame::{DEFAULT_MAX_BODY, Frame};
 /// [`Stream`].
 pub struct QueueReceiver<T> {
     shared: Arc<Shared>,
-    max: usize,
+    limits: Limits,
     /// What the `Stream` waits in.
     arriving: Option<Arriving>,
     item: PhantomData<fn() -> T>,
@@ -49,17 +49,25 @@ type Arriving = Pin<Box<dyn Future<Output = io::Result<Taken>> + Send + Sync>>;
 
 impl<T> QueueReceiver<T> {
     pub(super) fn new(fd: OwnedFd) -> Self {
-        Self::with(Arc::new(Shared::new(Socket::new(fd))), DEFAULT_MAX_BODY)
+        Self::with(Arc::new(Shared::new(Socket::new(fd))), Limits::default())
     }
 
-    fn with(shared: Arc<Shared>, max: usize) -> Self {
-        Self { shared, max, arriving: None, item: PhantomData }
+    fn with(shared: Arc<Shared>, limits: Limits) -> Self {
+        Self { shared, limits, arriving: None, item: PhantomData }
     }
 
     /// Bounds each item to `bytes` when encoded; 2 GiB by default and at the most. A larger one is a `Decode` error.
     #[must_use]
     pub fn max_message(mut self, bytes: usize) -> Self {
-        self.max = bytes.min(DEFAULT_MAX_BODY);
+        self.limits = Limits::new(bytes, self.limits.fds);
+        self
+    }
+
+    /// Bounds the file descriptors in each item; 64 by default and at the most. An item with more is a `Decode` error, and they
+    /// are closed.
+    #[must_use]
+    pub fn max_fds(mut self, count: usize) -> Self {
+        self.limits = Limits::new(self.limits.body, count);
         self
     }
 }
@@ -76,7 +84,7 @@ impl<T: DeserializeOwned> QueueReceiver<T> {
     ///
     /// Dropping the future takes no item.
     pub async fn recv(&self) -> Result<Option<T>, RecvError> {
-        decode(self.shared.recv(self.max).await?)
+        decode(self.shared.recv(self.limits).await?)
     }
 
     /// As [`recv`](Self::recv), on this thread, which it blocks; not for async code.
@@ -85,7 +93,7 @@ impl<T: DeserializeOwned> QueueReceiver<T> {
     ///
     /// As for [`recv`](Self::recv).
     pub fn blocking_recv(&self) -> Result<Option<T>, RecvError> {
-        decode(self.shared.socket.block_when(Ready::Read, || self.shared.take(self.max))?)
+        decode(self.shared.socket.block_when(Ready::Read, || self.shared.take(self.limits))?)
     }
 
     /// Takes the next item if there is one now.
@@ -94,7 +102,7 @@ impl<T: DeserializeOwned> QueueReceiver<T> {
     ///
     /// `Empty` and `Closed`; `Failed` as for [`recv`](Self::recv).
     pub fn try_recv(&self) -> Result<T, TryRecvError> {
-        match self.shared.take(self.max) {
+        match self.shared.take(self.limits) {
             Ok(taken) => decode(taken).map_err(TryRecvError::Failed)?.ok_or(TryRecvError::Closed),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(TryRecvError::Empty),
             Err(error) => Err(TryRecvError::Failed(error.into())),
@@ -107,12 +115,12 @@ impl Shared {
         Self { socket, buffer: Mutex::default(), turns: Turns::default() }
     }
 
-    fn take(&self, max: usize) -> io::Result<Taken> {
-        packet::recv(&self.socket, &self.buffer, max)
+    fn take(&self, limits: Limits) -> io::Result<Taken> {
+        packet::recv(&self.socket, &self.buffer, limits)
     }
 
-    async fn recv(&self, max: usize) -> io::Result<Taken> {
-        self.socket.when_in_turn(Ready::Read, &self.turns, || self.take(max)).await
+    async fn recv(&self, limits: Limits) -> io::Result<Taken> {
+        self.socket.when_in_turn(Ready::Read, &self.turns, || self.take(limits)).await
     }
 }
 
@@ -126,8 +134,8 @@ impl<T: DeserializeOwned> Stream for QueueReceiver<T> {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         let arriving = this.arriving.get_or_insert_with(|| {
-            let (shared, max) = (Arc::clone(&this.shared), this.max);
-            Box::pin(async move { shared.recv(max).await })
+            let (shared, limits) = (Arc::clone(&this.shared), this.limits);
+            Box::pin(async move { shared.recv(limits).await })
         });
         let taken = ready!(arriving.as_mut().poll(cx));
         this.arriving = None;
@@ -137,20 +145,20 @@ impl<T: DeserializeOwned> Stream for QueueReceiver<T> {
 
 impl<T> Clone for QueueReceiver<T> {
     fn clone(&self) -> Self {
-        Self::with(Arc::clone(&self.shared), self.max)
+        Self::with(Arc::clone(&self.shared), self.limits)
     }
 }
 
 impl<T> Serialize for QueueReceiver<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        travel::serialize_shared(&self.shared.socket, self.max, serializer)
+        travel::serialize_shared(&self.shared.socket, self.limits, serializer)
     }
 }
 
 impl<'de, T> Deserialize<'de> for QueueReceiver<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (socket, max) = travel::deserialize_shared(deserializer)?;
-        Ok(Self::with(Arc::new(Shared::new(socket)), max))
+        let (socket, limits) = travel::deserialize_shared(deserializer)?;
+        Ok(Self::with(Arc::new(Shared::new(socket)), limits))
     }
 }
 

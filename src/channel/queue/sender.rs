@@ -19,7 +19,7 @@ use crate::channel::turns::Turns;
 use crate::channel::{flusher, travel};
 use crate::error::{SendError, TrySendError};
 use crate::sys::socket::Ready;
-use crate::wire::frame::DEFAULT_MAX_BODY;
+use crate::wire::frame::Limits;
 
 /// The sending end of a queue; see [`queue`](crate::queue).
 ///
@@ -28,7 +28,7 @@ use crate::wire::frame::DEFAULT_MAX_BODY;
 pub struct QueueSender<T> {
     /// `None` once it is closed as a `Sink`.
     shared: Option<Arc<Shared>>,
-    max: usize,
+    limits: Limits,
     /// What the `Sink` was given and could not send at once.
     leaving: Option<Leaving>,
     item: PhantomData<fn(T)>,
@@ -43,17 +43,24 @@ type Leaving = Pin<Box<dyn Future<Output = Result<(), SendError>> + Send + Sync>
 
 impl<T> QueueSender<T> {
     pub(super) fn new(fd: OwnedFd) -> Self {
-        Self::with(Some(Arc::new(Shared::new(Socket::new(fd)))), DEFAULT_MAX_BODY)
+        Self::with(Some(Arc::new(Shared::new(Socket::new(fd)))), Limits::default())
     }
 
-    fn with(shared: Option<Arc<Shared>>, max: usize) -> Self {
-        Self { shared, max, leaving: None, item: PhantomData }
+    fn with(shared: Option<Arc<Shared>>, limits: Limits) -> Self {
+        Self { shared, limits, leaving: None, item: PhantomData }
     }
 
     /// Bounds each item to `bytes` when encoded; 2 GiB by default and at the most.
     #[must_use]
     pub fn max_message(mut self, bytes: usize) -> Self {
-        self.max = bytes.min(DEFAULT_MAX_BODY);
+        self.limits = Limits::new(bytes, self.limits.fds);
+        self
+    }
+
+    /// Bounds the file descriptors in each item; 64 by default and at the most. More are an `Encode` error.
+    #[must_use]
+    pub fn max_fds(mut self, count: usize) -> Self {
+        self.limits = Limits::new(self.limits.body, count);
         self
     }
 
@@ -84,7 +91,7 @@ impl<T: Serialize> QueueSender<T> {
     ///
     /// If it is dropped before it resolves, the item is not sent.
     pub fn send(&self, item: T) -> impl Future<Output = Result<(), SendError>> + Send {
-        let packet = Packet::new(&item, self.max);
+        let packet = Packet::new(&item, self.limits);
         drop(item);
         async move { self.shared()?.send(packet?).await }
     }
@@ -95,7 +102,7 @@ impl<T: Serialize> QueueSender<T> {
     ///
     /// As for [`send`](Self::send).
     pub fn blocking_send(&self, item: T) -> Result<(), SendError> {
-        let packet = Packet::new(&item, self.max)?;
+        let packet = Packet::new(&item, self.limits)?;
         drop(item);
         let socket = &self.shared()?.socket;
         loop {
@@ -130,7 +137,7 @@ impl<T: Serialize> QueueSender<T> {
     /// ```
     pub fn try_send(&self, item: T) -> Result<(), TrySendError<T>> {
         let Some(shared) = &self.shared else { return Err(TrySendError::Closed(item)) };
-        let packet = match Packet::new(&item, self.max) {
+        let packet = match Packet::new(&item, self.limits) {
             Ok(packet) => packet,
             Err(error) => return Err(TrySendError::Refused(error)),
         };
@@ -183,7 +190,7 @@ impl<T: Serialize> Sink<T> for QueueSender<T> {
     }
 
     fn start_send(mut self: Pin<&mut Self>, item: T) -> Result<(), SendError> {
-        let packet = Packet::new(&item, self.max)?;
+        let packet = Packet::new(&item, self.limits)?;
         let shared = Arc::clone(self.shared()?);
         match packet.send(&shared.socket) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock || flusher::is_fd_congestion(&error) => {
@@ -207,21 +214,21 @@ impl<T: Serialize> Sink<T> for QueueSender<T> {
 
 impl<T> Clone for QueueSender<T> {
     fn clone(&self) -> Self {
-        Self::with(self.shared.clone(), self.max)
+        Self::with(self.shared.clone(), self.limits)
     }
 }
 
 impl<T> Serialize for QueueSender<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let shared = self.shared().map_err(serde::ser::Error::custom)?;
-        travel::serialize_shared(&shared.socket, self.max, serializer)
+        travel::serialize_shared(&shared.socket, self.limits, serializer)
     }
 }
 
 impl<'de, T> Deserialize<'de> for QueueSender<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (socket, max) = travel::deserialize_shared(deserializer)?;
-        Ok(Self::with(Some(Arc::new(Shared::new(socket))), max))
+        let (socket, limits) = travel::deserialize_shared(deserializer)?;
+        Ok(Self::with(Some(Arc::new(Shared::new(socket))), limits))
     }
 }
 
