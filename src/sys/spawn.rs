@@ -14,7 +14,7 @@ use std::cell::UnsafeCell;
 use std::ffi::{CStr, CString, OsStr, c_char, c_int};
 use std::fmt;
 use std::io;
-use std::mem::{self, MaybeUninit};
+use std::mem;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::ptr;
@@ -25,6 +25,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::in_child::InChild;
 use super::process::{SignalMask, reap, signal};
+use super::raw::{self, Stack, call, check, clone3};
 use super::socket::duplicate;
 
 /// A program and all that the child needs to become it, so that it allocates nothing.
@@ -163,16 +164,6 @@ impl Pointers {
     }
 }
 
-/// The child's stack: it makes a dozen system calls, through functions that need no more than a few hundred bytes.
-#[repr(C, align(16))]
-struct Stack(UnsafeCell<[MaybeUninit<u8>; 16 << 10]>);
-
-impl Stack {
-    const fn new() -> Self {
-        Self(UnsafeCell::new([MaybeUninit::uninit(); 16 << 10]))
-    }
-}
-
 /// Starts it in a process group of its own, with the calling thread's signal mask, and SIGPIPE at its default. `stdio` is what
 /// becomes 0, 1 and 2; none of it may be below 3. What is `None` it inherits. The sources of what else it inherits must have
 /// been moved.
@@ -301,9 +292,8 @@ enum Waiting<'a> {
 /// `order`, all that it points to, and `stack` must be the child's alone until it has left this process's memory.
 unsafe fn clone_child(order: *const Order, stack: &Stack, waiting: Waiting<'_>) -> io::Result<Child> {
     let mut pidfd: c_int = -1;
-    // SAFETY: all-zero is a valid `clone_args`, which is a struct of integers.
-    let mut clone: libc::clone_args = unsafe { mem::zeroed() };
-    clone.flags = (libc::CLONE_VM | libc::CLONE_PIDFD) as u64 | CLONE_CLEAR_SIGHAND;
+    let mut clone = raw::no_clone_args();
+    clone.flags = (libc::CLONE_VM | libc::CLONE_PIDFD) as u64 | raw::CLONE_CLEAR_SIGHAND;
     match waiting {
         Waiting::Here => clone.flags |= libc::CLONE_VFORK as u64,
         Waiting::Nowhere(taken) => {
@@ -313,21 +303,15 @@ unsafe fn clone_child(order: *const Order, stack: &Stack, waiting: Waiting<'_>) 
     }
     clone.pidfd = (&raw mut pidfd).expose_provenance() as u64;
     clone.exit_signal = libc::SIGCHLD as u64;
-    clone.stack = stack.0.get().expose_provenance() as u64;
-    clone.stack_size = size_of::<Stack>() as u64;
     // SAFETY: the kernel writes `pidfd` before the call returns. The rest is the caller's promise; the child has a copy of the
     // file descriptors, and no handler can run in it. `become_program` never returns.
-    let pid = unsafe { clone3(&clone, become_program, order) };
-    if pid < 0 {
-        let error = io::Error::from_raw_os_error(c_int::try_from(-pid).unwrap_or(libc::EINVAL));
-        return Err(match error.raw_os_error() {
-            Some(libc::ENOSYS | libc::EINVAL | libc::EPERM) => io::ErrorKind::Unsupported.into(),
-            _ => error,
-        });
-    }
+    let pid = unsafe { clone3(clone, stack, become_program, order) }.map_err(|error| match error {
+        libc::ENOSYS | libc::EINVAL | libc::EPERM => io::ErrorKind::Unsupported.into(),
+        error => io::Error::from_raw_os_error(error),
+    })?;
     // SAFETY: the kernel has just opened it for this clone, and nobody else knows its number.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Child { pid: u32::try_from(pid).unwrap_or_default(), pidfd })
+    Ok(Child { pid, pidfd })
 }
 
 /// Waits for the end of a child that nobody will know, and takes its status, unless somebody else has.
@@ -336,80 +320,6 @@ fn end(pidfd: &OwnedFd) {
     let mut ended = [PollFd::new(pidfd, PollFlags::IN)];
     while poll(&mut ended, None) == Err(rustix::io::Errno::INTR) {}
     let _ = reap(pidfd);
-}
-
-/// From linux/sched.h; libc has it as a type that it does not fit into.
-const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
-
-/// clone3(2) with a stack for the child, on which it calls `child`. Returns the child's pid or a negative error number.
-///
-/// # Safety
-///
-/// What `args` points to and asks for must be sound for a child that runs `child(order)`, which must never return.
-#[cfg(all(target_arch = "x86_64", target_pointer_width = "64"))]
-unsafe fn clone3(args: &libc::clone_args, child: extern "C" fn(*const Order) -> !, order: *const Order) -> i64 {
-    let result: i64;
-    // SAFETY: the call reads `args`. In this thread nothing but the registers that are named changes. In the child the
-    // stack pointer is the upper end of its stack, a multiple of 16 as a call wants it; its frame pointer is cleared, so
-    // that a backtrace ends there.
-    unsafe {
-        std::arch::asm!(
-            "syscall",
-            "test rax, rax",
-            "jnz 2f",
-            "xor ebp, ebp",
-            "mov rdi, r12",
-            "call r13",
-            "ud2",
-            "2:",
-            inlateout("rax") libc::SYS_clone3 => result,
-            in("rdi") args,
-            in("rsi") size_of::<libc::clone_args>(),
-            in("r12") order,
-            in("r13") child,
-            lateout("rcx") _,
-            lateout("r11") _,
-        );
-    }
-    result
-}
-
-/// A system call that leaves errno alone, which is thread-local: the child has that of the thread which made it. Returns what
-/// the kernel returns.
-///
-/// # Safety
-///
-/// As for the call.
-#[cfg(all(target_arch = "x86_64", target_pointer_width = "64"))]
-unsafe fn call(number: libc::c_long, [a, b, c, d]: [usize; 4]) -> isize {
-    let result: isize;
-    // SAFETY: changes the registers that are named, and what the caller says.
-    unsafe {
-        std::arch::asm!(
-            "syscall",
-            inlateout("rax") number => result,
-            in("rdi") a,
-            in("rsi") b,
-            in("rdx") c,
-            in("r10") d,
-            lateout("rcx") _,
-            lateout("r11") _,
-            options(nostack),
-        );
-    }
-    result
-}
-
-/// Not written for this machine: as if the kernel had no such call.
-#[cfg(not(all(target_arch = "x86_64", target_pointer_width = "64")))]
-unsafe fn clone3(_: &libc::clone_args, _: extern "C" fn(*const Order) -> !, _: *const Order) -> i64 {
-    -i64::from(libc::ENOSYS)
-}
-
-/// Never called, as there is no child.
-#[cfg(not(all(target_arch = "x86_64", target_pointer_width = "64")))]
-unsafe fn call(_: libc::c_long, _: [usize; 4]) -> isize {
-    -(libc::ENOSYS as isize)
 }
 
 /// The child's whole life here. It shares this process's memory, and everything in it but the order is somebody else's.
@@ -502,11 +412,6 @@ impl Order {
             path = unsafe { path.add(1) };
         }
     }
-}
-
-/// The error number in what the kernel returned.
-fn check(result: isize) -> Result<(), c_int> {
-    if result < 0 { Err(c_int::try_from(-result).unwrap_or(libc::EINVAL)) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -1,13 +1,10 @@
 //! What a worker asks of the kernel about itself, once, when it starts, and when its parent is gone.
 
-use std::ffi::{CString, c_void};
+use std::ffi::CString;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd as _, OwnedFd, RawFd};
-use std::ptr;
-use std::time::Duration;
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd as _, OwnedFd, RawFd};
 
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::RecvFlags;
 use rustix::process::{Pid, Signal};
@@ -161,151 +158,6 @@ pub(crate) fn block_signals() {
         libc::sigfillset(&raw mut set);
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
     }
-}
-
-/// How often a worker whose task has closed the watch's fd asks who its parent is.
-const PARENT_LOOK: Duration = Duration::from_millis(200);
-
-/// The stack of the thread that watches the parent, in bytes.
-const WATCH_STACK: usize = 64 << 10;
-
-/// Where the parent's end will be seen.
-#[derive(Debug)]
-pub(crate) struct ParentWatch {
-    sign: Sign,
-    /// Who the parent was; with its end this process gets another one.
-    parent: Option<Pid>,
-}
-
-#[derive(Debug)]
-enum Sign {
-    Pidfd(OwnedFd),
-    /// For a kernel that has no pidfd to give: the socket's other end is closed, which may be before.
-    HangUp,
-    /// It has ended already.
-    Gone,
-}
-
-impl ParentWatch {
-    /// Watches the process that made the socket's other end: by `SO_PEERPIDFD`, else by pidfd_open(2) of the parent.
-    pub(crate) fn new(socket: impl AsFd) -> Self {
-        let maker = rustix::net::sockopt::socket_peercred(&socket).ok().map(|maker| maker.pid);
-        let sign = match peer_pidfd(&socket) {
-            Some(pidfd) => Sign::Pidfd(pidfd),
-            None => Sign::of_parent(maker),
-        };
-        Self { sign, parent: maker }
-    }
-
-    /// Starts a thread that ends this process and its group when the parent is gone; pthread_create(3).
-    ///
-    /// It is none of std's: a Rust thread begins with an allocation, for which the C library reserves an arena of 64 MiB of
-    /// address space. That takes time, in a process that may live for a moment, and counts against `RLIMIT_AS`.
-    pub(crate) fn start<S: AsFd + Sync + 'static>(self, socket: &'static S) -> io::Result<()> {
-        extern "C" fn run<S: AsFd + Sync + 'static>(watch: *mut c_void) -> *mut c_void {
-            block_signals();
-            // `top` shows it; whether it could be set does not matter.
-            let _ = rustix::thread::set_name(c"parent-watch");
-            // SAFETY: it is the leaked box below, which nobody else has, and its type was made with this same `S`.
-            let (watch, socket) = unsafe { ptr::read(watch.cast::<(ParentWatch, &'static S)>()) };
-            watch.wait(socket);
-            kill_own_group()
-        }
-        let watch = Box::into_raw(Box::new((self, socket)));
-        // SAFETY: `attributes` is initialised before it is used, and only a size is set in it; `thread` is live. `run` takes
-        // what it is given, which may go to another thread: a watch is made of fds and numbers, and `S` is Sync. It never
-        // returns or unwinds.
-        let result = unsafe {
-            let mut attributes: libc::pthread_attr_t = mem::zeroed();
-            let mut thread: libc::pthread_t = mem::zeroed();
-            libc::pthread_attr_init(&raw mut attributes);
-            // Refused where it is below what the C library needs; the default is large, and fine.
-            libc::pthread_attr_setstacksize(&raw mut attributes, WATCH_STACK);
-            let result = libc::pthread_create(&raw mut thread, &raw const attributes, run::<S>, watch.cast());
-            libc::pthread_attr_destroy(&raw mut attributes);
-            result
-        };
-        if result == 0 {
-            return Ok(());
-        }
-        // SAFETY: no thread was started, so it is still ours.
-        drop(unsafe { Box::from_raw(watch) });
-        Err(io::Error::from_raw_os_error(result))
-    }
-
-    /// Waits until the parent is gone; poll(2).
-    ///
-    /// A task may close all fds that it finds, as daemons do, and open others under their numbers. So an fd's word is not
-    /// enough: the kernel gives a process its new parent before it says that the old one has ended.
-    fn wait(self, socket: impl AsFd) {
-        let (fd, events) = match &self.sign {
-            Sign::Pidfd(pidfd) => (pidfd.as_fd(), PollFlags::IN),
-            // An empty set still reports HUP.
-            Sign::HangUp => (socket.as_fd(), PollFlags::empty()),
-            Sign::Gone => return,
-        };
-        let mut fds = [PollFd::from_borrowed_fd(fd, events)];
-        while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
-        if matches!(self.sign, Sign::HangUp) && fds[0].revents().contains(PollFlags::HUP) {
-            return;
-        }
-        while self.parent.is_some() && rustix::process::getppid() == self.parent {
-            std::thread::sleep(PARENT_LOOK);
-        }
-        // Not ours to close any more: the task may have put an fd of its own in this one's place, or nothing.
-        mem::forget(self);
-    }
-}
-
-impl Sign {
-    fn of_parent(maker: Option<Pid>) -> Self {
-        let Some(maker) = maker else { return Self::HangUp };
-        let pidfd = rustix::process::pidfd_open(maker, rustix::process::PidfdFlags::empty());
-        // While it is our parent nobody else has its number, so the pidfd is its own. Else it has ended.
-        match pidfd {
-            _ if rustix::process::getppid() != Some(maker) => Self::Gone,
-            Ok(pidfd) => Self::Pidfd(pidfd),
-            Err(_) => Self::HangUp,
-        }
-    }
-}
-
-/// A pidfd of the process that made the other end; `SO_PEERPIDFD`, since Linux 6.5.
-fn peer_pidfd(socket: impl AsFd) -> Option<OwnedFd> {
-    const SO_PEERPIDFD: libc::c_int = 77;
-    const LEN: libc::socklen_t = 4;
-    const { assert!(mem::size_of::<RawFd>() == LEN as usize) };
-    let mut fd: RawFd = -1;
-    let mut len = LEN;
-    // SAFETY: `fd` and `len` are valid for the call and say their true size.
-    let result = unsafe {
-        libc::getsockopt(socket.as_fd().as_raw_fd(), libc::SOL_SOCKET, SO_PEERPIDFD, (&raw mut fd).cast(), &raw mut len)
-    };
-    if result == 0 && fd >= 0 {
-        // SAFETY: the kernel has just made this fd for us.
-        Some(unsafe { OwnedFd::from_raw_fd(fd) })
-    } else {
-        None
-    }
-}
-
-/// Asks for SIGCONT when the parent's thread ends, so that a stopped worker wakes and can see that its parent is gone;
-/// `PR_SET_PDEATHSIG` in prctl(2).
-pub(crate) fn continue_at_parents_end() {
-    // Without it a stopped worker stays until somebody continues it; nothing else depends on it.
-    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::CONT));
-}
-
-/// Ends this process and its group at once.
-fn kill_own_group() -> ! {
-    // A group whose leader lives outside this pid namespace is 0, which is no `Pid`.
-    // SAFETY: getpgrp(2) takes nothing and returns a number.
-    let group = unsafe { libc::getpgrp() };
-    if group == rustix::process::getpid().as_raw_nonzero().get() {
-        let _ = rustix::process::kill_current_process_group(Signal::KILL);
-    }
-    // SAFETY: _exit(2) is always safe; it runs no destructors and no handlers.
-    unsafe { libc::_exit(1) }
 }
 
 /// Names this process, as `ps` and `top` show it, whichever thread calls; the first 15 bytes count. Without a name it is

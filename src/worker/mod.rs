@@ -25,6 +25,7 @@ use crate::process::start;
 use crate::sys::image;
 use crate::sys::ledger::Ledger;
 use crate::sys::socket::Ready;
+use crate::sys::watch;
 use crate::sys::worker::{self as sys, Slot};
 use crate::wire::body;
 use crate::wire::frame::{DEFAULT_MAX_BODY, Frame};
@@ -139,7 +140,7 @@ fn work(socket: Socket, slot: Slot) -> ! {
     sys::fill_stdio().expect("a worker needs /dev/null where its parent had no stdio");
     if !sys::has_inherited_nothing() {
         sys::close_inherited().expect("a worker needs /proc to see what it inherited");
-        sys::continue_at_parents_end();
+        watch::continue_at_parents_end();
     }
     // For as long as the process lives, which is as long as this.
     let socket: &Socket = Box::leak(Box::new(socket));
@@ -159,7 +160,7 @@ fn work(socket: Socket, slot: Slot) -> ! {
 /// Starts the thread that ends this process and its group when the parent is gone.
 fn watch_parent(socket: &'static Socket) -> io::Result<()> {
     // Opened here, so that a task finds the same fds each time, and can't be quicker than the watch.
-    sys::ParentWatch::new(socket).start(socket)
+    watch::ParentWatch::new(socket).start()
 }
 
 /// Shakes hands, serves, and ends the process. One that is not able to, for want of threads say, tells the parent why.
