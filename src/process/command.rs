@@ -26,7 +26,8 @@ pub(super) const GRACE: Duration = Duration::from_secs(1);
 /// It is built by value and used up by one of its verbs: [`status`](Self::status), [`output`](Self::output),
 /// [`run`](Self::run), [`read`](Self::read), or [`spawn`](Self::spawn) for a [`Child`](crate::Child) to talk to.
 ///
-/// The program runs in a process group of its own, with the signal mask of the thread that starts it, as with std. Its end
+/// The program runs in a process group of its own, with the signal mask of the thread that starts it, as with std; what else
+/// belongs to a thread (its priority, its processors) may also be that of a thread of this library's. Its end
 /// is the end of its whole group: what it leaves running is killed (see [`kill_on_drop`](Self::kill_on_drop)). As its
 /// group is not the terminal's foreground group, Ctrl-C does not reach it, and reading from the terminal stops it.
 ///

@@ -35,7 +35,7 @@ use super::program::Launch;
 pub(super) use super::starter::spawn_async;
 use crate::sys::process::{SignalMask, kill_and_reap, open_pidfd, peek_exit};
 use crate::sys::socket::above_stdio;
-use crate::sys::spawn::Fate;
+use crate::sys::spawn::{Fate, empty_cradles};
 
 /// How long what a child started may go on writing into its pipes after its end, unless said otherwise.
 pub(crate) const DRAIN: Duration = Duration::from_millis(100);
@@ -257,6 +257,7 @@ impl Keeper {
     }
 
     fn forget(&self, key: u64) {
+        empty_cradles();
         let mut desk = self.desk();
         desk.kept.remove(&key);
         desk.to_kill.retain(|(other, _)| *other != key);

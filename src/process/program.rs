@@ -237,8 +237,15 @@ impl Plain {
         Self { waits, ..self }
     }
 
+    fn take_cradle(&mut self) -> bool {
+        if !self.waits && self.std.is_none() && self.cradle.is_none() {
+            self.cradle = Cradle::free();
+        }
+        self.cradle.is_some()
+    }
+
     fn spawn(&mut self) -> io::Result<Born> {
-        self.is_quick();
+        self.take_cradle();
         let stdio = self.stdio.each_ref().map(|fd| fd.as_ref().map(|fd| fd.as_fd()));
         let exec = self.program.to_exec()?;
         Ok(match self.cradle.take() {
@@ -267,10 +274,7 @@ impl Launch for Plain {
     }
 
     fn is_quick(&mut self) -> bool {
-        if !self.waits && self.std.is_none() && self.cradle.is_none() {
-            self.cradle = Cradle::free();
-        }
-        self.cradle.is_some()
+        Cradle::works() && self.take_cradle()
     }
 }
 

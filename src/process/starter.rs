@@ -60,7 +60,7 @@ struct Order {
 }
 
 async fn ask(mut request: Request) -> io::Result<Result<Started, Box<Refused>>> {
-    // The main thread does not end before the process does either.
+    // The main thread does not end before the process does either. The first start shows a starter whether it can be quick.
     if is_main_thread() && request.command.is_quick() {
         return Ok(start(request));
     }

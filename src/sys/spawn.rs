@@ -10,22 +10,23 @@
 //! lives in the cradle meanwhile, memory that stays as it is until the kernel says that the child has left it; and what went
 //! wrong is known once it has ended.
 
-use std::cell::UnsafeCell;
-use std::ffi::{CStr, CString, OsStr, c_char, c_int};
-use std::fmt;
+mod cradle;
+mod order;
+
+use std::ffi::{CString, OsStr, c_char, c_int};
 use std::io;
-use std::mem;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::ptr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::AtomicI32;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
+pub(crate) use self::cradle::{Cradle, Fate, empty_cradles};
+use self::order::{Order, Pointers, become_program};
 use super::in_child::InChild;
 use super::process::{SignalMask, reap, signal};
-use super::raw::{self, Stack, call, check, clone3};
+use super::raw::{self, Stack, clone3};
 use super::socket::duplicate;
 
 /// A program and all that the child needs to become it, so that it allocates nothing.
@@ -75,8 +76,8 @@ impl Strings {
     }
 
     #[cfg(test)]
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &CStr> {
-        self.starts.iter().map(|start| CStr::from_bytes_until_nul(&self.bytes[*start..]).unwrap())
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &std::ffi::CStr> {
+        self.starts.iter().map(|start| std::ffi::CStr::from_bytes_until_nul(&self.bytes[*start..]).unwrap())
     }
 
     /// As exec(3) takes them; the pointers are good until the list changes.
@@ -91,77 +92,6 @@ impl Strings {
 pub(crate) struct Child {
     pub(crate) pid: u32,
     pub(crate) pidfd: OwnedFd,
-}
-
-/// What has become of a start that nobody waited for.
-#[derive(Debug)]
-pub(crate) struct Fate(Arc<AtomicI32>);
-
-impl Fate {
-    /// Why the child never was its program. Final once the child has ended; `None` before, too.
-    pub(crate) fn error(&self) -> Option<io::Error> {
-        match self.0.load(Ordering::Acquire) {
-            0 => None,
-            error => Some(io::Error::from_raw_os_error(error)),
-        }
-    }
-}
-
-/// What the child has to do, and where it says that it could not. All of it outlives the child's stay in this memory.
-struct Order {
-    stdio: [c_int; 3],
-    /// Null if there is nothing to do.
-    in_child: *const InChild,
-    current_dir: *const c_char,
-    worker: bool,
-    paths: *const *const c_char,
-    args: *const *const c_char,
-    env: *const *const c_char,
-    mask: SignalMask,
-    /// Gets the error number when the child has failed.
-    failed: *const AtomicI32,
-}
-
-/// The strings of an `Exec` as exec(3) takes them; the pointers are good until it changes or goes.
-struct Pointers {
-    paths: Vec<*const c_char>,
-    args: Vec<*const c_char>,
-    env: Vec<*const c_char>,
-    current_dir: *const c_char,
-    worker: bool,
-}
-
-impl Pointers {
-    fn into(exec: &Exec) -> Self {
-        Self {
-            paths: exec.paths.pointers(),
-            args: exec.args.pointers(),
-            env: exec.env.pointers(),
-            current_dir: exec.current_dir.as_deref().map_or(ptr::null(), CStr::as_ptr),
-            worker: exec.worker,
-        }
-    }
-
-    fn order(
-        &self,
-        stdio: [Option<BorrowedFd<'_>>; 3],
-        in_child: *const InChild,
-        mask: SignalMask,
-        failed: &AtomicI32,
-    ) -> Order {
-        debug_assert!(stdio.iter().flatten().all(|fd| fd.as_raw_fd() > 2));
-        Order {
-            stdio: stdio.map(|fd| fd.map_or(-1, |fd| fd.as_raw_fd())),
-            in_child,
-            current_dir: self.current_dir,
-            worker: self.worker,
-            paths: self.paths.as_ptr(),
-            args: self.args.as_ptr(),
-            env: self.env.as_ptr(),
-            mask,
-            failed,
-        }
-    }
 }
 
 /// Starts it in a process group of its own, with the calling thread's signal mask, and SIGPIPE at its default. `stdio` is what
@@ -189,80 +119,6 @@ pub(crate) fn spawn(exec: &Exec, stdio: [Option<BorrowedFd<'_>>; 3], in_child: &
             end(&child.pidfd);
             Err(io::Error::from_raw_os_error(error))
         }
-    }
-}
-
-/// Where a child lives until it is its program, or has ended.
-struct Place {
-    /// Not zero while somebody is in here. The kernel clears it when the child leaves (`CLONE_CHILD_CLEARTID` in clone(2)).
-    taken: AtomicI32,
-    stack: Stack,
-    contents: UnsafeCell<Option<Box<Contents>>>,
-}
-
-/// All that the child reads and writes.
-struct Contents {
-    order: Order,
-    _exec: Exec,
-    _pointers: Pointers,
-    _failed: Arc<AtomicI32>,
-}
-
-// SAFETY: who has changed `taken` from zero has it for himself, until the child that he puts there has left; the pointers in it
-// are to memory that it owns.
-unsafe impl Sync for Place {}
-
-/// More children at once would only be in each other's way. They hold copies of this process's fds meanwhile, too.
-static PLACES: [Place; 8] =
-    [const { Place { taken: AtomicI32::new(0), stack: Stack::new(), contents: UnsafeCell::new(None) } }; 8];
-
-/// A free place for one child.
-pub(crate) struct Cradle(&'static Place);
-
-impl Cradle {
-    /// `None` where as many children are on their way as may be.
-    pub(crate) fn free() -> Option<Self> {
-        let take = |place: &&Place| place.taken.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok();
-        PLACES.iter().find(take).map(Self)
-    }
-
-    /// As [`spawn`], of what needs nothing done in the child; but returns before it is the program, and whether it ever was
-    /// says the fate.
-    pub(crate) fn spawn(self, exec: Exec, stdio: [Option<BorrowedFd<'_>>; 3]) -> io::Result<(Child, Fate)> {
-        let fate = Arc::new(AtomicI32::new(0));
-        let pointers = Pointers::into(&exec);
-        // As in `spawn`.
-        let before = SignalMask::full().install();
-        let order = pointers.order(stdio, ptr::null(), before, &fate);
-        let contents = Contents { order, _exec: exec, _pointers: pointers, _failed: Arc::clone(&fate) };
-        // SAFETY: it was free and is ours, so no child and no other thread is in it. Nobody replaces what it holds until the
-        // kernel has cleared `taken`, when the child has become a program or has ended; so all that the order points to
-        // outlives what the child does with it: the strings do not move with the `Exec`, nor the lists with the `Pointers`,
-        // nor the number with its `Arc`.
-        let child = unsafe {
-            let contents = (*self.0.contents.get()).insert(Box::new(contents));
-            clone_child(&raw const contents.order, &self.0.stack, Waiting::Nowhere(&self.0.taken))
-        };
-        before.install();
-        let child = child?;
-        // It is the child's now.
-        mem::forget(self);
-        // The child does so, too: whichever is first. Nobody shall find it in this process's group.
-        // SAFETY: takes numbers. Of what is not our child, or has become a program, it changes nothing.
-        unsafe { libc::setpgid(child.pid.cast_signed(), 0) };
-        Ok((child.above_stdio()?, Fate(fate)))
-    }
-}
-
-impl fmt::Debug for Cradle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Cradle")
-    }
-}
-
-impl Drop for Cradle {
-    fn drop(&mut self) {
-        self.0.taken.store(0, Ordering::Release);
     }
 }
 
@@ -320,98 +176,6 @@ fn end(pidfd: &OwnedFd) {
     let mut ended = [PollFd::new(pidfd, PollFlags::IN)];
     while poll(&mut ended, None) == Err(rustix::io::Errno::INTR) {}
     let _ = reap(pidfd);
-}
-
-/// The child's whole life here. It shares this process's memory, and everything in it but the order is somebody else's.
-extern "C" fn become_program(order: *const Order) -> ! {
-    // SAFETY: whoever made the child keeps the order as it is until the child has left.
-    let order = unsafe { &*order };
-    let error = order.carry_out();
-    // SAFETY: the same holds for all that it points to.
-    unsafe { &*order.failed }.store(error, Ordering::Release);
-    loop {
-        // SAFETY: ends this process alone, and runs nothing of the parent's.
-        unsafe { call(libc::SYS_exit_group, [127, 0, 0, 0]) };
-    }
-}
-
-impl Order {
-    /// Returns only if something fails, with the error number. It makes system calls, and nothing else: no allocation, no
-    /// lock, no panic, no errno.
-    fn carry_out(&self) -> c_int {
-        self.prepare().err().unwrap_or_else(|| self.exec())
-    }
-
-    fn prepare(&self) -> Result<(), c_int> {
-        // SAFETY: who gave the order keeps what it points to.
-        let in_child = unsafe { self.in_child.as_ref() };
-        // The leader of a group can't open a session, which has a group of its own anyway.
-        if in_child.is_none_or(|in_child| !in_child.new_session) {
-            // SAFETY: takes numbers.
-            check(unsafe { call(libc::SYS_setpgid, [0; 4]) })?;
-        }
-        for (place, &fd) in (0..).zip(&self.stdio) {
-            if let Ok(fd) = usize::try_from(fd) {
-                // The copy stays open when the program starts.
-                // SAFETY: changes this process's descriptors, which are copies of the parent's.
-                check(unsafe { call(libc::SYS_dup3, [fd, place, 0, 0]) })?;
-            }
-        }
-        if !self.current_dir.is_null() {
-            // SAFETY: a string; the directory is this process's own.
-            check(unsafe { call(libc::SYS_chdir, [self.current_dir.expose_provenance(), 0, 0, 0]) })?;
-        }
-        if self.worker {
-            const CLOEXEC: usize = 4;
-            // A kernel before 5.11 can't; then the worker does both.
-            // SAFETY: changes this process's descriptors, which are copies of the parent's, and a setting of its own.
-            unsafe {
-                if call(libc::SYS_close_range, [3, c_int::MAX as usize, CLOEXEC, 0]) == 0 {
-                    call(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as usize, libc::SIGCONT as usize, 0, 0]);
-                }
-            }
-        }
-        // Only where the parent's thread stands still: it writes that thread's errno.
-        in_child
-            .map_or(Ok(()), |in_child| in_child.apply().map_err(|error| error.raw_os_error().unwrap_or(libc::EINVAL)))
-    }
-
-    /// Becomes the program, with SIGPIPE at its default: Rust programs ignore it, and what is ignored stays so.
-    fn exec(&self) -> c_int {
-        const SET: usize = 8;
-        /// The kernel's struct sigaction, with its four words: `SIG_DFL`, no flags, no restorer, an empty mask.
-        static DEFAULT: [usize; 4] = [0; 4];
-        let default = (&raw const DEFAULT).expose_provenance();
-        let mask = (&raw const self.mask).expose_provenance();
-        let (args, env) = (self.args.expose_provenance(), self.env.expose_provenance());
-        // SAFETY: these change this process's own signals. What is passed has the kernel's layout: its set of signals is the
-        // beginning of libc's.
-        unsafe {
-            call(libc::SYS_rt_sigaction, [libc::SIGPIPE as usize, default, 0, SET]);
-            call(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as usize, mask, 0, SET]);
-        }
-        let (mut path, mut last, mut denied) = (self.paths, libc::ENOENT, false);
-        loop {
-            // SAFETY: a list of strings that ends with a null pointer, at or before which `path` points.
-            let candidate = unsafe { *path };
-            if candidate.is_null() {
-                return if denied { libc::EACCES } else { last };
-            }
-            // SAFETY: a string, and lists of strings that end with a null pointer.
-            let Err(error) = check(unsafe { call(libc::SYS_execve, [candidate.expose_provenance(), args, env, 0]) })
-            else {
-                return libc::EINVAL;
-            };
-            last = error;
-            match error {
-                libc::EACCES => denied = true,
-                libc::ENOENT | libc::ENOTDIR | libc::ENAMETOOLONG | libc::ESTALE | libc::ENODEV | libc::ETIMEDOUT => {}
-                _ => return error,
-            }
-            // SAFETY: it was not at the end.
-            path = unsafe { path.add(1) };
-        }
-    }
 }
 
 #[cfg(test)]
@@ -554,7 +318,8 @@ mod tests {
     fn a_place_is_free_again_once_its_child_is_its_program() {
         let sleep = || Exec { paths: strings(&["/bin/sleep"]), args: strings(&["sleep", "1000"]), ..sh("") };
         let mut running = Vec::new();
-        while running.len() < 4 * PLACES.len() {
+        // Several times as many as there are.
+        while running.len() < 32 {
             let Some(cradle) = Cradle::free() else { continue };
             let Ok((child, _)) = cradle.spawn(sleep(), [None; 3]) else { return };
             running.push(child);

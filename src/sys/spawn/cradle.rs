@@ -1,0 +1,145 @@
+//! Where children live that are not waited for, until they are their programs.
+
+use std::cell::UnsafeCell;
+use std::fmt;
+use std::io;
+use std::mem;
+use std::os::fd::BorrowedFd;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::order::{Order, Pointers};
+use super::{Child, Exec, Waiting, clone_child};
+use crate::sys::process::SignalMask;
+use crate::sys::raw::Stack;
+
+/// What has become of a start that nobody waited for.
+#[derive(Debug)]
+pub(crate) struct Fate(Arc<AtomicI32>);
+
+impl Fate {
+    /// Why the child never was its program. Final once the child has ended; `None` before, too.
+    pub(crate) fn error(&self) -> Option<io::Error> {
+        match self.0.load(Ordering::Acquire) {
+            0 => None,
+            error => Some(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
+/// Where a child lives until it is its program, or has ended.
+struct Place {
+    /// Not zero while somebody is in here. The kernel clears it when the child leaves (`CLONE_CHILD_CLEARTID` in clone(2)).
+    taken: AtomicI32,
+    stack: Stack,
+    contents: UnsafeCell<Option<Box<Contents>>>,
+}
+
+/// All that the child reads and writes.
+struct Contents {
+    order: Order,
+    _exec: Box<Exec>,
+    _pointers: Pointers,
+    _failed: Arc<AtomicI32>,
+}
+
+// SAFETY: who has changed `taken` from zero has it for himself, until the child that he puts there has left; the pointers in it
+// are to memory that it owns.
+unsafe impl Sync for Place {}
+
+/// More children at once would only be in each other's way. They hold copies of this process's fds meanwhile, too.
+static PLACES: [Place; 8] =
+    [const { Place { taken: AtomicI32::new(0), stack: Stack::new(), contents: UnsafeCell::new(None) } }; 8];
+
+/// A free place for one child.
+pub(crate) struct Cradle(&'static Place);
+
+/// Whether the kernel has made such a child before.
+static WORKS: AtomicBool = AtomicBool::new(false);
+
+impl Cradle {
+    /// `None` where as many children are on their way as may be, and under a debugger: that takes such a child for one with a
+    /// copy of this memory, and has it run without its breakpoints, which are this process's, too.
+    pub(crate) fn free() -> Option<Self> {
+        if is_traced() { None } else { PLACES.iter().find_map(Place::take) }
+    }
+
+    /// Whether [`spawn`](Self::spawn) is known to work here.
+    pub(crate) fn works() -> bool {
+        WORKS.load(Ordering::Relaxed)
+    }
+
+    /// As [`spawn`](super::spawn), of what needs nothing done in the child; but returns before it is the program, and whether it
+    /// ever was says the fate.
+    pub(crate) fn spawn(self, exec: Exec, stdio: [Option<BorrowedFd<'_>>; 3]) -> io::Result<(Child, Fate)> {
+        let fate = Arc::new(AtomicI32::new(0));
+        let exec = Box::new(exec);
+        let pointers = Pointers::into(&exec);
+        // As in `spawn`.
+        let before = SignalMask::full().install();
+        let order = pointers.order(stdio, ptr::null(), before, &fate);
+        let contents = Contents { order, _exec: exec, _pointers: pointers, _failed: Arc::clone(&fate) };
+        // SAFETY: it was free and is ours, so no child and no other thread is in it. Nobody replaces what it holds until the
+        // kernel has cleared `taken`, when the child has become a program or has ended; so all that the order points to
+        // outlives what the child does with it: it does not move with the `Box`, the lists, or the `Arc`.
+        let child = unsafe {
+            let contents = (*self.0.contents.get()).insert(Box::new(contents));
+            clone_child(&raw const contents.order, &self.0.stack, Waiting::Nowhere(&self.0.taken))
+        };
+        before.install();
+        WORKS.store(child.is_ok(), Ordering::Relaxed);
+        let child = child?;
+        // It is the child's now.
+        mem::forget(self);
+        // The child does so, too: whichever is first. Nobody shall find it in this process's group.
+        // SAFETY: takes numbers. Of what is not our child, or has become a program, it changes nothing.
+        unsafe { libc::setpgid(child.pid.cast_signed(), 0) };
+        Ok((child.above_stdio()?, Fate(fate)))
+    }
+}
+
+/// Frees what children that have left have left behind: arguments and environments.
+pub(crate) fn empty_cradles() {
+    // What is taken and dropped is emptied.
+    PLACES.iter().filter_map(Place::take).for_each(drop);
+}
+
+impl Place {
+    fn take(&'static self) -> Option<Cradle> {
+        let taken = self.taken.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed);
+        // Not made in any other case: it would be dropped.
+        taken.is_ok().then(|| Cradle(self))
+    }
+}
+
+impl fmt::Debug for Cradle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Cradle")
+    }
+}
+
+impl Drop for Cradle {
+    fn drop(&mut self) {
+        // SAFETY: as in `spawn`; that no child was made, or has left.
+        drop(unsafe { (*self.0.contents.get()).take() });
+        self.0.taken.store(0, Ordering::Release);
+    }
+}
+
+/// Whether a debugger or strace(1) follows this process, as of a second ago at the most; `TracerPid` in proc(5).
+fn is_traced() -> bool {
+    static LOOKED: Mutex<Option<(Instant, bool)>> = Mutex::new(None);
+    let mut looked = LOOKED.lock().unwrap_or_else(PoisonError::into_inner);
+    match *looked {
+        Some((when, traced)) if when.elapsed() < Duration::from_secs(1) => traced,
+        _ => {
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+            let by = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
+            let traced = by.is_some_and(|pid| pid.trim() != "0");
+            *looked = Some((Instant::now(), traced));
+            traced
+        }
+    }
+}

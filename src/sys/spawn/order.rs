@@ -1,0 +1,160 @@
+//! What a child does in this process's memory until it is its program: it makes system calls, and nothing else.
+
+use std::ffi::{CStr, c_char, c_int};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::ptr;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use super::Exec;
+use crate::sys::in_child::InChild;
+use crate::sys::process::SignalMask;
+use crate::sys::raw::{call, check};
+
+/// What the child has to do, and where it says that it could not. All of it outlives the child's stay in this memory.
+pub(super) struct Order {
+    stdio: [c_int; 3],
+    /// Null if there is nothing to do.
+    in_child: *const InChild,
+    current_dir: *const c_char,
+    worker: bool,
+    paths: *const *const c_char,
+    args: *const *const c_char,
+    env: *const *const c_char,
+    mask: SignalMask,
+    /// Gets the error number when the child has failed.
+    failed: *const AtomicI32,
+}
+
+/// The strings of an `Exec` as exec(3) takes them; the pointers are good until it changes or goes.
+pub(super) struct Pointers {
+    paths: Vec<*const c_char>,
+    args: Vec<*const c_char>,
+    env: Vec<*const c_char>,
+    current_dir: *const c_char,
+    worker: bool,
+}
+
+impl Pointers {
+    pub(super) fn into(exec: &Exec) -> Self {
+        Self {
+            paths: exec.paths.pointers(),
+            args: exec.args.pointers(),
+            env: exec.env.pointers(),
+            current_dir: exec.current_dir.as_deref().map_or(ptr::null(), CStr::as_ptr),
+            worker: exec.worker,
+        }
+    }
+
+    pub(super) fn order(
+        &self,
+        stdio: [Option<BorrowedFd<'_>>; 3],
+        in_child: *const InChild,
+        mask: SignalMask,
+        failed: &AtomicI32,
+    ) -> Order {
+        debug_assert!(stdio.iter().flatten().all(|fd| fd.as_raw_fd() > 2));
+        Order {
+            stdio: stdio.map(|fd| fd.map_or(-1, |fd| fd.as_raw_fd())),
+            in_child,
+            current_dir: self.current_dir,
+            worker: self.worker,
+            paths: self.paths.as_ptr(),
+            args: self.args.as_ptr(),
+            env: self.env.as_ptr(),
+            mask,
+            failed,
+        }
+    }
+}
+
+/// The child's whole life here. It shares this process's memory, and everything in it but the order is somebody else's.
+pub(super) extern "C" fn become_program(order: *const Order) -> ! {
+    // SAFETY: whoever made the child keeps the order as it is until the child has left.
+    let order = unsafe { &*order };
+    let error = order.carry_out();
+    // SAFETY: the same holds for all that it points to.
+    unsafe { &*order.failed }.store(error, Ordering::Release);
+    loop {
+        // SAFETY: ends this process alone, and runs nothing of the parent's.
+        unsafe { call(libc::SYS_exit_group, [127, 0, 0, 0]) };
+    }
+}
+
+impl Order {
+    /// Returns only if something fails, with the error number. It makes system calls, and nothing else: no allocation, no
+    /// lock, no panic, no errno.
+    fn carry_out(&self) -> c_int {
+        self.prepare().err().unwrap_or_else(|| self.exec())
+    }
+
+    fn prepare(&self) -> Result<(), c_int> {
+        // SAFETY: who gave the order keeps what it points to.
+        let in_child = unsafe { self.in_child.as_ref() };
+        // The leader of a group can't open a session, which has a group of its own anyway.
+        if in_child.is_none_or(|in_child| !in_child.new_session) {
+            // SAFETY: takes numbers.
+            check(unsafe { call(libc::SYS_setpgid, [0; 4]) })?;
+        }
+        for (place, &fd) in (0..).zip(&self.stdio) {
+            if let Ok(fd) = usize::try_from(fd) {
+                // The copy stays open when the program starts.
+                // SAFETY: changes this process's descriptors, which are copies of the parent's.
+                check(unsafe { call(libc::SYS_dup3, [fd, place, 0, 0]) })?;
+            }
+        }
+        if !self.current_dir.is_null() {
+            // SAFETY: a string; the directory is this process's own.
+            check(unsafe { call(libc::SYS_chdir, [self.current_dir.expose_provenance(), 0, 0, 0]) })?;
+        }
+        if self.worker {
+            const CLOEXEC: usize = 4;
+            // A kernel before 5.11 can't; then the worker does both.
+            // SAFETY: changes this process's descriptors, which are copies of the parent's, and a setting of its own.
+            unsafe {
+                if call(libc::SYS_close_range, [3, c_int::MAX as usize, CLOEXEC, 0]) == 0 {
+                    call(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as usize, libc::SIGCONT as usize, 0, 0]);
+                }
+            }
+        }
+        // Only where the parent's thread stands still: it writes that thread's errno.
+        in_child
+            .map_or(Ok(()), |in_child| in_child.apply().map_err(|error| error.raw_os_error().unwrap_or(libc::EINVAL)))
+    }
+
+    /// Becomes the program, with SIGPIPE at its default: Rust programs ignore it, and what is ignored stays so.
+    fn exec(&self) -> c_int {
+        const SET: usize = 8;
+        /// The kernel's struct sigaction, with its four words: `SIG_DFL`, no flags, no restorer, an empty mask.
+        static DEFAULT: [usize; 4] = [0; 4];
+        let default = (&raw const DEFAULT).expose_provenance();
+        let mask = (&raw const self.mask).expose_provenance();
+        let (args, env) = (self.args.expose_provenance(), self.env.expose_provenance());
+        // SAFETY: these change this process's own signals. What is passed has the kernel's layout: its set of signals is the
+        // beginning of libc's.
+        unsafe {
+            call(libc::SYS_rt_sigaction, [libc::SIGPIPE as usize, default, 0, SET]);
+            call(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as usize, mask, 0, SET]);
+        }
+        let (mut path, mut last, mut denied) = (self.paths, libc::ENOENT, false);
+        loop {
+            // SAFETY: a list of strings that ends with a null pointer, at or before which `path` points.
+            let candidate = unsafe { *path };
+            if candidate.is_null() {
+                return if denied { libc::EACCES } else { last };
+            }
+            // SAFETY: a string, and lists of strings that end with a null pointer.
+            let Err(error) = check(unsafe { call(libc::SYS_execve, [candidate.expose_provenance(), args, env, 0]) })
+            else {
+                return libc::EINVAL;
+            };
+            last = error;
+            match error {
+                libc::EACCES => denied = true,
+                libc::ENOENT | libc::ENOTDIR | libc::ENAMETOOLONG | libc::ESTALE | libc::ENODEV | libc::ETIMEDOUT => {}
+                _ => return error,
+            }
+            // SAFETY: it was not at the end.
+            path = unsafe { path.add(1) };
+        }
+    }
+}
