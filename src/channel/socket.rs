@@ -59,9 +59,7 @@ struct Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         if self.ready == Ready::Write {
-            self.socket
-                .registrations()
-                .retain(|registered| registered.ready == Ready::Read || Arc::strong_count(&registered.readiness) > 1);
+            self.socket.give_up(|ready| ready == Ready::Write);
         }
     }
 }
@@ -73,7 +71,7 @@ impl Socket {
 
     /// Gives up the places in all reactors where nobody waits just now. What else happens to it wakes nobody then.
     pub(crate) fn rest(&self) {
-        self.registrations().retain(|registered| Arc::strong_count(&registered.readiness) > 1);
+        self.give_up(|_| true);
     }
 
     /// Runs `io` until it does not say `WouldBlock`, and waits for readiness in between.
@@ -240,6 +238,12 @@ impl Socket {
             registrations.push(Registration { runtime, ready, readiness: Arc::clone(&readiness) });
         }
         Ok(readiness)
+    }
+
+    /// Gives up those places where nobody waits.
+    fn give_up(&self, which: impl Fn(Ready) -> bool) {
+        self.registrations()
+            .retain(|registered| !which(registered.ready) || Arc::strong_count(&registered.readiness) > 1);
     }
 
     fn registrations(&self) -> MutexGuard<'_, Vec<Registration>> {

@@ -184,6 +184,12 @@ pub(crate) fn register(pipe: Arc<OwnedFd>, interest: Interest) -> io::Result<Asy
     Ok(unsafe { AsyncFd::register_with_interest(pipe, interest) }?)
 }
 
+/// Whether 0, 1 and 2 are all open; `F_GETFD` in fcntl(2).
+pub(crate) fn has_stdio() -> bool {
+    // SAFETY: on a number that may be no open fd it is harmless: it fails with EBADF, which is the question here.
+    (0..3).all(|fd| unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0)
+}
+
 /// Keeps 0, 1 and 2 occupied in a host that closed some of them, until it is dropped.
 ///
 /// std puts a child's pipes wherever there is a free fd, and then duplicates them onto 0, 1 and 2 one after the other: a
@@ -196,8 +202,7 @@ pub(crate) struct StdioHeld(#[expect(dead_code, reason = "held for its Drop")] V
 impl StdioHeld {
     pub(crate) fn new() -> io::Result<Self> {
         let mut held = Vec::new();
-        // SAFETY: F_GETFD on a number that may be no open fd is harmless: it fails with EBADF, which is the question here.
-        if (0..3).all(|fd| unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0) {
+        if has_stdio() {
             return Ok(Self(held));
         }
         loop {

@@ -1,9 +1,8 @@
 //! A worker's watch on its parent: a thread that ends the worker and its group when the parent has gone.
 //!
 //! It is no thread as the C library knows them, but one of the kernel's alone, which makes a few system calls and nothing else
-//! (see `raw`). To start one and to end it takes half as long, in a process that may live for a moment; it needs no stack of
-//! its own size's address space, which would count against `RLIMIT_AS`; and for the C library the worker has one thread, so
-//! that its locks cost nothing. Where there is no clone3(2), the watch is an ordinary thread that does the same.
+//! (see `raw`). To start one and to end it takes half as long, in a process that may live for a moment; it maps no stack,
+//! which would count against `RLIMIT_AS`; and for the C library the worker has one thread, so that its locks cost nothing. Where there is no clone3(2), the watch is an ordinary thread that does the same.
 
 use std::cell::UnsafeCell;
 use std::ffi::c_void;
@@ -16,7 +15,6 @@ use rustix::process::{Pid, Signal};
 
 use super::process::SignalMask;
 use super::raw::{Stack, call, clone3, no_clone_args};
-use super::worker::block_signals;
 
 /// How often a worker whose task has closed the watch's fd asks who its parent is, in nanoseconds.
 const PARENT_LOOK: i64 = 200_000_000;
@@ -96,7 +94,7 @@ impl ParentWatch {
     /// address space.
     fn start_thread(&'static self) -> io::Result<()> {
         extern "C" fn run_thread(watch: *mut c_void) -> *mut c_void {
-            block_signals();
+            SignalMask::full().install();
             run(watch.cast_const().cast())
         }
         // SAFETY: `attributes` is initialised before it is used, and only a size is set in it; `thread` is live. `run_thread`

@@ -9,6 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::net::RecvFlags;
 use rustix::process::{Pid, Signal};
 
+use crate::sys::process::has_stdio;
 use crate::sys::socket;
 
 /// The fd in which a worker finds the socket to its parent.
@@ -150,16 +151,6 @@ pub(crate) fn ignore_broken_pipes() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
-/// Blocks every signal on the calling thread, so that the others take them; pthread_sigmask(3).
-pub(crate) fn block_signals() {
-    // SAFETY: `set` is initialised by sigfillset before it is read.
-    unsafe {
-        let mut set: libc::sigset_t = mem::zeroed();
-        libc::sigfillset(&raw mut set);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
-    }
-}
-
 /// Names this process, as `ps` and `top` show it, whichever thread calls; the first 15 bytes count. Without a name it is
 /// the program's: the kernel took "exe" from `/proc/self/exe`.
 pub(crate) fn name_process(name: &str) {
@@ -179,8 +170,7 @@ pub(crate) fn name_process(name: &str) {
 
 /// Opens /dev/null wherever stdin, stdout or stderr is closed, or the next file that a task opens would be taken for it.
 pub(crate) fn fill_stdio() -> io::Result<()> {
-    // SAFETY: F_GETFD on a number that may be no open fd is harmless: it fails with EBADF, which is the question here.
-    while (0..3).any(|fd| unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0) {
+    while !has_stdio() {
         let fd = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
         rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty())?;
         // It is stdio now, which nothing owns.

@@ -11,7 +11,7 @@ use std::thread;
 use tokio::sync::Notify;
 
 use crate::sys::ledger::{Keeper, Ledger};
-use crate::sys::worker as sys;
+use crate::sys::process::SignalMask;
 use crate::wire::message::Seat;
 
 /// What a worker knows from its start on.
@@ -227,7 +227,7 @@ fn watch(ledger: &'static Arc<Ledger>) {
             .name("cancel-watch".into())
             .stack_size(64 << 10)
             .spawn(move || {
-                sys::block_signals();
+                SignalMask::full().install();
                 loop {
                     let seen = ledger.stops();
                     STOP.notify_waiters();

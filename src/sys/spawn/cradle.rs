@@ -143,3 +143,38 @@ fn is_traced() -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+
+    use rustix::event::{PollFd, PollFlags, poll};
+
+    use super::*;
+    use crate::sys::process::reap;
+    use crate::sys::spawn::Strings;
+
+    #[test]
+    fn what_a_child_was_given_goes_with_it() {
+        let mut paths = Strings::default();
+        paths.push(&[b"/no/such/program"]).unwrap();
+        let exec = Exec { paths, args: Strings::default(), env: Strings::default(), current_dir: None, worker: false };
+        let cradle = loop {
+            match Cradle::free() {
+                Some(cradle) => break cradle,
+                None if is_traced() => return,
+                None => std::thread::yield_now(),
+            }
+        };
+        let Ok((child, fate)) = cradle.spawn(exec, [None; 3]) else { return };
+        poll(&mut [PollFd::from_borrowed_fd(child.pidfd.as_fd(), PollFlags::IN)], None).unwrap();
+        reap(&child.pidfd).unwrap();
+        assert!(fate.error().is_some());
+        let start = Instant::now();
+        // Another test may have its place for a moment, and empties it then.
+        while Arc::strong_count(&fate.0) > 1 {
+            empty_cradles();
+            assert!(start.elapsed() < Duration::from_secs(10), "its place still holds what it was given");
+        }
+    }
+}
