@@ -108,7 +108,7 @@ async fn a_file_that_is_still_written_is_tried_again() {
     write.write_all(&std::fs::read("/bin/true").unwrap()).unwrap();
     let error = Command::new(&file).status().await.unwrap_err();
     assert!(matches!(error, CommandError::Spawn { source, .. } if source.kind() == ErrorKind::ExecutableFileBusy));
-    // The first poll begins the first try, the second one learns how it went, and the next ones see to the other tries.
+    // The first poll begins the first try, and the later ones see to the other tries.
     let mut status = std::pin::pin!(Command::new(&file).status());
     let (mut write, mut polls) = (Some(write), 0);
     let status = std::future::poll_fn(|cx| {
