@@ -39,7 +39,7 @@ impl Supervisor {
             Cause::Cancelled | Cause::TimedOut => self.stop(&kept).await,
             Cause::Stuck => self.kill(&kept).await,
             // It may have closed its socket on its way out; its own status says more than our SIGKILL.
-            Cause::Died => match tokio::time::timeout(EXIT_WITHIN, kept.exited()).await {
+            Cause::Died => match tokio::time::timeout(EXIT_WITHIN, kept.exited_watched()).await {
                 Ok(exit) => Some(exit),
                 Err(_) => self.kill(&kept).await,
             },
@@ -82,7 +82,7 @@ impl Supervisor {
         let grace = self.shared.settings.cancel_grace / 2;
         if !grace.is_zero() {
             let _ = kept.signal_group(libc::SIGTERM);
-            if let Ok(exit) = tokio::time::timeout(grace, kept.exited()).await {
+            if let Ok(exit) = tokio::time::timeout(grace, kept.exited_watched()).await {
                 return Some(exit);
             }
         }
@@ -92,7 +92,7 @@ impl Supervisor {
     async fn kill(&self, kept: &Kept) -> Option<Exit> {
         self.seat.desk().apply(Event::Kill);
         let _ = kept.signal_group(libc::SIGKILL);
-        tokio::time::timeout(KILL_WITHIN, kept.exited()).await.ok()
+        tokio::time::timeout(KILL_WITHIN, kept.exited_watched()).await.ok()
     }
 
     /// Ends an idle process in order: its exit task, the end of the stream, its exit.
@@ -106,7 +106,7 @@ impl Supervisor {
                 let _ = self.perform(task, &socket, &mut process.inbox, &mut process.ring, &kept).await;
             }
             let _ = rustix::net::shutdown(&*socket, rustix::net::Shutdown::Write);
-            kept.exited().await
+            kept.exited_watched().await
         };
         tokio::select! {
             exit = tokio::time::timeout(RETIRE_WITHIN, orderly) => {

@@ -46,7 +46,7 @@ impl Supervisor {
             }
             Err(error) => {
                 // It was dropped, and so killed.
-                let _ = tokio::time::timeout(KILL_WITHIN, kept.exited()).await;
+                let _ = tokio::time::timeout(KILL_WITHIN, kept.exited_watched()).await;
                 heard_out(&mut listeners).await;
                 Err(error)
             }
@@ -142,7 +142,7 @@ impl Supervisor {
             _ = kept.exited() => {}
         }
         let _ = kept.signal_group(libc::SIGKILL);
-        Err(died(kept, &kept.exited().await, task.name.into()))
+        Err(died(kept, &kept.exited_watched().await, task.name.into()))
     }
 }
 

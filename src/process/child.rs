@@ -371,12 +371,8 @@ async fn all_exited(members: &[Member], want: Want) {
     for Member { kept, .. } in members {
         match want {
             Want::Exit => _ = kept.exited_watched().await,
-            Want::Output => {
-                // Its pipes end together with it, mostly, and then it is looked at.
-                let _watcher = kept.watcher();
-                kept.exited().await;
-            }
-            Want::Stdout | Want::Either => _ = kept.exited().await,
+            // Its pipes end together with it, mostly, and then it is watched.
+            Want::Output | Want::Stdout | Want::Either => _ = kept.exited().await,
         }
     }
 }

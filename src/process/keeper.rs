@@ -1,14 +1,15 @@
 //! The keeper: one thread that waits for children, kills what they leave behind, and reaps them.
 //!
 //! It belongs to no runtime, and it lives as long as the process: so every child's end is seen, whether somebody waits for
-//! it or not. Who does wait for nothing else may see it first (`Kept::exited_watched`) and then takes the same steps, which
-//! spares him the way over this thread; if he does not, because nothing drives his runtime, the keeper does. Children are
-//! started on the threads of others (`spawn` here, `spawn_async` in `starter`).
+//! it or not. Who waits may see it first (`Kept::exited_watched`) and then takes the same steps, which spares him the way over
+//! this thread. So the keeper leaves a child alone in its first milliseconds: most programs that somebody waits for are over
+//! by then, and it never hears of them. Children are started on the threads of others (`spawn` here, `spawn_async` in
+//! `starter`).
 //!
 //! ```text
-//! start ─▶ pidfd in epoll ─▶ readable ─▶ look at the exit, leave the zombie ─▶ kill the group ─▶ reap ─▶ tell
-//!                                              └─ something still holds its pipes: tell, and wait for
-//!                                                 the pipes' end or the drain grace ──▶ kill, reap
+//! start ─▶ 10 ms ─▶ pidfd in epoll ─▶ readable ─▶ look at the exit, leave the zombie ─▶ kill the group ─▶ reap ─▶ tell
+//!                                                   └─ something still holds its pipes: tell, and wait for
+//!                                                      the pipes' end or the drain grace ──▶ kill, reap
 //! ```
 //! The leader stays a zombie until its group is killed, so that the group's number cannot be recycled in between.
 //! Here is when things happen; what may be done to a child in which state is in `kept`.
@@ -28,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 
 use self::agenda::Agenda;
 use super::kept::{Kept, KillOnDrop, Leavings, Seen};
@@ -128,6 +130,8 @@ struct Keeper {
     epoll: OwnedFd,
     /// An eventfd: rings when somebody is to be looked at.
     bell: OwnedFd,
+    /// A timerfd: rings when the young are to be listened to.
+    alarm: OwnedFd,
     desk: Mutex<Desk>,
 }
 
@@ -135,6 +139,8 @@ struct Keeper {
 struct Desk {
     last_key: u64,
     kept: HashMap<u64, Kept>,
+    /// Who has been started since the alarm last rang, and is not listened to yet. It is set while there are any.
+    young: Vec<u64>,
     /// Whose lingering somebody wants to end.
     to_look_at: Vec<u64>,
     /// Who was asked to end, and until when it may take.
@@ -153,8 +159,12 @@ pub(super) struct Refused {
     pub(super) request: Request,
 }
 
-/// The event key of the bell; children count from 1.
+/// The event keys of the bell and the alarm; children count from 1.
 const BELL: u64 = 0;
+const ALARM: u64 = u64::MAX;
+
+/// For how long a child is left to who waits for it. If nobody does, its end is seen so much later at the most.
+const LEFT_ALONE: Duration = Duration::from_millis(10);
 
 /// How a child is listened to: its end is one event, and that it is reaped no other.
 const ONCE: EventFlags = EventFlags::IN.union(EventFlags::ONESHOT);
@@ -174,6 +184,9 @@ impl Keeper {
         let epoll = above_stdio(epoll::create(epoll::CreateFlags::CLOEXEC)?)?;
         let bell = above_stdio(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)?;
         epoll::add(&epoll, &bell, EventData::new_u64(BELL), EventFlags::IN | EventFlags::ET)?;
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let alarm = above_stdio(timerfd_create(TimerfdClockId::Monotonic, flags)?)?;
+        epoll::add(&epoll, &alarm, EventData::new_u64(ALARM), EventFlags::IN | EventFlags::ET)?;
         // The thread waits for KEEPER to be set, so it starts first: if it can't, nothing has happened.
         let (ready, set) = std::sync::mpsc::sync_channel::<()>(1);
         thread::Builder::new().name("multiproc-keeper".into()).stack_size(512 << 10).spawn(move || {
@@ -185,7 +198,7 @@ impl Keeper {
                 keeper.run();
             }
         })?;
-        let keeper = KEEPER.get_or_init(|| Self { epoll, bell, desk: Mutex::default() });
+        let keeper = KEEPER.get_or_init(|| Self { epoll, bell, alarm, desk: Mutex::default() });
         let _ = ready.send(());
         Ok(keeper)
     }
@@ -211,7 +224,8 @@ impl Keeper {
                 for event in events {
                     match event.data.u64() {
                         BELL => _ = rustix::io::read(&self.bell, &mut [0; 8]),
-                        key => self.notice(key, agenda),
+                        ALARM => self.listen_to_young(),
+                        key => self.look(key, agenda),
                     }
                 }
             }
@@ -226,13 +240,24 @@ impl Keeper {
         self.meet_deadlines(agenda);
     }
 
-    /// Looks at a child that has ended, unless somebody else is about to.
-    fn notice(&self, key: u64, agenda: &mut Agenda) {
-        if self.desk().kept.get(&key).is_some_and(Kept::is_watched) {
-            agenda.defer(key);
-        } else {
-            self.look(key, agenda);
+    /// Has the ends of those reported that are still there.
+    fn listen_to_young(&self) {
+        let Desk { young, kept, .. } = &mut *self.desk();
+        young.retain(|key| {
+            let Some(pidfd) = kept.get(key).and_then(Kept::pidfd) else { return false };
+            // Refused where the system has no memory to spare: then again a little later.
+            epoll::add(&self.epoll, &pidfd, EventData::new_u64(*key), ONCE).is_err()
+        });
+        if !young.is_empty() {
+            self.set_alarm();
         }
+    }
+
+    fn set_alarm(&self) {
+        let Ok(it_value) = Timespec::try_from(LEFT_ALONE) else { return };
+        let once = Itimerspec { it_value, it_interval: Timespec::default() };
+        // Fails for what is no timer or no time, and it is both.
+        let _ = timerfd_settime(&self.alarm, TimerfdTimerFlags::empty(), &once);
     }
 
     fn look(&self, key: u64, agenda: &mut Agenda) {
@@ -271,7 +296,6 @@ impl Keeper {
             }
             let now = Instant::now();
             let Desk { to_kill, kept, .. } = &mut *desk;
-            agenda.skip_forgotten(|key| kept.contains_key(&key));
             to_kill
                 .extract_if(.., |(_, at)| *at <= now)
                 .filter_map(|(key, _)| kept.get(&key).cloned())
@@ -281,9 +305,6 @@ impl Keeper {
             let _ = kept.signal_group(libc::SIGKILL);
         }
         let now = Instant::now();
-        while let Some(key) = agenda.pop_deferred(now) {
-            self.look(key, agenda);
-        }
         agenda.lingering.retain_mut(|linger| {
             let Some(kept) = self.desk().kept.get(&linger.key).cloned() else { return false };
             if linger.until <= now {
@@ -342,13 +363,15 @@ impl Keeper {
         let Some(pidfd) = pidfd.map_or_else(|| open_child(pid), |pidfd| Ok(Some(pidfd)))? else {
             return Ok(Kept::lost(pid));
         };
-        // The lock is held until the child is in the table: its exit may be reported at once, and only once.
         let mut desk = self.desk();
-        let key = desk.last_key + 1;
-        epoll::add(&self.epoll, &pidfd, EventData::new_u64(key), ONCE)?;
-        desk.last_key = key;
+        desk.last_key += 1;
+        let key = desk.last_key;
         let kept = Kept::new(pid, key, pidfd, fate, leavings);
         desk.kept.insert(key, kept.clone());
+        desk.young.push(key);
+        if desk.young.len() == 1 {
+            self.set_alarm();
+        }
         Ok(kept)
     }
 

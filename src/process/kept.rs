@@ -48,8 +48,6 @@ struct Record {
     kill_sent: AtomicBool,
     /// Whether somebody has had its number, or has learnt that it has ended.
     known: AtomicBool,
-    /// How many watch it beside the keeper.
-    watchers: watch::Count,
     changed: Notify,
 }
 
@@ -104,7 +102,6 @@ impl Kept {
             hurried: AtomicBool::new(false),
             kill_sent: AtomicBool::new(false),
             known: AtomicBool::new(false),
-            watchers: watch::Count::default(),
             changed: Notify::new(),
         }))
     }
@@ -129,9 +126,12 @@ impl Kept {
         if ended && known { None } else { Some(self.0.pid) }
     }
 
-    /// How it ended, once that is known.
+    /// How it ended, if it has.
     pub(crate) fn try_exit(&self) -> Option<Exit> {
-        let exit = self.life().known_exit();
+        let mut exit = self.life().known_exit();
+        if exit.is_none() && self.look_now() == Seen::Reaped {
+            exit = self.life().known_exit();
+        }
         if exit.is_some() {
             self.0.known.store(true, Ordering::Relaxed);
         }
@@ -333,7 +333,10 @@ impl Life {
 
 impl fmt::Debug for Kept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Kept").field("pid", &self.0.pid).field("exit", &self.try_exit()).finish_non_exhaustive()
+        f.debug_struct("Kept")
+            .field("pid", &self.0.pid)
+            .field("exit", &self.life().known_exit())
+            .finish_non_exhaustive()
     }
 }
 

@@ -163,7 +163,7 @@ impl<T> Process<T> {
             // It has answered, or closed its socket, and yet goes on.
             let _ = self.kept().signal_group(libc::SIGKILL);
         }
-        let exit = self.kept().exited().await;
+        let exit = self.kept().exited_watched().await;
         match std::mem::replace(&mut self.running.reply, Reply::None) {
             Reply::Done(frame) => task::unpack(frame),
             Reply::Failed(error) => Err(error),

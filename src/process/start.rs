@@ -329,7 +329,7 @@ impl Worker {
             Ok(Some(frame)) => frame,
             // The socket ends before the process does.
             Ok(None) | Err(RecvError::Truncated) => {
-                let exit = self.child.kept().exited();
+                let exit = self.child.kept().exited_watched();
                 let Ok(exit) = tokio::time::timeout(READY_WITHIN, exit).await else {
                     return Err(SpawnError::NotReady { pid, after: READY_WITHIN });
                 };

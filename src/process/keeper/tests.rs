@@ -177,3 +177,29 @@ fn somebody_else_who_reaps_hangs_nothing() {
         assert!(exit.status.is_none_or(|status| status.code() == Some(3)));
     }
 }
+
+#[test]
+fn who_asks_after_the_end_learns_of_it() {
+    // The keeper has not heard of it by then.
+    let started = spawn(sh("exit 3"), Terms { drain: Duration::ZERO, ..Terms::default() }).unwrap();
+    let kept = started.child.kept();
+    if let Some(pidfd) = kept.pidfd() {
+        rustix::event::poll(&mut [rustix::event::PollFd::new(&*pidfd, rustix::event::PollFlags::IN)], None).unwrap();
+    }
+    assert_eq!(kept.try_exit().unwrap().status.unwrap().code(), Some(3));
+    assert!(is_gone(kept.pid()));
+}
+
+#[tokio::test]
+async fn an_end_that_a_watcher_sees_has_its_drain_grace_too() {
+    let terms = Terms { drain: Duration::from_secs(1000), ..Terms::default() };
+    let script = "exec 3<&0; (read line <&3; echo $line) & exit 5";
+    let started = spawn_async(sh(script), terms).await.unwrap();
+    let kept = started.child.kept();
+    assert_eq!(kept.exited_watched().await.status.unwrap().code(), Some(5));
+    to_file(started.stdin.unwrap()).write_all(b"late\n").unwrap();
+    assert_eq!(rest(started.stdout.as_ref().unwrap()), "late\n");
+    while !is_gone(kept.pid()) {
+        tokio::task::yield_now().await;
+    }
+}
