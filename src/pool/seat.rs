@@ -306,12 +306,14 @@ impl Desk {
         self.sent.remove(place).map(|sent| sent.job)
     }
 
-    /// Notes that `count` tasks were answered just now, and gives how long each took.
-    pub(super) fn answered(&mut self, count: usize) -> Duration {
+    /// Notes that `count` tasks were answered just now, and gives how long each took, as it looks from here. `own` is what
+    /// the worker says, who does not count how long it waited for them, and for a processor.
+    pub(super) fn answered(&mut self, count: usize, own: Option<Duration>) -> Duration {
         let now = Instant::now();
         let each = now.duration_since(self.since) / u32::try_from(count.max(1)).unwrap_or(u32::MAX);
+        let new = own.map_or(each, |own| own.min(each));
         // Half old, half new: one long task must not end the sending ahead, and three must.
-        self.pace = Some(self.pace.map_or(each, |pace| (pace + each) / 2));
+        self.pace = Some(self.pace.map_or(new, |pace| (pace + new) / 2));
         self.since = now;
         each
     }
@@ -345,5 +347,28 @@ impl Desk {
             self.keep_parts(*id, job);
         }
         (self.sent.drain(..).map(|sent| sent.job).collect(), rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As many tasks as a worker is sent after one answer that took so long to come.
+    fn room_after(waited: Duration, own: Option<Duration>) -> usize {
+        let mut desk = Desk { state: WorkerState::Busy, ..Desk::empty() };
+        desk.since = Instant::now().checked_sub(waited).unwrap();
+        desk.answered(1, own);
+        desk.room(usize::MAX)
+    }
+
+    #[test]
+    fn a_worker_that_had_to_wait_for_a_processor_is_as_quick_as_it_says() {
+        let long = Duration::from_millis(100);
+        assert_eq!(room_after(long, None), 1);
+        assert_eq!(room_after(long, Some(AHEAD / 50)), 50);
+        assert_eq!(room_after(long, Some(Duration::from_nanos(1))), MOST_SENT);
+        // And never slower than it looked.
+        assert_eq!(room_after(long, Some(Duration::MAX)), 1);
     }
 }

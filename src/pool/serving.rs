@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::answers::{Misbehaved, answer};
+use super::answers::{Misbehaved, answer, pace};
 use super::dispatch::{Review, Turn};
 use super::job::{Job, Outcome};
 use super::life::WorkerState;
@@ -159,6 +159,7 @@ impl Supervisor {
         let frame = frame.ok().flatten().ok_or(Misbehaved)?;
         // What lies in the ledger is older than what came through the socket.
         process.ring.take(&mut process.answers)?;
+        process.pace = pace(&frame);
         process.answers.extend(answer(frame)?);
         match self.take_answers(process)? {
             // It has come to what was taken from it, and is as good as any other.
@@ -234,7 +235,7 @@ impl Supervisor {
             return honest;
         }
         let start = desk.since;
-        let each = desk.answered(count);
+        let each = desk.answered(count, process.pace.take());
         drop(desk);
         let jobs = process.answered.iter().map(|(job, _)| job).chain(&process.unfinished).map(|job| &**job);
         self.shared.times.note(start, each, jobs, process.child.kept().pid());

@@ -90,6 +90,7 @@ impl Supervisor {
             inbox,
             ring,
             answers: Vec::new(),
+            pace: None,
             answered: Vec::new(),
             endings: Vec::new(),
             unfinished: Vec::new(),

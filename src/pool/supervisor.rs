@@ -60,6 +60,8 @@ pub(super) struct Process {
     pub(super) ring: Ring,
     /// Answers that are being taken in; empty between two turns, as the next three are.
     pub(super) answers: Vec<(u64, Outcome)>,
+    /// How long each of them took, if the worker has said so.
+    pub(super) pace: Option<Duration>,
     /// Tasks that are off the desk, with what they are to be resolved with.
     pub(super) answered: Vec<(Arc<Job>, Outcome)>,
     pub(super) endings: Vec<Ending>,

@@ -42,7 +42,7 @@ pub(crate) enum Kind {
     Refused = 25,
     Done = 26,
     Failed = 27,
-    /// There are answers in the ledger.
+    /// There are answers in the ledger. In place of a number: how many nanoseconds each of these tasks took; 0 if unknown.
     Bell = 28,
 }
 

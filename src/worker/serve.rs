@@ -2,12 +2,13 @@
 //!
 //! A worker of a pool has a ledger: it begins a task by claiming it there, and its small answers go into the ring there,
 //! where they are safe whatever becomes of this process. The parent learns of them by a bell, once for all that were
-//! answered until no more tasks are at hand. Large answers, and those with fds, go through the socket at once.
+//! answered until no more tasks are at hand, and of how long they took: measured there it would be mostly the wait for a
+//! processor, where workers are many. Large answers, and those with fds, go through the socket at once.
 
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BufMut as _;
 
@@ -50,6 +51,9 @@ struct Answers {
     ledger: Arc<Ledger>,
     ring: Writer,
     told: u64,
+    /// Since when tasks have been run that the parent has not been told of, and how many.
+    since: Option<Instant>,
+    count: u32,
     /// Whether we came to a task that had been taken back: the parent may wonder whether we ever would.
     passed: bool,
 }
@@ -57,8 +61,14 @@ struct Answers {
 impl<'a> Server<'a> {
     pub(super) fn new(socket: &'a Socket, inbox: Inbox, hello: &Hello, ledger: Option<Arc<Ledger>>) -> Self {
         install_hook(socket);
-        let answers =
-            ledger.map(|ledger| Answers { ring: Writer::new(Arc::clone(&ledger)), ledger, told: 0, passed: false });
+        let answers = ledger.map(|ledger| Answers {
+            ring: Writer::new(Arc::clone(&ledger)),
+            ledger,
+            told: 0,
+            since: None,
+            count: 0,
+            passed: false,
+        });
         let max_body = usize::try_from(hello.max_body).unwrap_or(usize::MAX);
         let (outbox, scratch) = (Outbox::default(), Parts::default());
         Self {
@@ -94,11 +104,13 @@ impl<'a> Server<'a> {
                     let attempt = std::mem::replace(&mut self.attempt, 1);
                     let first = std::mem::take(&mut self.first);
                     // What the parent has taken back runs elsewhere, or nowhere.
-                    if let Some(answers) = &mut self.answers
-                        && !answers.ledger.claim(frame.id)
-                    {
-                        answers.passed = true;
-                        continue;
+                    if let Some(answers) = &mut self.answers {
+                        if !answers.ledger.claim(frame.id) {
+                            answers.passed = true;
+                            continue;
+                        }
+                        answers.since.get_or_insert_with(Instant::now);
+                        answers.count += 1;
                     }
                     let Ok(done) = self.perform(frame, attempt, first) else { return start::EXIT_NO_PARENT };
                     if self.life == Life::OneTask {
@@ -171,7 +183,9 @@ fn tell(answers: &mut Option<Answers>, outbox: &mut Outbox, socket: &Socket) {
     if answers.told != answers.ring.written() || answers.passed {
         answers.passed = false;
         answers.told = answers.ring.written();
-        outbox.push(Frame { kind: Kind::Bell as u8, ..Frame::default() });
+        let count = std::mem::take(&mut answers.count);
+        let each = answers.since.take().map_or(0, |since| since.elapsed().as_nanos() / u128::from(count.max(1)));
+        outbox.push(Frame { kind: Kind::Bell as u8, id: u64::try_from(each).unwrap_or(u64::MAX), ..Frame::default() });
         // If it does not fit now it will when the loop has nothing else to do.
         let _ = outbox.flush(socket);
     }
