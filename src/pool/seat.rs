@@ -30,6 +30,9 @@ const LONG: u32 = 50;
 /// A worker gets tasks ahead for about so long, by the time that its last ones took.
 const AHEAD: Duration = Duration::from_millis(1);
 
+/// What takes no longer than this is not shared: to wake another worker would take as long.
+const UNSHARED: Duration = Duration::from_micros(50);
+
 /// The most tasks that a worker has, the running one included.
 const MOST_SENT: usize = 1024;
 
@@ -204,7 +207,7 @@ impl Desk {
         self.outbox.flush(&**socket).is_ok()
     }
 
-    /// How many more tasks it is to be sent: as many as keep it busy for a moment, and at most `share`.
+    /// How many more tasks it is to be sent: as many as keep it busy for a moment, and at most `share`, unless they are tiny.
     ///
     /// None while it still has more than half of that: the more tasks go at once, the fewer writes, reads and wake-ups
     /// each of them costs on both sides.
@@ -213,7 +216,9 @@ impl Desk {
         if self.outbox.len() > MOST_UNWRITTEN || self.state != WorkerState::Busy {
             return 0;
         }
-        let most = (AHEAD.as_nanos() / pace.as_nanos().max(1)).clamp(1, MOST_SENT as u128) as usize;
+        let within = |time: Duration| (time.as_nanos() / pace.as_nanos().max(1)).clamp(1, MOST_SENT as u128) as usize;
+        let most = within(AHEAD);
+        let share = share.max(within(UNSHARED));
         if self.sent.len() > most.min(share).div_ceil(2) { 0 } else { most.saturating_sub(self.sent.len()).min(share) }
     }
 
@@ -370,5 +375,16 @@ mod tests {
         assert_eq!(room_after(long, Some(Duration::from_nanos(1))), MOST_SENT);
         // And never slower than it looked.
         assert_eq!(room_after(long, Some(Duration::MAX)), 1);
+    }
+
+    #[test]
+    fn what_takes_longer_than_to_wake_another_worker_is_shared() {
+        let mut desk = Desk { state: WorkerState::Busy, ..Desk::empty() };
+        desk.since = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
+        desk.answered(1, Some(UNSHARED / 10));
+        assert_eq!(desk.room(3), 10);
+        assert_eq!(desk.room(12), 12);
+        desk.pace = Some(UNSHARED * 2);
+        assert_eq!(desk.room(3), 3);
     }
 }
