@@ -29,11 +29,10 @@ impl Fate {
     }
 }
 
-/// Where a child lives until it is its program, or has ended.
+/// Where a child lives until it is its program, or has ended, with the stack of the same number.
 struct Place {
     /// Not zero while somebody is in here. The kernel clears it when the child leaves (`CLONE_CHILD_CLEARTID` in clone(2)).
     taken: AtomicI32,
-    stack: Stack,
     contents: UnsafeCell<Option<Box<Contents>>>,
 }
 
@@ -50,11 +49,15 @@ struct Contents {
 unsafe impl Sync for Place {}
 
 /// More children at once would only be in each other's way. They hold copies of this process's fds meanwhile, too.
-static PLACES: [Place; 8] =
-    [const { Place { taken: AtomicI32::new(0), stack: Stack::new(), contents: UnsafeCell::new(None) } }; 8];
+const COUNT: usize = 8;
+
+/// Side by side, as all are looked at for each child.
+static PLACES: [Place; COUNT] = [const { Place { taken: AtomicI32::new(0), contents: UnsafeCell::new(None) } }; COUNT];
+
+static STACKS: [Stack; COUNT] = [const { Stack::new() }; COUNT];
 
 /// A free place for one child.
-pub(crate) struct Cradle(&'static Place);
+pub(crate) struct Cradle(&'static Place, &'static Stack);
 
 /// Whether the kernel has made such a child before.
 static WORKS: AtomicBool = AtomicBool::new(false);
@@ -63,7 +66,7 @@ impl Cradle {
     /// `None` where as many children are on their way as may be, and under a debugger: that takes such a child for one with a
     /// copy of this memory, and has it run without its breakpoints, which are this process's, too.
     pub(crate) fn free() -> Option<Self> {
-        if is_traced() { None } else { PLACES.iter().find_map(Place::take) }
+        if is_traced() { None } else { free_places().next() }
     }
 
     /// Whether [`spawn`](Self::spawn) is known to work here.
@@ -86,7 +89,7 @@ impl Cradle {
         // outlives what the child does with it: it does not move with the `Box`, the lists, or the `Arc`.
         let child = unsafe {
             let contents = (*self.0.contents.get()).insert(Box::new(contents));
-            clone_child(&raw const contents.order, &self.0.stack, Waiting::Nowhere(&self.0.taken))
+            clone_child(&raw const contents.order, self.1, Waiting::Nowhere(&self.0.taken))
         };
         before.install();
         WORKS.store(child.is_ok(), Ordering::Relaxed);
@@ -103,15 +106,16 @@ impl Cradle {
 /// Frees what children that have left have left behind: arguments and environments.
 pub(crate) fn empty_cradles() {
     // What is taken and dropped is emptied.
-    PLACES.iter().filter_map(Place::take).for_each(drop);
+    free_places().for_each(drop);
 }
 
-impl Place {
-    fn take(&'static self) -> Option<Cradle> {
-        let taken = self.taken.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed);
+/// Takes one free place after the other.
+fn free_places() -> impl Iterator<Item = Cradle> {
+    PLACES.iter().zip(&STACKS).filter_map(|(place, stack)| {
+        let taken = place.taken.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed);
         // Not made in any other case: it would be dropped.
-        taken.is_ok().then(|| Cradle(self))
-    }
+        taken.is_ok().then(|| Cradle(place, stack))
+    })
 }
 
 impl fmt::Debug for Cradle {
