@@ -145,6 +145,19 @@ async fn a_pool_with_a_stopped_worker_closes() {
 
 /// Native code may end its thread behind Rust's back; the process lives on, and can never answer.
 #[tokio::test]
+async fn a_stopped_worker_goes_on_to_end_in_order_when_its_pool_closes() {
+    let ledger = Ledger::new();
+    let pool =
+        ProcessPool::builder().workers(1).on_worker_exit(task!(note_and_give_pid(ledger.place(), 7))).build().unwrap();
+    let stopped = within(pool.submit(task!(pid()))).await.unwrap();
+    until(|| pool.status().busy == 0).await;
+    stop(stopped).await;
+    within(pool.close()).await;
+    assert_eq!(ledger.entries(), [7], "its exit task ran");
+    assert!(is_gone(stopped));
+}
+
+#[tokio::test]
 async fn a_worker_whose_thread_has_ended_fails_its_task_and_is_replaced() {
     let pool = ProcessPool::new(1);
     let lost = call(

@@ -99,6 +99,8 @@ impl Supervisor {
     async fn retire(&self, process: &mut Process) -> Option<Exit> {
         let kept = process.child.kept().clone();
         self.seat.desk().apply(Event::Retire);
+        // One that somebody has stopped would do nothing of what follows.
+        let _ = kept.signal_group(libc::SIGCONT);
         let socket = Arc::clone(&process.socket);
         let orderly = async {
             if let Some(task) = &self.shared.settings.on_exit {
