@@ -1,6 +1,7 @@
-//! The pool, channels and starts beside what the kernel allows, in one run: `cargo bench --bench limits [one-core]`.
+//! The pool, channels and starts beside what the kernel allows, in one run: `cargo bench --bench limits [one-core | two-cores]`.
 //!
-//! What counts is the ratio of figures that were taken in turns. `one-core` leaves out what needs two.
+//! What counts is the ratio of figures that were taken in turns. `one-core` leaves out what needs two; it is for `taskset -c 0`, as
+//! is `two-cores`, which puts each other side on the second core.
 
 #[path = "support/bare.rs"]
 mod bare;
@@ -8,12 +9,15 @@ mod support;
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream as StdStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bare::{Bare, Role, be_other_side};
 use futures::future::join_all;
 use futures::{SinkExt as _, StreamExt as _};
 use multiproc::{Duplex, ProcessPool, Receiver, Sender, call, channel, duplex, spawn_process, task};
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, sched_setaffinity};
 use support::{cpu_time, each, line, median, micros};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -24,15 +28,23 @@ fn main() {
     if std::env::args().any(|arg| arg == "nothing") {
         return;
     }
-    let one_core = std::env::args().any(|arg| arg == "one-core");
-    let place = if one_core { "one core" } else { "free" };
+    let is_asked = |mode: &str| std::env::args().any(|arg| arg == mode);
+    let (one_core, two_cores) = (is_asked("one-core"), is_asked("two-cores"));
+    let place = match (one_core, two_cores) {
+        (true, _) => "one core",
+        (_, true) => "two cores",
+        _ => "free",
+    };
     let current = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let multi = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     for (name, runtime) in [("current_thread", &current), ("multi_thread", &multi)] {
-        runtime.block_on(there_and_back(&format!("{place}, {name}")));
-        if !one_core {
+        runtime.block_on(there_and_back(&format!("{place}, {name}"), two_cores));
+        if !one_core && !two_cores {
             runtime.block_on(many(name));
         }
+    }
+    if two_cores {
+        return;
     }
     current.block_on(channels(place));
     if !one_core {
@@ -74,13 +86,24 @@ async fn one_by_one(pool: &ProcessPool, rounds: u32) -> Duration {
     .await
 }
 
-async fn there_and_back(place: &str) {
+/// Puts a process on the second core.
+fn move_away(pid: u32) {
+    let mut second = CpuSet::new();
+    second.set(1);
+    sched_setaffinity(Pid::from_raw(pid.cast_signed()), &second).unwrap();
+}
+
+async fn there_and_back(place: &str, apart: bool) {
     const ROUNDS: u32 = 2_000;
     let pool = ProcessPool::new(1);
     one_by_one(&pool, ROUNDS).await;
     let busy = ProcessPool::builder().workers(1).busy_poll(Duration::from_micros(50)).build().unwrap();
     one_by_one(&busy, ROUNDS).await;
     let mut raw = Bare::start(Role::GiveBack(40));
+    if apart {
+        let workers = [&pool, &busy].map(|pool| pool.status().details[0].pid.unwrap());
+        workers.into_iter().chain([raw.id()]).for_each(move_away);
+    }
     let times = in_turns!(11; ping(raw.socket(), 40, ROUNDS), one_by_one(&pool, ROUNDS), one_by_one(&busy, ROUNDS));
     let row = format!("one task, {place}");
     line(&row, "limit: bare socket", micros(times[0]), "µs");
@@ -207,7 +230,7 @@ async fn give_back(mut end: Duplex<u64, u64>) {
 
 async fn channels(place: &str) {
     const MESSAGES: u32 = 100_000;
-    let (mut tx, rx) = channel::<Message>().unwrap();
+    let (tx, rx) = channel::<Message>().unwrap();
     let (done, mut counted) = channel().unwrap();
     let child = spawn_process(task!(count(rx, done).await)).await.unwrap();
     let mut bare = Bare::start(Role::Count(20 * MESSAGES as usize));
@@ -249,7 +272,28 @@ async fn channels(place: &str) {
         .await
     };
     let times = in_turns!(7; waiting(&tx));
-    line(&format!("one way, 500 waiting, {place}"), "multiproc", 1e6 / micros(times[0]), "/s");
+    line(&format!("one way, 500 waiting in one task, {place}"), "multiproc", 1e6 / micros(times[0]), "/s");
+    let tx = Arc::new(tx);
+    let mut by_many = async || {
+        each(MESSAGES, async {
+            // All but the last, which is to be that.
+            let senders = (0..256).map(|of| {
+                let tx = Arc::clone(&tx);
+                tokio::spawn(async move {
+                    for n in (of..MESSAGES - 1).step_by(256) {
+                        tx.send(message(n)).await.unwrap();
+                    }
+                })
+            });
+            join_all(senders).await.into_iter().for_each(|sender| sender.unwrap());
+            tx.send(message(MESSAGES - 1)).await.unwrap();
+            counted.recv().await.unwrap();
+        })
+        .await
+    };
+    let times = in_turns!(7; by_many());
+    line(&format!("one way, 256 tasks that send, {place}"), "multiproc", 1e6 / micros(times[0]), "/s");
+    let mut tx = Arc::into_inner(tx).unwrap();
     let mut fed = async || {
         each(MESSAGES, async {
             for n in 0..MESSAGES {

@@ -40,6 +40,11 @@ impl Bare {
         Self { socket: Some(UnixStream::from_std(ours).unwrap()), child }
     }
 
+    #[allow(dead_code, reason = "not every program that measures needs it")]
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn socket(&mut self) -> &mut UnixStream {
         self.socket.as_mut().unwrap()
     }

@@ -1,10 +1,11 @@
 //! File descriptors inside values: serde has no word for them, so they travel beside the bytes.
 //!
-//! While a value is encoded, each fd in it is put into a list of this thread and its place in the list goes into the
-//! bytes; while it is decoded, the place is traded for the fd that came with the frame. Both lists live in a scope that
-//! is emptied on every exit, by error and by panic too, so no fd can slip into another message.
+//! While a value is encoded, each fd in it is put onto a stack of this thread and its place there goes into the bytes;
+//! while it is decoded, the place is traded for the fd that came with the frame. Whose part of the stack that is says a
+//! scope, and its part is gone on every exit, by error and by panic too, so no fd can slip into another message. Most
+//! values have no fd: for them a scope is three numbers.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt::Display;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -13,68 +14,99 @@ use serde::{Deserialize, Deserializer, Serialize as _, Serializer};
 use crate::sys::socket;
 use crate::wire::frame::MAX_FDS;
 
-/// What this thread is doing with fds at the moment.
-enum Scope {
+/// What this thread is doing with fds at the moment, and which part of the stack that is about.
+#[derive(Clone, Copy)]
+struct Scope {
+    work: Work,
+    begin: usize,
+    end: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Work {
     None,
-    Encoding(Vec<OwnedFd>),
-    Decoding(Vec<Option<OwnedFd>>),
+    Encoding,
+    Decoding,
 }
 
 thread_local! {
-    static SCOPE: RefCell<Scope> = const { RefCell::new(Scope::None) };
+    static SCOPE: Cell<Scope> = const { Cell::new(Scope { work: Work::None, begin: 0, end: 0 }) };
+    static STACK: RefCell<Vec<Option<OwnedFd>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Scope {
+    #[inline]
+    fn held(self) -> usize {
+        self.end - self.begin
+    }
 }
 
 /// Puts a scope in place, and the former one back when it ends in whatever way: a value may encode another inside.
 struct Guard {
-    outer: Option<Scope>,
+    outer: Scope,
 }
 
 impl Guard {
-    fn enter(scope: Scope) -> Self {
-        Self { outer: Some(SCOPE.replace(scope)) }
+    #[inline]
+    fn enter(work: Work) -> Self {
+        let outer = SCOPE.get();
+        SCOPE.set(Scope { work, begin: outer.end, end: outer.end });
+        Self { outer }
     }
 
-    /// Ends the scope and gives what it holds.
-    fn leave(mut self) -> Scope {
-        SCOPE.replace(self.outer.take().unwrap_or(Scope::None))
+    /// Enters a decoder's scope that holds these.
+    fn holding(fds: impl ExactSizeIterator<Item = Option<OwnedFd>>) -> Self {
+        let guard = Self::enter(Work::Decoding);
+        let scope = SCOPE.get();
+        SCOPE.set(Scope { end: scope.begin + fds.len(), ..scope });
+        STACK.with_borrow_mut(|stack| stack.extend(fds));
+        guard
     }
 }
 
 impl Drop for Guard {
+    #[inline]
     fn drop(&mut self) {
-        if let Some(outer) = self.outer.take() {
-            SCOPE.replace(outer);
+        if SCOPE.get().held() > 0 {
+            drop(take(0));
         }
+        SCOPE.set(self.outer);
     }
+}
+
+/// Takes all that the scope holds but the first `count`.
+#[cold]
+fn take(count: usize) -> Vec<Option<OwnedFd>> {
+    let scope = SCOPE.get();
+    SCOPE.set(Scope { end: scope.begin + count, ..scope });
+    STACK.with_borrow_mut(|stack| stack.split_off(scope.begin + count))
 }
 
 /// Runs an encoder, and gives the fds that its values put down.
 pub(crate) fn collect<R>(encode: impl FnOnce() -> R) -> (R, Vec<OwnedFd>) {
-    let guard = Guard::enter(Scope::Encoding(Vec::new()));
+    let _guard = Guard::enter(Work::Encoding);
     let result = encode();
-    match guard.leave() {
-        Scope::Encoding(fds) => (result, fds),
-        Scope::None | Scope::Decoding(_) => (result, Vec::new()),
-    }
+    let fds = if held() > 0 { take(0).into_iter().flatten().collect() } else { Vec::new() };
+    (result, fds)
 }
 
 /// How many fds were put down so far.
 pub(crate) fn held() -> usize {
-    SCOPE.with_borrow(|scope| if let Scope::Encoding(fds) = scope { fds.len() } else { 0 })
+    let scope = SCOPE.get();
+    if scope.work == Work::Encoding { scope.held() } else { 0 }
 }
 
 /// Takes back all but the first `count`, of a value that does not travel after all.
 pub(crate) fn keep(count: usize) {
-    SCOPE.with_borrow_mut(|scope| {
-        if let Scope::Encoding(fds) = scope {
-            fds.truncate(count);
-        }
-    });
+    let scope = SCOPE.get();
+    if scope.work == Work::Encoding && count < scope.held() {
+        drop(take(count));
+    }
 }
 
 /// Runs a decoder whose values may claim `fds`; what they leave is closed.
 pub(crate) fn provide<R>(fds: Vec<OwnedFd>, decode: impl FnOnce() -> R) -> R {
-    let _guard = Guard::enter(Scope::Decoding(fds.into_iter().map(Some).collect()));
+    let _guard = if fds.is_empty() { Guard::enter(Work::Decoding) } else { Guard::holding(fds.into_iter().map(Some)) };
     decode()
 }
 
@@ -90,21 +122,22 @@ impl Arrived {
     #[inline]
     pub(crate) fn decode<R>(&mut self, decode: impl FnOnce() -> R) -> R {
         /// Puts the fds back, after a panic too.
-        struct Lent<'a>(&'a mut Arrived, Option<Guard>);
+        struct Lent<'a> {
+            lender: &'a mut Arrived,
+            _guard: Guard,
+        }
 
         impl Drop for Lent<'_> {
             fn drop(&mut self) {
-                if let Some(Scope::Decoding(fds)) = self.1.take().map(Guard::leave) {
-                    self.0.0 = fds;
-                }
+                self.lender.0 = take(0);
             }
         }
 
         if self.0.is_empty() {
             return decode();
         }
-        let guard = Guard::enter(Scope::Decoding(std::mem::take(&mut self.0)));
-        let _lent = Lent(self, Some(guard));
+        let guard = Guard::holding(std::mem::take(&mut self.0).into_iter());
+        let _lent = Lent { lender: self, _guard: guard };
         decode()
     }
 }
@@ -113,29 +146,35 @@ impl Arrived {
 ///
 /// For `#[serde(with = …)]` and hand-written impls; fails outside a message of this library, and past 64 fds.
 pub(crate) fn serialize<S: Serializer>(fd: impl AsFd, serializer: S) -> Result<S::Ok, S::Error> {
-    let place = SCOPE.with_borrow_mut(|scope| match scope {
-        Scope::Encoding(fds) if fds.len() == MAX_FDS => Err(text("more than 64 file descriptors in one message")),
-        Scope::Encoding(fds) => {
-            let place = u32::try_from(fds.len()).map_err(text)?;
-            fds.push(socket::duplicate(fd).map_err(text)?);
-            Ok(place)
-        }
-        Scope::None | Scope::Decoding(_) => {
-            Err(text("a file descriptor can only be sent in a task, a result or a message of multiproc"))
-        }
-    });
-    place.map_err(serde::ser::Error::custom)?.serialize(serializer)
+    put_down(fd).map_err(serde::ser::Error::custom)?.serialize(serializer)
+}
+
+fn put_down(fd: impl AsFd) -> Result<u32, String> {
+    let scope = SCOPE.get();
+    if scope.work != Work::Encoding {
+        return Err(text("a file descriptor can only be sent in a task, a result or a message of multiproc"));
+    }
+    if scope.held() == MAX_FDS {
+        return Err(text("more than 64 file descriptors in one message"));
+    }
+    let place = u32::try_from(scope.held()).map_err(text)?;
+    let fd = socket::duplicate(fd).map_err(text)?;
+    STACK.with_borrow_mut(|stack| stack.push(Some(fd)));
+    SCOPE.set(Scope { end: scope.end + 1, ..scope });
+    Ok(place)
 }
 
 /// Decodes an fd: claims the one that came with the frame.
 pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OwnedFd, D::Error> {
     let place = u32::deserialize(deserializer)?;
-    SCOPE
-        .with_borrow_mut(|scope| match scope {
-            Scope::Decoding(fds) => fds.get_mut(place as usize).and_then(Option::take),
-            Scope::None | Scope::Encoding(_) => None,
-        })
+    claim(place as usize)
         .ok_or_else(|| serde::de::Error::custom("a file descriptor that did not come with the message"))
+}
+
+fn claim(place: usize) -> Option<OwnedFd> {
+    let scope = SCOPE.get();
+    let is_here = scope.work == Work::Decoding && place < scope.held();
+    if is_here { STACK.with_borrow_mut(|stack| stack.get_mut(scope.begin + place)?.take()) } else { None }
 }
 
 fn text(error: impl Display) -> String {
