@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use futures::future::join_all;
+use futures::future::{join, join_all};
 use futures::stream::FuturesUnordered;
 use multiproc::{ProcessPool, WorkerState, call, task};
 use pool_support::{Ledger, Meeting, is_gone, meet, meet_and_give_pid, note, pid, until, within};
@@ -209,6 +209,27 @@ async fn growing_takes_waiting_tasks_at_once() {
     drop((first, others));
     let pids: HashSet<_> = within(join_all(tasks)).await.into_iter().map(|pid| pid.unwrap().unwrap()).collect();
     assert_eq!(pids.len(), 4);
+    within(pool.close()).await;
+}
+
+/// After tiny tasks a worker is sent all that waits, which nobody else would then come for.
+#[tokio::test]
+async fn growing_shares_what_had_been_sent_ahead() {
+    let pool = ProcessPool::new(1);
+    let meeting = Meeting::new();
+    for _ in 0..3 {
+        within(join_all((0..1000).map(|_| pool.submit(task!(pid()))))).await;
+    }
+    // In one go, so that they are there when the first is answered.
+    let tiny = (0..3).map(|_| pool.submit(task!(pid())));
+    let long = (0..4).map(|id| pool.submit(task!(meet_and_pid(meeting.place(), id))));
+    let tasks = tokio::spawn(join(join_all(tiny), join_all(long)));
+    let first = meeting.guest().await;
+    pool.resize(4);
+    let others = [meeting.guest().await, meeting.guest().await, meeting.guest().await];
+    drop((first, others));
+    let (tiny, long) = within(tasks).await.unwrap();
+    assert!(tiny.iter().chain(&long).all(Result::is_ok));
     within(pool.close()).await;
 }
 

@@ -343,10 +343,13 @@ fn a_forked_copy_of_the_host_gets_an_error_at_once() {
             died(block_on(async { spawn_process(task!(exit(8))).await.unwrap().join().await })).unwrap().code(),
             Some(8)
         );
+        let mut program = block_on(async { multiproc::Command::new("sleep").arg("1000").spawn().unwrap() });
         // SAFETY: no other thread of this process holds a lock that the copy needs: all of them wait for something to do.
         match unsafe { libc::fork() } {
             0 => {
-                let code = i32::from(!block_on(refused()));
+                // It is no child of the copy's, which must not take it for one that somebody else has reaped, and sweep up.
+                let is_left_alone = matches!(program.try_wait(), Ok(None));
+                let code = i32::from(!is_left_alone || !block_on(refused()));
                 // SAFETY: it ends this process, and runs nothing of the original's.
                 unsafe { libc::_exit(code) }
             }
@@ -356,6 +359,7 @@ fn a_forked_copy_of_the_host_gets_an_error_at_once() {
                 // SAFETY: `status` is live.
                 assert_eq!(unsafe { libc::waitpid(copy, &raw mut status, 0) }, copy);
                 assert_eq!(std::process::ExitStatus::from_raw(status).code(), Some(0));
+                assert!(program.try_wait().unwrap().is_none(), "it still runs");
             }
         }
     });

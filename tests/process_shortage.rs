@@ -52,15 +52,15 @@ fn a_worker_that_can_have_no_thread_says_so() {
     });
 }
 
-/// From now on clone3(2) is a call that this process's kernel has never heard of; seccomp(2).
-fn forget_clone3() {
+/// From now on this call fails so; seccomp(2).
+fn forbid(call: libc::c_long, error: i32) {
     let step = |code: u32, jt, jf, k| libc::sock_filter { code: u16::try_from(code).unwrap(), jt, jf, k };
-    let call = u32::try_from(libc::SYS_clone3).unwrap();
+    let call = u32::try_from(call).unwrap();
     let mut filter = [
         // The number of the call is what `seccomp_data` begins with.
         step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
         step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, call),
-        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs()),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | error.unsigned_abs()),
         step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
     let program = libc::sock_fprog { len: filter.len().try_into().unwrap(), filter: filter.as_mut_ptr() };
@@ -76,7 +76,7 @@ fn forget_clone3() {
 #[test]
 fn where_there_is_no_clone3_programs_and_processes_start_all_the_same() {
     alone("where_there_is_no_clone3_programs_and_processes_start_all_the_same", || {
-        forget_clone3();
+        forbid(libc::SYS_clone3, libc::ENOSYS);
         block_on(async {
             for _ in 0..3 {
                 let shell = || Command::shell("cat; echo $0 $A; umask; ulimit -n; echo err >&2; kill -TERM $$");
@@ -93,6 +93,22 @@ fn where_there_is_no_clone3_programs_and_processes_start_all_the_same() {
             let pool = multiproc::ProcessPool::new(2);
             assert_eq!(pool.submit(call(|n: u32| n + 1, 1)).await.unwrap(), 2);
             pool.close().await;
+            assert!(eventually(within(Duration::from_secs(5)), || children().is_empty()));
+        });
+    });
+}
+
+/// What one user's processes may listen to is bounded, by `fs.epoll.max_user_watches`.
+#[test]
+fn where_nothing_can_be_listened_to_ends_are_seen_all_the_same() {
+    alone("where_nothing_can_be_listened_to_ends_are_seen_all_the_same", || {
+        block_on(async {
+            assert!(Command::new("true").status().await.unwrap().success());
+            forbid(libc::SYS_epoll_ctl, libc::ENOSPC);
+            let mut waited_for = Command::shell("exit 3").spawn().unwrap();
+            let status = tokio::time::timeout(Duration::from_secs(10), waited_for.wait()).await.expect("it hangs");
+            assert_eq!(status.unwrap().code(), Some(3));
+            drop(Command::new("sleep").arg("1000").spawn().unwrap());
             assert!(eventually(within(Duration::from_secs(5)), || children().is_empty()));
         });
     });

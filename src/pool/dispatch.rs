@@ -4,6 +4,7 @@
 //! they go to the worker that was idle last, or wait in `assigned` for one that is being started. A busy worker is sent more
 //! of those that wait, as many as keep it busy for a moment; what it has not begun is taken back when somebody else is idle.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -299,27 +300,45 @@ impl Shared {
 
     /// Takes the tasks that were sent ahead back from the worker that has most of them: somebody else is idle.
     fn unload_busiest(state: &mut State) {
-        let Some(seat) = state.seats.iter().max_by_key(|seat| seat.desk().load()).cloned() else { return };
+        let mut loads: Vec<_> = state.seats.iter().map(|seat| (seat.desk().load(), Arc::clone(seat))).collect();
+        loads.sort_by_key(|(load, _)| Reverse(*load));
+        // What it has done, and nobody has heard of, counts among them; so it may have nothing to give, and the next one has.
+        if !loads.iter().any(|(_, seat)| Self::unload(state, seat)) {
+            state.sent_ahead = false;
+        }
+    }
+
+    /// Takes the tasks that were sent ahead back from all workers, for others that are to come.
+    pub(super) fn unload_all(state: &mut State) {
+        if state.sent_ahead {
+            for seat in state.seats.clone() {
+                Self::unload(state, &seat);
+            }
+        }
+    }
+
+    /// Takes back what a worker has ahead. Says whether there was anything.
+    fn unload(state: &mut State, seat: &Arc<Seat>) -> bool {
         let mut desk = seat.desk();
         let back = if desk.load() > 1 { desk.take_back() } else { Vec::new() };
         if back.is_empty() {
-            state.sent_ahead = false;
-            return;
+            return false;
         }
         let begun = desk.load() > 0;
         drop(desk);
         Self::put_back(state, back);
         if begun {
-            return;
+            return true;
         }
         // It has not begun even the first of them, so that one stays.
         while let Some(job) = state.waiting.pop_front() {
-            if seat.desk().send(&job, &seat) {
-                state.after.write(&seat);
+            if seat.desk().send(&job, seat) {
+                state.after.write(seat);
                 break;
             }
         }
         seat.bell.notify_one();
+        true
     }
 
     /// Puts tasks that were sent and not begun back at the head of the queue.

@@ -247,6 +247,7 @@ impl Shared {
             let owed = state.surplus.min(more);
             state.surplus -= owed;
             self.permits.add_permits(more - owed);
+            Self::unload_all(&mut state);
             self.dispatch(&mut state);
         } else {
             let fewer = before - workers;

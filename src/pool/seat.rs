@@ -33,6 +33,9 @@ const AHEAD: Duration = Duration::from_millis(1);
 /// What takes no longer than this is not shared: to wake another worker would take as long.
 const UNSHARED: Duration = Duration::from_micros(50);
 
+/// No task takes less than this, whatever its worker says.
+const LEAST: Duration = Duration::from_nanos(200);
+
 /// The most tasks that a worker has, the running one included.
 const MOST_SENT: usize = 1024;
 
@@ -312,11 +315,11 @@ impl Desk {
     }
 
     /// Notes that `count` tasks were answered just now, and gives how long each took, as it looks from here. `own` is what
-    /// the worker says, who does not count how long it waited for them, and for a processor.
+    /// the worker says, who does not count how long they waited for it, nor it for a processor before it began them.
     pub(super) fn answered(&mut self, count: usize, own: Option<Duration>) -> Duration {
         let now = Instant::now();
         let each = now.duration_since(self.since) / u32::try_from(count.max(1)).unwrap_or(u32::MAX);
-        let new = own.map_or(each, |own| own.min(each));
+        let new = own.map_or(each, |own| own.max(LEAST).min(each));
         // Half old, half new: one long task must not end the sending ahead, and three must.
         self.pace = Some(self.pace.map_or(new, |pace| (pace + new) / 2));
         self.since = now;
@@ -372,9 +375,17 @@ mod tests {
         let long = Duration::from_millis(100);
         assert_eq!(room_after(long, None), 1);
         assert_eq!(room_after(long, Some(AHEAD / 50)), 50);
-        assert_eq!(room_after(long, Some(Duration::from_nanos(1))), MOST_SENT);
+        assert_eq!(room_after(long, Some(LEAST)), MOST_SENT);
         // And never slower than it looked.
         assert_eq!(room_after(long, Some(Duration::MAX)), 1);
+    }
+
+    #[test]
+    fn a_worker_that_claims_to_take_no_time_gets_a_bounded_share() {
+        let mut desk = Desk { state: WorkerState::Busy, ..Desk::empty() };
+        desk.since = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
+        desk.answered(1, Some(Duration::from_nanos(1)));
+        assert_eq!(desk.room(1), 250);
     }
 
     #[test]

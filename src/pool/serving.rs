@@ -174,6 +174,7 @@ impl Supervisor {
     fn take_answers(&self, process: &mut Process) -> Result<Option<Turn>, Misbehaved> {
         process.ring.take(&mut process.answers)?;
         if process.answers.is_empty() {
+            process.pace = None;
             return Ok(None);
         }
         let honest = self.match_answers(process);

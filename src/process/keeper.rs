@@ -2,9 +2,8 @@
 //!
 //! It belongs to no runtime, and it lives as long as the process: so every child's end is seen, whether somebody waits for
 //! it or not. Who waits may see it first (`Kept::exited_watched`) and then takes the same steps, which spares him the way over
-//! this thread. So the keeper leaves a child alone in its first milliseconds: most programs that somebody waits for are over
-//! by then, and it never hears of them. Children are started on the threads of others (`spawn` here, `spawn_async` in
-//! `starter`).
+//! this thread. So the keeper leaves a few children alone in their first milliseconds: most programs that somebody waits for
+//! are over by then. Children are started on the threads of others (`spawn` here, `spawn_async` in `starter`).
 //!
 //! ```text
 //! start ─▶ 10 ms ─▶ pidfd in epoll ─▶ readable ─▶ look at the exit, leave the zombie ─▶ kill the group ─▶ reap ─▶ tell
@@ -105,6 +104,17 @@ pub(super) fn look_at(key: u64) {
     }
 }
 
+/// Has the keeper listen to a child from now on: nobody else will.
+pub(super) fn listen_to(key: u64) {
+    if let Some(keeper) = KEEPER.get() {
+        let mut desk = keeper.desk();
+        if let Some(place) = desk.young.iter().position(|young| *young == key) {
+            desk.young.swap_remove(place);
+            keeper.listen(&mut desk, key);
+        }
+    }
+}
+
 /// Has the keeper forget a child that somebody else reaped.
 pub(super) fn forget(key: u64) {
     if let Some(keeper) = KEEPER.get() {
@@ -166,6 +176,9 @@ const ALARM: u64 = u64::MAX;
 /// For how long a child is left to who waits for it. If nobody does, its end is seen so much later at the most.
 const LEFT_ALONE: Duration = Duration::from_millis(10);
 
+/// How many are left so at a time: what has ended and is not seen is a zombie, and has an fd.
+const MOST_YOUNG: usize = 8;
+
 /// How a child is listened to: its end is one event, and that it is reaped no other.
 const ONCE: EventFlags = EventFlags::IN.union(EventFlags::ONESHOT);
 
@@ -224,7 +237,7 @@ impl Keeper {
                 for event in events {
                     match event.data.u64() {
                         BELL => _ = rustix::io::read(&self.bell, &mut [0; 8]),
-                        ALARM => self.listen_to_young(),
+                        ALARM => self.listen_to_young(&mut self.desk()),
                         key => self.look(key, agenda),
                     }
                 }
@@ -241,14 +254,24 @@ impl Keeper {
     }
 
     /// Has the ends of those reported that are still there.
-    fn listen_to_young(&self) {
-        let Desk { young, kept, .. } = &mut *self.desk();
-        young.retain(|key| {
-            let Some(pidfd) = kept.get(key).and_then(Kept::pidfd) else { return false };
-            // Refused where the system has no memory to spare: then again a little later.
-            epoll::add(&self.epoll, &pidfd, EventData::new_u64(*key), ONCE).is_err()
-        });
-        if !young.is_empty() {
+    fn listen_to_young(&self, desk: &mut Desk) {
+        for key in mem::take(&mut desk.young) {
+            self.listen(desk, key);
+        }
+    }
+
+    fn listen(&self, desk: &mut Desk, key: u64) {
+        let Some(pidfd) = desk.kept.get(&key).and_then(Kept::pidfd) else { return };
+        if epoll::add(&self.epoll, &pidfd, EventData::new_u64(key), ONCE).is_err() {
+            // The system has no room for it, and may have soon. Until then it is looked at again and again.
+            desk.to_look_at.push(key);
+            self.keep_young(desk, key);
+        }
+    }
+
+    fn keep_young(&self, desk: &mut Desk, key: u64) {
+        desk.young.push(key);
+        if desk.young.len() == 1 {
             self.set_alarm();
         }
     }
@@ -368,10 +391,10 @@ impl Keeper {
         let key = desk.last_key;
         let kept = Kept::new(pid, key, pidfd, fate, leavings);
         desk.kept.insert(key, kept.clone());
-        desk.young.push(key);
-        if desk.young.len() == 1 {
-            self.set_alarm();
+        if desk.young.len() >= MOST_YOUNG {
+            self.listen_to_young(&mut desk);
         }
+        self.keep_young(&mut desk, key);
         Ok(kept)
     }
 

@@ -121,9 +121,8 @@ impl Kept {
     /// A caller that has just started it learns its number in any case: that it ends in this very moment is nothing that
     /// he could foresee.
     pub(crate) fn id(&self) -> Option<u32> {
-        let ended = self.life().known_exit().is_some();
         let known = self.0.known.swap(true, Ordering::Relaxed);
-        if ended && known { None } else { Some(self.0.pid) }
+        if known && self.try_exit().is_some() { None } else { Some(self.0.pid) }
     }
 
     /// How it ended, if it has.
@@ -225,7 +224,7 @@ impl Kept {
 
     /// Finds out where it stands, and buries it if it can be: the one way to its end, whoever sees that first.
     ///
-    /// The keeper looks in any case. It alone ends a lingering.
+    /// The keeper looks in any case, sooner or later. It alone ends a lingering.
     pub(super) fn look(&self) -> Seen {
         let mut life = self.life();
         let exit = match &*life {
@@ -306,6 +305,14 @@ impl Kept {
             let _ = self.signal_group(libc::SIGTERM);
             keeper::kill_in(self.0.key, grace);
         }
+        self.leave_to_keeper();
+    }
+
+    /// Nobody waits for it any more.
+    fn leave_to_keeper(&self) {
+        if self.pidfd().is_some() {
+            keeper::listen_to(self.0.key);
+        }
     }
 
     fn notify(&self) {
@@ -366,6 +373,7 @@ impl KillOnDrop {
     /// The child itself, which nothing kills any more.
     pub(crate) fn disarm(mut self) -> Kept {
         self.armed = false;
+        self.kept.leave_to_keeper();
         self.kept.clone()
     }
 }

@@ -6,6 +6,7 @@
 //! processor, where workers are many. Large answers, and those with fds, go through the socket at once.
 
 use std::io::{self, Write as _};
+use std::mem;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -101,8 +102,8 @@ impl<'a> Server<'a> {
                     self.first = u32::try_from(frame.id).unwrap_or(u32::MAX);
                 }
                 Ok(Some(frame)) if frame.kind == Kind::Run as u8 => {
-                    let attempt = std::mem::replace(&mut self.attempt, 1);
-                    let first = std::mem::take(&mut self.first);
+                    let attempt = mem::replace(&mut self.attempt, 1);
+                    let first = mem::take(&mut self.first);
                     // What the parent has taken back runs elsewhere, or nowhere.
                     if let Some(answers) = &mut self.answers {
                         if !answers.ledger.claim(frame.id) {
@@ -110,7 +111,7 @@ impl<'a> Server<'a> {
                             continue;
                         }
                         answers.since.get_or_insert_with(Instant::now);
-                        answers.count += 1;
+                        answers.count = answers.count.saturating_add(1);
                     }
                     let Ok(done) = self.perform(frame, attempt, first) else { return start::EXIT_NO_PARENT };
                     if self.life == Life::OneTask {
@@ -180,11 +181,12 @@ impl<'a> Server<'a> {
 /// Tells the parent of answers in the ledger that it has not been told of, or just that we have come so far.
 fn tell(answers: &mut Option<Answers>, outbox: &mut Outbox, socket: &Socket) {
     let Some(answers) = answers else { return };
+    // What comes begins anew.
+    let (since, count) = (answers.since.take(), mem::take(&mut answers.count));
     if answers.told != answers.ring.written() || answers.passed {
         answers.passed = false;
         answers.told = answers.ring.written();
-        let count = std::mem::take(&mut answers.count);
-        let each = answers.since.take().map_or(0, |since| since.elapsed().as_nanos() / u128::from(count.max(1)));
+        let each = since.map_or(0, |since| since.elapsed().as_nanos() / u128::from(count.max(1)));
         outbox.push(Frame { kind: Kind::Bell as u8, id: u64::try_from(each).unwrap_or(u64::MAX), ..Frame::default() });
         // If it does not fit now it will when the loop has nothing else to do.
         let _ = outbox.flush(socket);
