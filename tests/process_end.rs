@@ -349,6 +349,7 @@ fn a_forked_copy_of_the_host_gets_an_error_at_once() {
             0 => {
                 // It is no child of the copy's, which must not take it for one that somebody else has reaped, and sweep up.
                 let is_left_alone = matches!(program.try_wait(), Ok(None));
+                drop(program);
                 let code = i32::from(!is_left_alone || !block_on(refused()));
                 // SAFETY: it ends this process, and runs nothing of the original's.
                 unsafe { libc::_exit(code) }

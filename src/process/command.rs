@@ -265,7 +265,8 @@ impl Command {
     /// Whether the end of its [`Child`](crate::Child), or of a verb's future, and its own end kill its group; `true` unless
     /// set.
     ///
-    /// With `false`, what it starts in the background outlives it, too.
+    /// With `false`, what it starts in the background outlives it, too. A `Child` that is dropped in a copy of this process, made
+    /// by fork(2), kills nothing.
     pub fn kill_on_drop(mut self, kill: bool) -> Self {
         self.kill_on_drop = kill;
         self

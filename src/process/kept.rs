@@ -380,7 +380,8 @@ impl KillOnDrop {
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        if self.armed {
+        // A forked copy of this process has a copy of the handle, and no child.
+        if self.armed && keeper::no_forked_copy().is_ok() {
             self.kept.end(self.grace);
         }
     }
