@@ -14,6 +14,7 @@
 //! Here is when things happen; what may be done to a child in which state is in `kept`.
 
 mod agenda;
+mod request;
 
 use std::collections::HashMap;
 use std::io;
@@ -31,44 +32,14 @@ use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 
 use self::agenda::Agenda;
+pub(crate) use self::request::{DRAIN, Started, Terms};
+pub(super) use self::request::{Refused, Request};
 use super::kept::{Kept, KillOnDrop, Leavings, Seen};
 use super::program::Launch;
 pub(super) use super::starter::spawn_async;
 use crate::sys::process::{SignalMask, kill_and_reap, open_pidfd, peek_exit};
 use crate::sys::socket::above_stdio;
 use crate::sys::spawn::{Fate, empty_cradles};
-
-/// How long what a child started may go on writing into its pipes after its end, unless said otherwise.
-pub(crate) const DRAIN: Duration = Duration::from_millis(100);
-
-/// A child that was started, and our ends of its pipes.
-#[derive(Debug)]
-pub(crate) struct Started {
-    pub(crate) child: KillOnDrop,
-    pub(crate) stdin: Option<OwnedFd>,
-    /// Shared, so that the keeper can see (weakly) whether something still writes; it never keeps a pipe open.
-    pub(crate) stdout: Option<Arc<OwnedFd>>,
-    pub(crate) stderr: Option<Arc<OwnedFd>>,
-}
-
-/// What the keeper has to know about a child beyond its command.
-#[derive(Debug)]
-pub(crate) struct Terms {
-    /// How long what it started may go on writing after its end; zero kills it at once.
-    pub(crate) drain: Duration,
-    /// Whether what it leaves running lives on after its end.
-    pub(crate) spare_group: bool,
-    /// Our ends of pipes that the caller made, and whose other ends become the child's stdin, stdout or stderr.
-    pub(crate) stdin: Option<OwnedFd>,
-    pub(crate) stdout: Option<OwnedFd>,
-    pub(crate) stderr: Option<OwnedFd>,
-}
-
-impl Default for Terms {
-    fn default() -> Self {
-        Self { drain: DRAIN, spare_group: false, stdin: None, stdout: None, stderr: None }
-    }
-}
 
 /// Starts a program on the calling thread, which takes about a millisecond. It should have a process group of its own.
 pub(super) fn spawn(command: Box<dyn Launch>, terms: Terms) -> io::Result<Started> {
@@ -155,18 +126,6 @@ struct Desk {
     to_look_at: Vec<u64>,
     /// Who was asked to end, and until when it may take.
     to_kill: Vec<(u64, Instant)>,
-}
-
-/// What to start.
-pub(super) struct Request {
-    pub(super) command: Box<dyn Launch>,
-    pub(super) terms: Terms,
-}
-
-/// The error, and the request to try again.
-pub(super) struct Refused {
-    pub(super) error: io::Error,
-    pub(super) request: Request,
 }
 
 /// The event keys of the bell and the alarm; children count from 1.

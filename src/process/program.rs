@@ -126,9 +126,9 @@ impl Program {
     fn environment(&self) -> io::Result<Strings> {
         let mut strings = Strings::default();
         if self.env.is_empty() {
-            let vars = std::env::vars_os();
+            let mut vars = std::env::vars_os();
             strings.reserve(vars.size_hint().0);
-            vars.for_each(|(name, value)| strings.push_own_var(&name, &value));
+            vars.try_for_each(|(name, value)| strings.push_var(&name, &value))?;
             return Ok(strings);
         }
         let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();

@@ -60,8 +60,8 @@ struct Order {
 }
 
 async fn ask(mut request: Request) -> io::Result<Result<Started, Box<Refused>>> {
-    // The main thread does not end before the process does either. Whether it can
-    // be quick, a starter finds out with the first start.
+    // The main thread does not end before the process does either. Whether it can be quick, a starter finds out
+    // with the first start.
     if is_main_thread() && request.command.is_quick() {
         return Ok(start(request));
     }

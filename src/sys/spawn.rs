@@ -62,16 +62,6 @@ impl Strings {
         self.push(&[name.as_bytes(), b"=", value.as_bytes()])
     }
 
-    /// Adds a variable of this process's own environment, in which there is no NUL.
-    pub(crate) fn push_own_var(&mut self, name: &OsStr, value: &OsStr) {
-        self.starts.push(self.bytes.len());
-        let (name, value) = (name.as_bytes(), value.as_bytes());
-        self.bytes.reserve(name.len() + value.len() + 2);
-        for part in [name, b"=", value, b"\0"] {
-            self.bytes.extend_from_slice(part);
-        }
-    }
-
     /// Adds a string that consists of these parts. A NUL in it is `InvalidInput`.
     pub(crate) fn push(&mut self, parts: &[&[u8]]) -> io::Result<()> {
         if parts.iter().any(|part| part.contains(&0)) {

@@ -2,7 +2,8 @@
 //!
 //! It is no thread as the C library knows them, but one of the kernel's alone, which makes a few system calls and nothing else
 //! (see `raw`). To start one and to end it takes half as long, in a process that may live for a moment; it maps no stack,
-//! which would count against `RLIMIT_AS`; and for the C library the worker has one thread, so that its locks cost nothing. Where there is no clone3(2), the watch is an ordinary thread that does the same.
+//! which would count against `RLIMIT_AS`; and for the C library the worker has one thread, so that its locks cost nothing.
+//! Where there is no clone3(2), the watch is an ordinary thread that does the same.
 
 use std::cell::UnsafeCell;
 use std::ffi::c_void;

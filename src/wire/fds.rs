@@ -214,6 +214,29 @@ mod tests {
         assert_ne!(a.0.as_raw_fd(), b.0.as_raw_fd());
     }
 
+    /// Encodes another message of its own in the middle.
+    struct Nested(Handle, Handle);
+
+    impl Serialize for Nested {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            let (inner, fds) = collect(|| postcard::to_allocvec(&(handle(), handle(), handle())).unwrap());
+            assert_eq!((&*inner, fds.len()), (&[0, 1, 2][..], 3));
+            (&self.0, &self.1).serialize(serializer)
+        }
+    }
+
+    #[test]
+    fn a_message_within_a_message_keeps_its_fds_to_itself() {
+        let value = (handle(), Nested(handle(), handle()));
+        let (bytes, fds) = collect(|| postcard::to_allocvec(&value).unwrap());
+        assert_eq!((&*bytes, fds.len()), (&[0, 1, 2][..], 3));
+        provide(fds, || {
+            let inner = provide(vec![socket::stream_pair().unwrap().0], || postcard::from_bytes::<Handle>(&[0]));
+            assert!(inner.is_ok() && postcard::from_bytes::<Handle>(&[2]).is_ok());
+            assert!(postcard::from_bytes::<Handle>(&[3]).is_err() && postcard::from_bytes::<Handle>(&[2]).is_err());
+        });
+    }
+
     #[test]
     fn outside_a_message_an_fd_is_an_error() {
         assert!(postcard::to_allocvec(&handle()).is_err());
