@@ -5,8 +5,9 @@ mod pool_support;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use multiproc::{Process, ProcessPool, TaskError, WorkerState, call, task};
+use multiproc::{Process, ProcessPool, TaskError, WorkerState, call, spawn_process, task};
 use pool_support::{Ledger, Meeting, endless, is_gone, kill, meet, note, pid, until, within};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 multiproc::test_support!();
 
@@ -198,6 +199,30 @@ async fn a_busy_worker_does_not_sleep_between_tasks() {
     assert!(slept < 50, "{slept} times in 100 tasks");
     within(pool.close()).await;
     assert!(is_gone(worker), "it saw the end, too");
+}
+
+#[tokio::test]
+async fn a_worker_on_its_hosts_only_processor_wakes_once_a_task() {
+    let host = |()| {
+        let mine = sched_getaffinity(None).unwrap();
+        let mut one = CpuSet::new();
+        one.set((0..CpuSet::MAX_CPU).find(|&processor| mine.is_set(processor)).unwrap());
+        sched_setaffinity(None, &one).unwrap();
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+            let pool = ProcessPool::new(1);
+            let worker = pool.submit(task!(pid())).await.unwrap();
+            let before = sleeps(worker);
+            for _ in 0..200 {
+                assert_eq!(pool.submit(task!(pid())).await.unwrap(), worker);
+            }
+            let slept = sleeps(worker) - before;
+            pool.close().await;
+            slept
+        })
+    };
+    let slept = within(within(spawn_process(call(host, ()))).await.unwrap().join()).await.unwrap();
+    // When its host reads an answer it does not.
+    assert!(slept <= 201, "{slept} times in 200 tasks");
 }
 
 #[tokio::test]

@@ -31,6 +31,17 @@ const LARGE_READ: usize = 4 * 1024 * 1024;
 /// The most batches of fds that can be here: one for the frame that is under way, and one that came behind its end.
 const MAX_BATCHES: usize = 2;
 
+/// How to wait for what a peer sends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// For how long to look again and again before sleeping.
+    pub(crate) busy_poll: Duration,
+    /// Whether only what the peer sends is to wake us: who sleeps in recvmsg(2) is also woken when the peer reads, as that
+    /// makes room. Where it has a processor of its own that is welcome, as it often sends next, and we are up by then; on
+    /// our own it is only an interruption.
+    pub(crate) by_poll: bool,
+}
+
 /// How the stream stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -170,11 +181,11 @@ impl Inbox {
     }
 
     /// As [`blocking_frame`](Self::blocking_frame), for a socket that nobody else reads. Calls `before_waiting` each time
-    /// that nothing is left to do but wait, looks for more for as long as `busy_poll`, and then sleeps.
+    /// that nothing is left to do but wait.
     pub(crate) fn frame_or_wait(
         &mut self,
         socket: &Socket,
-        busy_poll: Duration,
+        patience: Patience,
         mut before_waiting: impl FnMut() -> io::Result<()>,
     ) -> Result<Option<Frame>, RecvError> {
         loop {
@@ -190,9 +201,12 @@ impl Inbox {
             }
             if would_block(&read) {
                 before_waiting()?;
-                read = self.read_soon(socket, busy_poll);
+                read = self.read_soon(socket, patience.busy_poll);
             }
             if would_block(&read) {
+                if patience.by_poll {
+                    socket::wait(socket, Ready::Read)?;
+                }
                 read = self.read_or(socket, Wait::Yes);
             }
             self.took(read)?;
@@ -287,13 +301,13 @@ impl Inbox {
 
     /// Reads as soon as something is there, and for so long at most. In between, whoever else has work for this core has it:
     /// our peer, where there is one core only.
-    fn read_soon(&mut self, socket: &Socket, patience: Duration) -> io::Result<Received> {
+    fn read_soon(&mut self, socket: &Socket, window: Duration) -> io::Result<Received> {
         let mut read = Err(io::ErrorKind::WouldBlock.into());
-        if patience.is_zero() {
+        if window.is_zero() {
             return read;
         }
         let begin = Instant::now();
-        while would_block(&read) && begin.elapsed() < patience {
+        while would_block(&read) && begin.elapsed() < window {
             thread::yield_now();
             read = self.read(socket);
         }

@@ -125,6 +125,13 @@ impl Outbox {
         Ok(())
     }
 
+    /// Appends another's frames, of which none has left.
+    pub(crate) fn append(&mut self, other: Self) {
+        debug_assert_eq!(other.sent, 0);
+        self.pieces.extend(other.pieces);
+        self.pushed += other.pushed;
+    }
+
     /// Throws away what has not left: nobody will read it.
     pub(crate) fn abandon(&mut self) {
         self.pieces = VecDeque::new();

@@ -292,8 +292,8 @@ impl Shared {
             }
         }
         if any {
-            state.sent_ahead = true;
             drop(desk);
+            state.hurry();
             state.after.write(seat);
         }
     }

@@ -67,9 +67,7 @@ impl Supervisor {
             Cause::Cancelled => TaskError::Cancelled,
             Cause::Died | Cause::Stuck | Cause::Retired(_) => died(&kept, &exit, job.name.clone()),
         });
-        for (job, outcome) in process.answered {
-            job.resolve(outcome);
-        }
+        process.resolve();
         match cause {
             Cause::Retired(end) => end,
             Cause::Died if !worked => End::Fruitless { status: exit.status, pid: kept.pid() },

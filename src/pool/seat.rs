@@ -5,6 +5,8 @@
 //! alone knows whether that task is still the one that runs, acts on it.
 
 use std::collections::VecDeque;
+use std::io;
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -62,6 +64,8 @@ pub(super) struct Desk {
     socket: Option<Arc<Socket>>,
     ledger: Option<Arc<Ledger>>,
     pub(super) outbox: Outbox,
+    /// Whether somebody is writing what was in the outbox, and will come back for what has been put there since.
+    lent: bool,
     /// Tasks that were sent and not answered, oldest first. The first one runs, or is about to.
     sent: VecDeque<Sent>,
     /// Since when the first of them has been the first.
@@ -123,11 +127,18 @@ impl Seat {
         true
     }
 
-    /// Writes what was put into the outbox, here and now, and leaves to the supervisor what does not fit.
+    /// Writes what was put into the outbox, here and now, and leaves to the supervisor what does not fit, and the end of
+    /// its worker.
+    ///
+    /// The desk is not locked meanwhile: a worker on this core can be quicker with its answer than we with the call.
     pub(super) fn write(&self) {
-        let written = self.desk().write();
-        if !written {
-            self.bell.notify_one();
+        let mut lent = self.desk().lend_outbox();
+        while let Some((socket, mut outbox)) = lent {
+            let all = outbox.flush(&*socket).is_ok();
+            lent = self.desk().take_outbox(socket, outbox, all);
+            if !all {
+                self.bell.notify_one();
+            }
         }
     }
 }
@@ -141,6 +152,7 @@ impl Desk {
             socket: None,
             ledger: None,
             outbox: Outbox::default(),
+            lent: false,
             sent: VecDeque::new(),
             since: Instant::now(),
             pace: None,
@@ -204,10 +216,39 @@ impl Desk {
         wanted
     }
 
-    /// Writes what fits. `false`: some is left, or the worker is ending, which its supervisor will see.
-    fn write(&mut self) -> bool {
-        let Some(socket) = &self.socket else { return false };
-        self.outbox.flush(&**socket).is_ok()
+    /// Gives what is to be written to who writes it, unless somebody else does already.
+    fn lend_outbox(&mut self) -> Option<(Arc<Socket>, Outbox)> {
+        if self.lent {
+            return None;
+        }
+        let socket = self.socket.clone()?;
+        self.lent = true;
+        Some((socket, mem::take(&mut self.outbox)))
+    }
+
+    /// Takes it back, and gives it out once more if all has left and there is more by now.
+    fn take_outbox(&mut self, socket: Arc<Socket>, mut outbox: Outbox, all: bool) -> Option<(Arc<Socket>, Outbox)> {
+        if !self.lent || !self.socket.as_ref().is_some_and(|own| Arc::ptr_eq(own, &socket)) {
+            // That process is gone.
+            return None;
+        }
+        outbox.append(mem::take(&mut self.outbox));
+        if all && !outbox.is_empty() {
+            return Some((socket, outbox));
+        }
+        self.outbox = outbox;
+        self.lent = false;
+        None
+    }
+
+    /// Whether there is something that the supervisor has to write.
+    pub(super) fn is_unwritten(&self) -> bool {
+        !self.lent && !self.outbox.is_empty()
+    }
+
+    /// Writes what fits, unless somebody else does.
+    pub(super) fn write(&mut self, socket: &Socket) -> io::Result<()> {
+        if self.lent { Ok(()) } else { self.outbox.flush(socket) }
     }
 
     /// How many more tasks it is to be sent: as many as keep it busy for a moment, and at most `share`, unless they are tiny.
@@ -244,13 +285,25 @@ impl Desk {
         !self.sent.is_empty() || self.state == WorkerState::Stalled
     }
 
+    /// Whether it has tasks besides the one that it has come to.
+    pub(super) fn has_tasks_ahead(&self) -> bool {
+        self.sent.len() > 1
+    }
+
+    /// Whether it has answered tasks for so long without a word, because it has more of them.
+    pub(super) fn has_been_silent(&self, time: Duration) -> bool {
+        self.has_tasks_ahead()
+            && self.ledger.as_ref().is_some_and(|ledger| ledger.has_answers())
+            && self.since.elapsed() >= time
+    }
+
     /// Looks whether it does something. `true`: its supervisor should, too.
     pub(super) fn look(&mut self) -> bool {
         let begun = self.ledger.as_ref().map_or(0, |ledger| ledger.begun());
         let first = self.sent.front().map(|first| (first.id, first.id <= begun));
         let moved = first != self.seen.first && self.state != WorkerState::Stalled;
         // A large task is on its way for as long as it takes.
-        if moved || self.outbox.sent() != self.seen.sent || !self.is_to_be_watched() {
+        if moved || self.lent || self.outbox.sent() != self.seen.sent || !self.is_to_be_watched() {
             self.seen = Seen { first, sent: self.outbox.sent(), looks: 0 };
             return false;
         }

@@ -4,7 +4,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::answers::{Misbehaved, answer, pace};
 use super::dispatch::{Review, Turn};
@@ -18,9 +18,6 @@ use crate::error::{RecvError, TaskError};
 use crate::sys::socket::Ready;
 use crate::wire::frame::Frame;
 
-/// How long a worker that has tasks ahead may be silent before its ledger is looked at.
-const LOOK_AFTER: Duration = Duration::from_millis(1);
-
 impl Supervisor {
     /// Reads one answer after the other, until there is a reason to end the process.
     pub(super) async fn work(&self, process: &mut Process, mut turn: Turn) -> Cause {
@@ -31,16 +28,16 @@ impl Supervisor {
         // `None`: it stays, however long it is idle.
         let mut idle_until = None;
         loop {
-            match turn {
-                Turn::Busy => {}
-                Turn::Idle => {
-                    idle_until = self.shared.settings.idle_timeout.and_then(|most| Instant::now().checked_add(most));
-                }
-                Turn::Retire => return Cause::Retired(End::Other),
-                Turn::End => return Cause::Cancelled,
+            if turn == Turn::Idle {
+                idle_until = self.shared.settings.idle_timeout.and_then(|most| Instant::now().checked_add(most));
             }
+            let mut ends = match turn {
+                Turn::Busy | Turn::Idle => None,
+                Turn::Retire => Some(Cause::Retired(End::Other)),
+                Turn::End => Some(Cause::Cancelled),
+            };
             turn = loop {
-                let (drained, unwritten, ahead, deadline) = {
+                let (drained, unwritten, deadline) = {
                     let desk = self.seat.desk();
                     let deadline = match desk.first() {
                         Some(_) if let Some(stopping) = &process.stopping => Some(stopping.until),
@@ -48,10 +45,13 @@ impl Supervisor {
                         None => idle_until,
                     };
                     let drained = desk.state == WorkerState::Draining && desk.load() == 0;
-                    (drained, !desk.outbox.is_empty(), desk.load() > 1, deadline)
+                    (drained, desk.is_unwritten(), deadline)
                 };
-                if drained {
-                    return Cause::Retired(End::Other);
+                // Now that nothing of ours is left to be looked at: a caller that has its result gives the worker its next task at
+                // once, on another thread, and would meet us there.
+                process.resolve();
+                if let Some(cause) = ends.take().or(drained.then_some(Cause::Retired(End::Other))) {
+                    return cause;
                 }
                 tokio::select! {
                     biased;
@@ -84,23 +84,12 @@ impl Supervisor {
                             Review::Unloaded => break self.shared.answered(&self.seat, &[], [], false),
                         }
                     }
-                    written = socket.when(Ready::Write, || self.seat.desk().outbox.flush(&*socket)), if unwritten => {
+                    written = socket.when(Ready::Write, || self.seat.desk().write(&socket)), if unwritten => {
                         if written.is_err() {
                             // It is ending. What is left of the tasks can't be sent, and the end will be seen.
                             self.seat.desk().outbox = Outbox::default();
                         }
                     }
-                    // Answers that lie in the ledger while it works on a longer task. In a block of its own, the timer is only
-                    // made where it is waited for, and no clock is read for a worker that has one task.
-                    () = async { tokio::time::sleep(LOOK_AFTER).await }, if ahead => match self.take_answers(process) {
-                        Ok(Some(turn)) => break turn,
-                        Ok(None) => {
-                            if let Some(cause) = self.deadline_passed(process) {
-                                return cause;
-                            }
-                        }
-                        Err(Misbehaved) => return Cause::Died,
-                    },
                     // What it has answered by now is in time.
                     () = sleep_until(deadline) => match self.take_answers(process) {
                         Ok(Some(turn)) => break turn,
@@ -170,7 +159,8 @@ impl Supervisor {
         }
     }
 
-    /// Resolves the tasks that the worker has answered, and gives it its next ones. `None`: it has answered nothing.
+    /// Takes the tasks that the worker has answered off its desk, and gives it its next ones. They are to be
+    /// [resolved](Process::resolve) then. `None`: it has answered nothing.
     fn take_answers(&self, process: &mut Process) -> Result<Option<Turn>, Misbehaved> {
         process.ring.take(&mut process.answers)?;
         if process.answers.is_empty() {
@@ -187,8 +177,8 @@ impl Supervisor {
         // The worker gets its next tasks before these ones' callers get the results.
         let turn = self.shared.answered(&self.seat, &process.endings, process.unfinished.drain(..), worn);
         process.endings.clear();
-        for (job, outcome) in process.answered.drain(..) {
-            job.resolve(outcome);
+        if honest.is_err() {
+            process.resolve();
         }
         honest.map(|()| Some(turn))
     }

@@ -21,6 +21,7 @@ use super::supervisor;
 use super::times::Times;
 use super::watch;
 use crate::error::{SpawnError, TaskError};
+use crate::process::keeper::Ticks;
 
 /// The shortest queue that is swept.
 const SWEEP_AT: usize = 64;
@@ -71,6 +72,10 @@ pub(super) struct State {
     pub(super) runtime: Option<Handle>,
     /// Whether somebody looks at the workers from time to time: see `watch.rs`.
     pub(super) watched: bool,
+    /// Whether that is to happen more often, because somebody may have tasks ahead.
+    pub(super) hurried: bool,
+    /// When it happens.
+    pub(super) ticks: Option<Arc<Ticks>>,
     /// What is to be done once the lock is gone.
     pub(super) after: After,
 }
@@ -82,6 +87,8 @@ pub(super) struct After {
     pub(super) resolve: Vec<(Arc<Job>, TaskError)>,
     pub(super) wake: Vec<Waker>,
     watch: bool,
+    /// What is to tick faster.
+    hurry: Option<Arc<Ticks>>,
     /// Whose outbox is to be written. One place is enough: few accesses give tasks to more than one worker.
     write: Option<Arc<Seat>>,
 }
@@ -96,7 +103,11 @@ impl After {
     }
 
     fn is_empty(&self) -> bool {
-        self.supervise.is_empty() && self.resolve.is_empty() && self.wake.is_empty() && !self.watch
+        self.supervise.is_empty()
+            && self.resolve.is_empty()
+            && self.wake.is_empty()
+            && !self.watch
+            && self.hurry.is_none()
     }
 }
 
@@ -132,7 +143,7 @@ impl Drop for Locked<'_> {
             }
             return;
         }
-        let After { supervise, resolve, wake, watch, .. } = std::mem::take(&mut state.after);
+        let After { supervise, resolve, wake, watch, hurry, .. } = std::mem::take(&mut state.after);
         let runtime = state.runtime.clone();
         drop(state);
         if let Some(seat) = write {
@@ -141,6 +152,9 @@ impl Drop for Locked<'_> {
         wake.into_iter().for_each(Waker::wake);
         for (job, error) in resolve {
             job.resolve(Err(error));
+        }
+        if let Some(ticks) = hurry {
+            ticks.set(watch::LOOK_AHEAD);
         }
         if watch {
             watch::spawn(runtime.as_ref(), self.shared);
@@ -244,6 +258,8 @@ impl Shared {
                 sent_ahead: false,
                 runtime: None,
                 watched: false,
+                hurried: false,
+                ticks: None,
                 after: After::default(),
             }),
             changed: Notify::new(),
@@ -297,6 +313,15 @@ impl State {
         if !self.watched {
             self.watched = true;
             self.after.watch = true;
+        }
+    }
+
+    /// Some worker has tasks ahead, and may answer them without a word.
+    pub(super) fn hurry(&mut self) {
+        self.sent_ahead = true;
+        if !self.hurried {
+            self.hurried = true;
+            self.after.hurry = self.ticks.clone();
         }
     }
 

@@ -75,6 +75,15 @@ pub(super) struct Process {
     pub(super) stopping: Option<Stopping>,
 }
 
+impl Process {
+    /// Hands their outcomes to the tasks that are off the desk.
+    pub(super) fn resolve(&mut self) {
+        for (job, outcome) in self.answered.drain(..) {
+            job.resolve(outcome);
+        }
+    }
+}
+
 /// A task in its grace.
 #[derive(Debug)]
 pub(super) struct Stopping {

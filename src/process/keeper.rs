@@ -15,6 +15,7 @@
 
 mod agenda;
 mod request;
+mod ticks;
 
 use std::collections::HashMap;
 use std::io;
@@ -34,6 +35,8 @@ use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, 
 use self::agenda::Agenda;
 pub(crate) use self::request::{DRAIN, Started, Terms};
 pub(super) use self::request::{Refused, Request};
+use self::ticks::Tick;
+pub(crate) use self::ticks::Ticks;
 use super::kept::{Kept, KillOnDrop, Leavings, Seen};
 use super::program::Launch;
 pub(super) use super::starter::spawn_async;
@@ -126,6 +129,8 @@ struct Desk {
     to_look_at: Vec<u64>,
     /// Who was asked to end, and until when it may take.
     to_kill: Vec<(u64, Instant)>,
+    /// Which bells are to be rung.
+    ticks: Vec<Tick>,
 }
 
 /// The event keys of the bell and the alarm; children count from 1.
@@ -210,6 +215,7 @@ impl Keeper {
             self.look(key, agenda);
         }
         self.meet_deadlines(agenda);
+        self.ring_ticks();
     }
 
     /// Has the ends of those reported that are still there.
@@ -303,7 +309,9 @@ impl Keeper {
     }
 
     fn timeout(&self, agenda: &Agenda) -> Option<Timespec> {
-        let next = agenda.next().chain(self.desk().to_kill.iter().map(|(_, at)| *at)).min()?;
+        let desk = self.desk();
+        let ticks = desk.ticks.iter().map(|tick| tick.next);
+        let next = agenda.next().chain(desk.to_kill.iter().map(|(_, at)| *at)).chain(ticks).min()?;
         // A millisecond more than is left, so that it has passed when epoll, which counts in milliseconds, wakes.
         let left = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         Timespec::try_from(left).ok()

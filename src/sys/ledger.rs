@@ -172,6 +172,11 @@ impl Ledger {
         self.word(CLAIMED).load(Ordering::Acquire)
     }
 
+    /// Whether there may be answers that were not taken yet, in the parent.
+    pub(crate) fn has_answers(&self) -> bool {
+        self.word(WRITTEN).load(Ordering::Acquire) != self.word(READ).load(Ordering::Relaxed)
+    }
+
     /// Says that task `number` is to stop by itself, in the parent; futex(2) wakes who waits for that.
     pub(crate) fn ask_to_stop(&self, number: u64) {
         self.word(STOP).store(number, Ordering::Release);

@@ -151,6 +151,11 @@ pub(crate) fn ignore_broken_pipes() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
+/// Whether all that this thread does is done by one processor; sched_getaffinity(2).
+pub(crate) fn has_one_processor() -> bool {
+    rustix::thread::sched_getaffinity(None).is_ok_and(|processors| processors.count() == 1)
+}
+
 /// Names this process, as `ps` and `top` show it, whichever thread calls; the first 15 bytes count. Without a name it is
 /// the program's: the kernel took "exe" from `/proc/self/exe`.
 pub(crate) fn name_process(name: &str) {

@@ -9,18 +9,19 @@ use std::io::{self, Write as _};
 use std::mem;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::BufMut as _;
 
 use super::{context, panic};
-use crate::channel::inbox::Inbox;
+use crate::channel::inbox::{Inbox, Patience};
 use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
 use crate::error::Panic;
 use crate::process::start;
 use crate::sys::ledger::{Ledger, RING, Writer};
 use crate::sys::socket::{self, Ready};
+use crate::sys::worker as sys;
 use crate::task;
 use crate::wire::body::Parts;
 use crate::wire::frame::{Frame, HEAD_LEN, Head};
@@ -41,7 +42,7 @@ pub(super) struct Server<'a> {
     scratch: Parts,
     max_body: usize,
     life: Life,
-    busy_poll: Duration,
+    patience: Patience,
     /// Which attempt at its task the next Run is, and the part at which it begins.
     attempt: u32,
     first: u32,
@@ -80,7 +81,7 @@ impl<'a> Server<'a> {
             scratch,
             max_body,
             life: hello.life,
-            busy_poll: hello.busy_poll,
+            patience: Patience { busy_poll: hello.busy_poll, by_poll: sys::has_one_processor() },
             attempt: 1,
             first: 0,
         }
@@ -90,7 +91,7 @@ impl<'a> Server<'a> {
     pub(super) fn run(mut self) -> i32 {
         loop {
             let (socket, outbox, answers) = (self.socket, &mut self.outbox, &mut self.answers);
-            let frame = self.inbox.frame_or_wait(socket, self.busy_poll, || {
+            let frame = self.inbox.frame_or_wait(socket, self.patience, || {
                 tell(answers, outbox, socket);
                 flush(outbox, socket)
             });

@@ -1,4 +1,6 @@
 use super::*;
+use crate::channel::inbox::Inbox;
+use crate::wire::frame::Frame;
 
 /// As many tasks as a worker is sent after one answer that took so long to come.
 fn room_after(waited: Duration, own: Option<Duration>) -> usize {
@@ -35,4 +37,72 @@ fn what_takes_longer_than_to_wake_another_worker_is_shared() {
     assert_eq!(desk.room(12), 12);
     desk.pace = Some(UNSHARED * 2);
     assert_eq!(desk.room(3), 3);
+}
+
+/// A desk of a process that is told of by this socket, with one frame of this number to be written.
+fn desk_with(socket: &Arc<Socket>, id: u64) -> Desk {
+    let mut desk = Desk { socket: Some(Arc::clone(socket)), ..Desk::empty() };
+    desk.outbox.push(frame(id));
+    desk
+}
+
+fn frame(id: u64) -> Frame {
+    Frame { kind: 1, id, ..Frame::default() }
+}
+
+fn pair() -> (Arc<Socket>, Socket) {
+    let (here, there) = crate::sys::socket::stream_pair().unwrap();
+    (Arc::new(Socket::new(here)), Socket::new(there))
+}
+
+#[test]
+fn what_is_given_while_somebody_writes_leaves_behind_that_and_once() {
+    let (socket, peer) = pair();
+    let mut desk = desk_with(&socket, 1);
+    let (socket, mut first) = desk.lend_outbox().unwrap();
+    desk.outbox.push(frame(2));
+    assert!(desk.lend_outbox().is_none(), "two writers at a time");
+    assert!(!desk.is_unwritten() && desk.write(&socket).is_ok(), "nor is the supervisor one");
+    first.flush(&*socket).unwrap();
+    let (socket, mut second) = desk.take_outbox(socket, first, true).expect("there is more");
+    second.flush(&*socket).unwrap();
+    assert!(desk.take_outbox(socket, second, true).is_none());
+    let mut inbox = Inbox::new(1024);
+    let ids = [(); 2].map(|()| inbox.try_frame(&peer).unwrap().unwrap().id);
+    assert_eq!((ids, inbox.try_frame(&peer).unwrap().is_none()), ([1, 2], true));
+    desk.outbox.push(frame(3));
+    assert!(desk.lend_outbox().is_some());
+}
+
+#[test]
+fn what_did_not_fit_is_back_on_the_desk_in_its_order() {
+    let (socket, peer) = pair();
+    let mut desk = desk_with(&socket, 1);
+    let (socket, unsent) = desk.lend_outbox().unwrap();
+    desk.outbox.push(frame(2));
+    assert!(desk.take_outbox(Arc::clone(&socket), unsent, false).is_none(), "it is the supervisor's now");
+    assert!(desk.is_unwritten());
+    desk.write(&socket).unwrap();
+    let mut inbox = Inbox::new(1024);
+    let ids = [(); 2].map(|()| inbox.try_frame(&peer).unwrap().unwrap().id);
+    assert_eq!(ids, [1, 2]);
+}
+
+#[test]
+fn the_next_process_gets_nothing_that_was_for_the_one_before() {
+    let ((old, _peer), (new, _new_peer)) = (pair(), pair());
+    let mut desk = desk_with(&old, 1);
+    let (old, unsent) = desk.lend_outbox().unwrap();
+    desk.clear();
+    assert!(desk.take_outbox(Arc::clone(&old), unsent, false).is_none());
+    assert!(desk.outbox.is_empty());
+
+    let mut desk = desk_with(&old, 1);
+    let (old, unsent) = desk.lend_outbox().unwrap();
+    desk = desk_with(&new, 1);
+    let (new, fresh) = desk.lend_outbox().unwrap();
+    assert!(desk.take_outbox(old, unsent, false).is_none());
+    assert!(desk.lent && desk.outbox.is_empty(), "who writes to the new one goes on");
+    desk.take_outbox(new, fresh, false);
+    assert_eq!(desk.outbox.len(), crate::wire::frame::HEAD_LEN);
 }

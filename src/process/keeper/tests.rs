@@ -205,3 +205,26 @@ async fn an_end_that_a_watcher_sees_has_its_drain_grace_too() {
         tokio::task::yield_now().await;
     }
 }
+
+#[tokio::test]
+async fn a_bell_rings_again_and_again_and_faster_when_told_until_it_is_dropped() {
+    // There is a keeper from the first start on.
+    drop(spawn(sh("exit 0"), Terms::default()).unwrap());
+    let begin = Instant::now();
+    let ticks = Ticks::start(Duration::from_millis(20)).unwrap();
+    for count in 1..=3 {
+        ticks.tick().await;
+        assert!(begin.elapsed() >= Duration::from_millis(20) * count);
+    }
+    // From an hour to a millisecond: it is heard within the test's time.
+    ticks.set(Duration::from_hours(1));
+    ticks.set(Duration::from_millis(1));
+    for _ in 0..3 {
+        ticks.tick().await;
+    }
+    let key = ticks.key;
+    let rings = || KEEPER.get().unwrap().desk().ticks.iter().any(|tick| tick.key == key);
+    assert!(rings());
+    drop(ticks);
+    assert!(!rings());
+}
