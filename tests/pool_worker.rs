@@ -189,6 +189,10 @@ fn state(pid: u32) -> char {
 
 #[tokio::test]
 async fn a_busy_worker_does_not_sleep_between_tasks() {
+    if sched_getaffinity(None).unwrap().count() == 1 {
+        // There it does.
+        return;
+    }
     let pool = ProcessPool::builder().workers(1).busy_poll(Duration::from_mins(1)).build().unwrap();
     let worker = within(pool.submit(task!(pid()))).await.unwrap();
     let before = sleeps(worker);

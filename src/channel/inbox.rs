@@ -33,13 +33,12 @@ const MAX_BATCHES: usize = 2;
 
 /// How to wait for what a peer sends.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
-    /// For how long to look again and again before sleeping.
-    pub(crate) busy_poll: Duration,
-    /// Whether only what the peer sends is to wake us: who sleeps in recvmsg(2) is also woken when the peer reads, as that
-    /// makes room. Where it has a processor of its own that is welcome, as it often sends next, and we are up by then; on
-    /// our own it is only an interruption.
-    pub(crate) by_poll: bool,
+pub(crate) enum Patience {
+    /// Looks again and again for so long, and sleeps in recvmsg(2) then. There it is also woken when the peer reads, as that
+    /// makes room: welcome where both have a processor, as the peer often sends next, and we are up by then.
+    Read { busy_poll: Duration },
+    /// Sleeps in poll(2), which wakes for what comes alone: for who shares his only processor with his peer.
+    Poll,
 }
 
 /// How the stream stands.
@@ -201,12 +200,12 @@ impl Inbox {
             }
             if would_block(&read) {
                 before_waiting()?;
-                read = self.read_soon(socket, patience.busy_poll);
+                match patience {
+                    Patience::Read { busy_poll } => read = self.read_soon(socket, busy_poll),
+                    Patience::Poll => socket::wait(socket, Ready::Read)?,
+                }
             }
             if would_block(&read) {
-                if patience.by_poll {
-                    socket::wait(socket, Ready::Read)?;
-                }
                 read = self.read_or(socket, Wait::Yes);
             }
             self.took(read)?;

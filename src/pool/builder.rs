@@ -144,7 +144,8 @@ impl PoolBuilder {
     /// To wake a sleeping process on another core takes some 20 µs, which a task there and back then doesn't wait for. It is
     /// for tiny tasks in a chain, each made from the result of the one before; others find the next one there already. The
     /// price is the worker's CPU time, up to this much a task. It looks between calls of sched_yield(2), so whoever else has
-    /// work for that core does it first.
+    /// work for that core does it first. A worker that has one processor when it starts, see sched_setaffinity(2), does not look:
+    /// there it would only keep its host from making the next task.
     pub fn busy_poll(mut self, window: Duration) -> Self {
         self.settings.plan.busy_poll = window;
         self

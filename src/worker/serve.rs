@@ -72,19 +72,10 @@ impl<'a> Server<'a> {
             passed: false,
         });
         let max_body = usize::try_from(hello.max_body).unwrap_or(usize::MAX);
+        let patience =
+            if sys::has_one_processor() { Patience::Poll } else { Patience::Read { busy_poll: hello.busy_poll } };
         let (outbox, scratch) = (Outbox::default(), Parts::default());
-        Self {
-            socket,
-            inbox,
-            outbox,
-            answers,
-            scratch,
-            max_body,
-            life: hello.life,
-            patience: Patience { busy_poll: hello.busy_poll, by_poll: sys::has_one_processor() },
-            attempt: 1,
-            first: 0,
-        }
+        Self { socket, inbox, outbox, answers, scratch, max_body, life: hello.life, patience, attempt: 1, first: 0 }
     }
 
     /// Serves until the parent ends the stream, and gives the process's exit code.
