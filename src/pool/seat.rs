@@ -44,6 +44,9 @@ const MOST_SENT: usize = 1024;
 /// How many bytes may wait to be written before no more tasks are sent ahead.
 const MOST_UNWRITTEN: usize = 64 * 1024;
 
+/// How often in a row one caller writes what others have given meanwhile. He has something else to do, too.
+const MOST_ROUNDS: u32 = 8;
+
 #[derive(Debug)]
 pub(super) struct Seat {
     /// Numbers the pool's workers, from 0, in the order in which they were first wanted.
@@ -133,10 +136,12 @@ impl Seat {
     /// The desk is not locked meanwhile: a worker on this core can be quicker with its answer than we with the call.
     pub(super) fn write(&self) {
         let mut lent = self.desk().lend_outbox();
+        let mut rounds = 0;
         while let Some((socket, mut outbox)) = lent {
-            let all = outbox.flush(&*socket).is_ok();
-            lent = self.desk().take_outbox(socket, outbox, all);
-            if !all {
+            rounds += 1;
+            let goes_on = outbox.flush(&*socket).is_ok() && rounds < MOST_ROUNDS;
+            lent = self.desk().take_outbox(socket, outbox, goes_on);
+            if !goes_on {
                 self.bell.notify_one();
             }
         }
@@ -226,14 +231,14 @@ impl Desk {
         Some((socket, mem::take(&mut self.outbox)))
     }
 
-    /// Takes it back, and gives it out once more if all has left and there is more by now.
-    fn take_outbox(&mut self, socket: Arc<Socket>, mut outbox: Outbox, all: bool) -> Option<(Arc<Socket>, Outbox)> {
+    /// Takes it back, and gives it out once more if who wrote it goes on and there is more by now.
+    fn take_outbox(&mut self, socket: Arc<Socket>, mut outbox: Outbox, goes_on: bool) -> Option<(Arc<Socket>, Outbox)> {
         if !self.lent || !self.socket.as_ref().is_some_and(|own| Arc::ptr_eq(own, &socket)) {
             // That process is gone.
             return None;
         }
         outbox.append(mem::take(&mut self.outbox));
-        if all && !outbox.is_empty() {
+        if goes_on && !outbox.is_empty() {
             return Some((socket, outbox));
         }
         self.outbox = outbox;
