@@ -30,6 +30,21 @@ async fn workers_are_replaced_after_so_many_tasks() {
     }
 }
 
+fn nothing() {}
+
+/// Whoever gave a worker its last task may still be writing it, on another thread, when the worker has answered and is sent its
+/// exit task.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exit_task_and_the_caller_of_the_last_task_do_not_get_into_each_others_way() {
+    let builder = ProcessPool::builder().workers(2).max_tasks_per_worker(3).on_worker_exit(task!(nothing()));
+    let pool = builder.build().unwrap();
+    for _ in 0..500 {
+        let task = pool.submit(task!(pid()));
+        within(tokio::spawn(task)).await.unwrap().unwrap();
+    }
+    within(pool.close()).await;
+}
+
 #[tokio::test]
 async fn recycled_one_by_one_too() {
     let pool = ProcessPool::builder().workers(1).max_tasks_per_worker(2).build().unwrap();

@@ -2,12 +2,13 @@
 
 mod pool_support;
 
+use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use multiproc::{ProcessPool, TaskError, call, task};
-use pool_support::{FOREVER, endless, is_gone, is_pending, pid, until, within};
+use pool_support::{FOREVER, Meeting, endless, is_gone, is_pending, meet, pid, until, within};
 use tokio::runtime::{Builder, Runtime};
 
 multiproc::test_support!();
@@ -45,6 +46,35 @@ fn a_pool_works_in_one_runtime_after_another() {
         checker.block_on(until(|| pids.iter().copied().all(is_gone)));
     }
     runtime(0).block_on(within(pool.close()));
+}
+
+#[test]
+fn answers_that_a_long_task_keeps_from_being_told_come_though_the_last_runtime_stands_still() {
+    let pool = ProcessPool::new(1);
+    let first = runtime(2);
+    first.block_on(within(pool.start())).unwrap();
+    let standing = runtime(0);
+    assert_eq!(standing.block_on(within(pool.submit(task!(add(1, 1))))).unwrap(), 2);
+    first.block_on(async {
+        // So that it is sent tasks ahead.
+        for answer in within(join_all((0..50).map(|n| pool.submit(task!(add(n, 1)))))).await {
+            answer.unwrap();
+        }
+        let meeting = Meeting::new();
+        let mut tiny: Vec<_> = (0..8).map(|n| Box::pin(pool.submit(task!(add(n, 1))))).collect();
+        for task in &mut tiny {
+            assert!(is_pending(task).await);
+        }
+        let mut long =
+            Box::pin(pool.submit(call(|(place, id): (PathBuf, u64)| meet(&place, id), (meeting.place(), 0))));
+        assert!(is_pending(&mut long).await);
+        for (n, task) in (0..).zip(tiny) {
+            assert_eq!(within(task).await.unwrap(), n + 1);
+        }
+        drop(meeting.guest().await);
+        within(long).await.unwrap();
+        within(pool.close()).await;
+    });
 }
 
 #[test]

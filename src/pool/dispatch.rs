@@ -293,7 +293,7 @@ impl Shared {
         }
         if any {
             drop(desk);
-            state.hurry();
+            state.watch_ahead();
             state.after.write(seat);
         }
     }

@@ -18,6 +18,7 @@ use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
 use crate::process::kept::Kept;
 use crate::sys::ledger::Ledger;
+use crate::wire::frame::Frame;
 
 /// At so many looks in a row at which a worker had not begun its task, that is to go elsewhere: 20 to 40 ms, where a worker
 /// that has a CPU takes some 10 µs.
@@ -41,7 +42,7 @@ const LEAST: Duration = Duration::from_nanos(200);
 /// The most tasks that a worker has, the running one included.
 const MOST_SENT: usize = 1024;
 
-/// How many bytes may wait to be written before no more tasks are sent ahead.
+/// How many bytes may wait, besides those that somebody is writing, before no more tasks are sent ahead.
 const MOST_UNWRITTEN: usize = 64 * 1024;
 
 /// How often in a row one caller writes what others have given meanwhile. He has something else to do, too.
@@ -66,7 +67,7 @@ pub(super) struct Desk {
     pub(super) holds_permit: bool,
     socket: Option<Arc<Socket>>,
     ledger: Option<Arc<Ledger>>,
-    pub(super) outbox: Outbox,
+    outbox: Outbox,
     /// Whether somebody is writing what was in the outbox, and will come back for what has been put there since.
     lent: bool,
     /// Tasks that were sent and not answered, oldest first. The first one runs, or is about to.
@@ -221,7 +222,7 @@ impl Desk {
         wanted
     }
 
-    /// Gives what is to be written to who writes it, unless somebody else does already.
+    /// Gives what is to be written to whoever writes it, unless somebody else does already.
     fn lend_outbox(&mut self) -> Option<(Arc<Socket>, Outbox)> {
         if self.lent {
             return None;
@@ -231,7 +232,7 @@ impl Desk {
         Some((socket, mem::take(&mut self.outbox)))
     }
 
-    /// Takes it back, and gives it out once more if who wrote it goes on and there is more by now.
+    /// Takes it back, and gives it out once more if its writer goes on and there is more by now.
     fn take_outbox(&mut self, socket: Arc<Socket>, mut outbox: Outbox, goes_on: bool) -> Option<(Arc<Socket>, Outbox)> {
         if !self.lent || !self.socket.as_ref().is_some_and(|own| Arc::ptr_eq(own, &socket)) {
             // That process is gone.
@@ -246,9 +247,24 @@ impl Desk {
         None
     }
 
+    /// Puts a frame into the outbox that is no task from outside.
+    pub(super) fn push(&mut self, frame: Frame) {
+        self.outbox.push(frame);
+    }
+
     /// Whether there is something that the supervisor has to write.
     pub(super) fn is_unwritten(&self) -> bool {
         !self.lent && !self.outbox.is_empty()
+    }
+
+    /// Whether there is nothing to write, for anybody.
+    pub(super) fn is_written(&self) -> bool {
+        !self.lent && self.outbox.is_empty()
+    }
+
+    /// Throws away what can't be written any more.
+    pub(super) fn abandon(&mut self) {
+        self.outbox.abandon();
     }
 
     /// Writes what fits, unless somebody else does.

@@ -13,7 +13,6 @@ use super::life::WorkerState;
 use super::seat::Desk;
 use super::state::{End, Ending};
 use super::supervisor::{Cause, Process, Stopping, Supervisor};
-use crate::channel::outbox::Outbox;
 use crate::error::{RecvError, TaskError};
 use crate::sys::socket::Ready;
 use crate::wire::frame::Frame;
@@ -28,14 +27,19 @@ impl Supervisor {
         // `None`: it stays, however long it is idle.
         let mut idle_until = None;
         loop {
-            if turn == Turn::Idle {
-                idle_until = self.shared.settings.idle_timeout.and_then(|most| Instant::now().checked_add(most));
-            }
-            let mut ends = match turn {
-                Turn::Busy | Turn::Idle => None,
+            let over = match turn {
+                Turn::Busy => None,
+                Turn::Idle => {
+                    idle_until = self.shared.settings.idle_timeout.and_then(|most| Instant::now().checked_add(most));
+                    None
+                }
                 Turn::Retire => Some(Cause::Retired(End::Other)),
                 Turn::End => Some(Cause::Cancelled),
             };
+            if let Some(cause) = over {
+                process.resolve();
+                return cause;
+            }
             turn = loop {
                 let (drained, unwritten, deadline) = {
                     let desk = self.seat.desk();
@@ -50,8 +54,8 @@ impl Supervisor {
                 // Now that nothing of ours is left to be looked at: a caller that has its result gives the worker its next task at
                 // once, on another thread, and would meet us there.
                 process.resolve();
-                if let Some(cause) = ends.take().or(drained.then_some(Cause::Retired(End::Other))) {
-                    return cause;
+                if drained {
+                    return Cause::Retired(End::Other);
                 }
                 tokio::select! {
                     biased;
@@ -87,7 +91,7 @@ impl Supervisor {
                     written = socket.when(Ready::Write, || self.seat.desk().write(&socket)), if unwritten => {
                         if written.is_err() {
                             // It is ending. What is left of the tasks can't be sent, and the end will be seen.
-                            self.seat.desk().outbox = Outbox::default();
+                            self.seat.desk().abandon();
                         }
                     }
                     // What it has answered by now is in time.

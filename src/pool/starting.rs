@@ -100,6 +100,16 @@ impl Supervisor {
         })
     }
 
+    /// Writes all that is in the outbox, or has somebody else write it who is about to.
+    async fn write_all(&self, socket: &Socket) -> io::Result<()> {
+        while !self.seat.desk().is_written() {
+            socket.when(Ready::Write, || self.seat.desk().write(socket)).await?;
+            // To whoever has it lent. That is another thread, between two system calls.
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
     /// Runs one of the pool's own tasks in the process and waits for its answer.
     pub(super) async fn perform(
         &self,
@@ -114,18 +124,12 @@ impl Supervisor {
         let id = {
             let mut desk = self.seat.desk();
             let id = desk.take_id();
-            desk.outbox.push(Frame {
-                kind: Kind::Run as u8,
-                id,
-                body: task.body.clone(),
-                more: task.more.clone(),
-                fds,
-            });
+            desk.push(Frame { kind: Kind::Run as u8, id, body: task.body.clone(), more: task.more.clone(), fds });
             id
         };
         let answer = async {
             // If it can't be written, the process is ending, which the read sees.
-            let _ = socket.when(Ready::Write, || self.seat.desk().outbox.flush(socket)).await;
+            let _ = self.write_all(socket).await;
             let mut answers = Vec::new();
             // What comes first may be a bell that was rung for what came before.
             loop {

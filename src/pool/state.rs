@@ -21,7 +21,6 @@ use super::supervisor;
 use super::times::Times;
 use super::watch;
 use crate::error::{SpawnError, TaskError};
-use crate::process::keeper::Ticks;
 
 /// The shortest queue that is swept.
 const SWEEP_AT: usize = 64;
@@ -72,10 +71,8 @@ pub(super) struct State {
     pub(super) runtime: Option<Handle>,
     /// Whether somebody looks at the workers from time to time: see `watch.rs`.
     pub(super) watched: bool,
-    /// Whether that is to happen more often, because somebody may have tasks ahead.
-    pub(super) hurried: bool,
-    /// When it happens.
-    pub(super) ticks: Option<Arc<Ticks>>,
+    /// Whether somebody looks for workers that are silent, as there may be some that have tasks ahead.
+    pub(super) watched_ahead: bool,
     /// What is to be done once the lock is gone.
     pub(super) after: After,
 }
@@ -87,8 +84,7 @@ pub(super) struct After {
     pub(super) resolve: Vec<(Arc<Job>, TaskError)>,
     pub(super) wake: Vec<Waker>,
     watch: bool,
-    /// What is to tick faster.
-    hurry: Option<Arc<Ticks>>,
+    watch_ahead: bool,
     /// Whose outbox is to be written. One place is enough: few accesses give tasks to more than one worker.
     write: Option<Arc<Seat>>,
 }
@@ -103,11 +99,7 @@ impl After {
     }
 
     fn is_empty(&self) -> bool {
-        self.supervise.is_empty()
-            && self.resolve.is_empty()
-            && self.wake.is_empty()
-            && !self.watch
-            && self.hurry.is_none()
+        self.supervise.is_empty() && self.resolve.is_empty() && self.wake.is_empty() && !self.watch && !self.watch_ahead
     }
 }
 
@@ -143,7 +135,7 @@ impl Drop for Locked<'_> {
             }
             return;
         }
-        let After { supervise, resolve, wake, watch, hurry, .. } = std::mem::take(&mut state.after);
+        let After { supervise, resolve, wake, watch, watch_ahead, .. } = std::mem::take(&mut state.after);
         let runtime = state.runtime.clone();
         drop(state);
         if let Some(seat) = write {
@@ -153,8 +145,8 @@ impl Drop for Locked<'_> {
         for (job, error) in resolve {
             job.resolve(Err(error));
         }
-        if let Some(ticks) = hurry {
-            ticks.set(watch::LOOK_AHEAD);
+        if watch_ahead {
+            watch::look_ahead(self.shared);
         }
         if watch {
             watch::spawn(runtime.as_ref(), self.shared);
@@ -258,8 +250,7 @@ impl Shared {
                 sent_ahead: false,
                 runtime: None,
                 watched: false,
-                hurried: false,
-                ticks: None,
+                watched_ahead: false,
                 after: After::default(),
             }),
             changed: Notify::new(),
@@ -317,11 +308,11 @@ impl State {
     }
 
     /// Some worker has tasks ahead, and may answer them without a word.
-    pub(super) fn hurry(&mut self) {
+    pub(super) fn watch_ahead(&mut self) {
         self.sent_ahead = true;
-        if !self.hurried {
-            self.hurried = true;
-            self.after.hurry = self.ticks.clone();
+        if !self.watched_ahead {
+            self.watched_ahead = true;
+            self.after.watch_ahead = true;
         }
     }
 

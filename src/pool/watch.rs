@@ -1,29 +1,28 @@
-//! A look at the workers from time to time, while they have tasks. It finds what no event tells of: a worker that does
-//! nothing, and one that has answered some of its tasks and is busy with the next, which may take long.
+//! Looks at the workers from time to time, while they have tasks, for what no event tells of.
 //!
-//! It only rings; what follows is decided in `serving.rs` and `dispatch.rs`. Looks at who does nothing are counted and no
-//! times taken, so that a pause of the whole machine, or of this process, is held against nobody.
+//! They only ring; what follows is decided in `serving.rs` and `dispatch.rs`. The keeper has the clock for them.
 
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 
-use super::state::{Phase, Shared, State};
-use crate::process::keeper::Ticks;
+use super::state::{Phase, Shared};
+use crate::process::keeper::call_in;
 
-/// From one look to the next.
+/// From one look to the next at workers that may do nothing.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// The same while some worker has tasks ahead; only answers are looked for each time.
-pub(super) const LOOK_AHEAD: Duration = Duration::from_millis(1);
+/// From one look to the next at workers that have tasks ahead.
+const LOOK_AHEAD: Duration = Duration::from_millis(1);
 
 /// After so many looks at which no worker had a task there are no more, until one gets a task.
 const QUIET: u32 = 5;
 
-/// Starts looking. Without a runtime there is nobody to do anything about what would be seen.
+/// Starts looking for workers that do nothing. Without a runtime there is nobody to do anything about what would be seen.
 pub(super) fn spawn(runtime: Option<&Handle>, shared: &Arc<Shared>) {
-    let watch = Watch { shared: Arc::downgrade(shared), on: true, looked: Instant::now(), quiet: 0 };
+    let watch = Watch { shared: Arc::downgrade(shared), on: true };
     if let Some(runtime) = runtime {
         drop(runtime.spawn(watch.run()));
     }
@@ -33,63 +32,42 @@ pub(super) fn spawn(runtime: Option<&Handle>, shared: &Arc<Shared>) {
 struct Watch {
     shared: Weak<Shared>,
     on: bool,
-    /// When it was last looked who does nothing.
-    looked: Instant,
-    /// How many looks in a row have found no task.
-    quiet: u32,
 }
 
 impl Watch {
+    /// Looks are counted and no times taken, and they are made in a runtime that would have to do something, so that no
+    /// pause of the whole machine, of this process or of that runtime is held against anybody.
     async fn run(mut self) {
-        // It is there: somebody has started a worker.
-        let Some(ticks) = Ticks::start(LOOK).map(Arc::new) else { return };
-        {
+        let mut quiet = 0;
+        while self.on {
+            let time = Arc::new(Notify::new());
+            let is_told = {
+                let time = Arc::clone(&time);
+                call_in(LOOK, move || {
+                    time.notify_one();
+                    false
+                })
+            };
+            if !is_told {
+                return;
+            }
+            time.notified().await;
             let Some(shared) = self.shared.upgrade() else { return };
             let mut state = shared.state();
-            state.ticks = Some(Arc::clone(&ticks));
-            if state.hurried {
-                ticks.set(LOOK_AHEAD);
+            let mut any = false;
+            for seat in &state.seats {
+                let mut desk = seat.desk();
+                any |= desk.is_to_be_watched();
+                if desk.look() {
+                    seat.bell.notify_one();
+                }
             }
-        }
-        while self.on {
-            ticks.tick().await;
-            let Some(shared) = self.shared.upgrade() else { return };
-            self.look(&mut shared.state(), &ticks);
-        }
-    }
-
-    fn look(&mut self, state: &mut State, ticks: &Ticks) {
-        // A slow tick is a look, however early it seems to be.
-        let all = !state.hurried || self.looked.elapsed() >= LOOK;
-        let (mut any, mut ahead) = (false, false);
-        for seat in &state.seats {
-            let mut desk = seat.desk();
-            any |= desk.is_to_be_watched();
-            ahead |= desk.has_tasks_ahead();
-            if desk.has_been_silent(LOOK_AHEAD) || all && desk.look() {
-                seat.bell.notify_one();
-            }
-        }
-        if state.hurried && !ahead {
-            state.hurried = false;
-            ticks.set(LOOK);
-        }
-        if all {
-            self.looked = Instant::now();
-            self.quiet = if any { 0 } else { self.quiet + 1 };
+            quiet = if any { 0 } else { quiet + 1 };
             // Under the same lock as the look, or a task that is given now would have nobody who looks.
-            self.on = self.quiet < QUIET && state.phase != Phase::Cancelled;
-            if !self.on {
-                stop(state);
-            }
+            self.on = quiet < QUIET && state.phase != Phase::Cancelled;
+            state.watched = self.on;
         }
     }
-}
-
-fn stop(state: &mut State) {
-    state.watched = false;
-    state.hurried = false;
-    state.ticks = None;
 }
 
 impl Drop for Watch {
@@ -98,7 +76,28 @@ impl Drop for Watch {
         if self.on
             && let Some(shared) = self.shared.upgrade()
         {
-            stop(&mut shared.state());
+            shared.state().watched = false;
         }
     }
+}
+
+/// Looks, until nobody has tasks ahead, for workers that have answered some of their tasks and say nothing, because they
+/// are busy with the next one, which may take long. Whichever runtime a worker's supervisor is in, it is rung.
+pub(super) fn look_ahead(shared: &Arc<Shared>) {
+    let shared = Arc::downgrade(shared);
+    let looks = call_in(LOOK_AHEAD, move || {
+        let Some(shared) = shared.upgrade() else { return false };
+        let mut state = shared.state();
+        let mut any = false;
+        for seat in &state.seats {
+            let desk = seat.desk();
+            any |= desk.has_tasks_ahead();
+            if desk.has_been_silent(LOOK_AHEAD) {
+                seat.bell.notify_one();
+            }
+        }
+        state.watched_ahead = any;
+        any
+    });
+    debug_assert!(looks, "whoever has tasks was started by the keeper");
 }

@@ -14,8 +14,8 @@
 //! Here is when things happen; what may be done to a child in which state is in `kept`.
 
 mod agenda;
+mod calls;
 mod request;
-mod ticks;
 
 use std::collections::HashMap;
 use std::io;
@@ -33,10 +33,10 @@ use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 
 use self::agenda::Agenda;
+use self::calls::Call;
+pub(crate) use self::calls::call_in;
 pub(crate) use self::request::{DRAIN, Started, Terms};
 pub(super) use self::request::{Refused, Request};
-use self::ticks::Tick;
-pub(crate) use self::ticks::Ticks;
 use super::kept::{Kept, KillOnDrop, Leavings, Seen};
 use super::program::Launch;
 pub(super) use super::starter::spawn_async;
@@ -129,8 +129,8 @@ struct Desk {
     to_look_at: Vec<u64>,
     /// Who was asked to end, and until when it may take.
     to_kill: Vec<(u64, Instant)>,
-    /// Which bells are to be rung.
-    ticks: Vec<Tick>,
+    /// What is to be called.
+    calls: Vec<Call>,
 }
 
 /// The event keys of the bell and the alarm; children count from 1.
@@ -215,7 +215,7 @@ impl Keeper {
             self.look(key, agenda);
         }
         self.meet_deadlines(agenda);
-        self.ring_ticks();
+        self.make_calls();
     }
 
     /// Has the ends of those reported that are still there.
@@ -310,8 +310,8 @@ impl Keeper {
 
     fn timeout(&self, agenda: &Agenda) -> Option<Timespec> {
         let desk = self.desk();
-        let ticks = desk.ticks.iter().map(|tick| tick.next);
-        let next = agenda.next().chain(desk.to_kill.iter().map(|(_, at)| *at)).chain(ticks).min()?;
+        let calls = desk.calls.iter().map(|call| call.at);
+        let next = agenda.next().chain(desk.to_kill.iter().map(|(_, at)| *at)).chain(calls).min()?;
         // A millisecond more than is left, so that it has passed when epoll, which counts in milliseconds, wakes.
         let left = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         Timespec::try_from(left).ok()

@@ -206,25 +206,23 @@ async fn an_end_that_a_watcher_sees_has_its_drain_grace_too() {
     }
 }
 
-#[tokio::test]
-async fn a_bell_rings_again_and_again_and_faster_when_told_until_it_is_dropped() {
+#[test]
+fn a_call_is_made_when_it_is_due_and_again_until_it_says_so() {
     // There is a keeper from the first start on.
     drop(spawn(sh("exit 0"), Terms::default()).unwrap());
+    let (called, calls) = std::sync::mpsc::channel();
     let begin = Instant::now();
-    let ticks = Ticks::start(Duration::from_millis(20)).unwrap();
-    for count in 1..=3 {
-        ticks.tick().await;
-        assert!(begin.elapsed() >= Duration::from_millis(20) * count);
+    let mut count = 0;
+    assert!(call_in(Duration::from_millis(20), move || {
+        count += 1;
+        called.send(begin.elapsed()).unwrap();
+        count < 3
+    }));
+    // What is later must not hold up what is sooner, nor the other way round.
+    assert!(call_in(Duration::from_hours(1), || false));
+    let times: Vec<_> = calls.iter().collect();
+    assert_eq!(times.len(), 3, "and then it is gone, with what it held");
+    for (time, least) in times.iter().zip([20, 40, 60]) {
+        assert!(*time >= Duration::from_millis(least), "{times:?}");
     }
-    // From an hour to a millisecond: it is heard within the test's time.
-    ticks.set(Duration::from_hours(1));
-    ticks.set(Duration::from_millis(1));
-    for _ in 0..3 {
-        ticks.tick().await;
-    }
-    let key = ticks.key;
-    let rings = || KEEPER.get().unwrap().desk().ticks.iter().any(|tick| tick.key == key);
-    assert!(rings());
-    drop(ticks);
-    assert!(!rings());
 }
