@@ -4,9 +4,9 @@
 //! needs a clock, wakes the supervisor. Whoever wants a task's worker ended leaves a word here; the supervisor, which
 //! alone knows whether that task is still the one that runs, acts on it.
 
+mod writing;
+
 use std::collections::VecDeque;
-use std::io;
-use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,6 @@ use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
 use crate::process::kept::Kept;
 use crate::sys::ledger::Ledger;
-use crate::wire::frame::Frame;
 
 /// At so many looks in a row at which a worker had not begun its task, that is to go elsewhere: 20 to 40 ms, where a worker
 /// that has a CPU takes some 10 µs.
@@ -44,9 +43,6 @@ const MOST_SENT: usize = 1024;
 
 /// How many bytes may wait, besides those that somebody is writing, before no more tasks are sent ahead.
 const MOST_UNWRITTEN: usize = 64 * 1024;
-
-/// How often in a row one caller writes what others have given meanwhile. He has something else to do, too.
-const MOST_ROUNDS: u32 = 8;
 
 #[derive(Debug)]
 pub(super) struct Seat {
@@ -130,23 +126,6 @@ impl Seat {
         }
         true
     }
-
-    /// Writes what was put into the outbox, here and now, and leaves to the supervisor what does not fit, and the end of
-    /// its worker.
-    ///
-    /// The desk is not locked meanwhile: a worker on this core can be quicker with its answer than we with the call.
-    pub(super) fn write(&self) {
-        let mut lent = self.desk().lend_outbox();
-        let mut rounds = 0;
-        while let Some((socket, mut outbox)) = lent {
-            rounds += 1;
-            let goes_on = outbox.flush(&*socket).is_ok() && rounds < MOST_ROUNDS;
-            lent = self.desk().take_outbox(socket, outbox, goes_on);
-            if !goes_on {
-                self.bell.notify_one();
-            }
-        }
-    }
 }
 
 impl Desk {
@@ -220,56 +199,6 @@ impl Desk {
             self.sent.push_back(Sent { id, job: Arc::clone(job) });
         }
         wanted
-    }
-
-    /// Gives what is to be written to whoever writes it, unless somebody else does already.
-    fn lend_outbox(&mut self) -> Option<(Arc<Socket>, Outbox)> {
-        if self.lent {
-            return None;
-        }
-        let socket = self.socket.clone()?;
-        self.lent = true;
-        Some((socket, mem::take(&mut self.outbox)))
-    }
-
-    /// Takes it back, and gives it out once more if its writer goes on and there is more by now.
-    fn take_outbox(&mut self, socket: Arc<Socket>, mut outbox: Outbox, goes_on: bool) -> Option<(Arc<Socket>, Outbox)> {
-        if !self.lent || !self.socket.as_ref().is_some_and(|own| Arc::ptr_eq(own, &socket)) {
-            // That process is gone.
-            return None;
-        }
-        outbox.append(mem::take(&mut self.outbox));
-        if goes_on && !outbox.is_empty() {
-            return Some((socket, outbox));
-        }
-        self.outbox = outbox;
-        self.lent = false;
-        None
-    }
-
-    /// Puts a frame into the outbox that is no task from outside.
-    pub(super) fn push(&mut self, frame: Frame) {
-        self.outbox.push(frame);
-    }
-
-    /// Whether there is something that the supervisor has to write.
-    pub(super) fn is_unwritten(&self) -> bool {
-        !self.lent && !self.outbox.is_empty()
-    }
-
-    /// Whether there is nothing to write, for anybody.
-    pub(super) fn is_written(&self) -> bool {
-        !self.lent && self.outbox.is_empty()
-    }
-
-    /// Throws away what can't be written any more.
-    pub(super) fn abandon(&mut self) {
-        self.outbox.abandon();
-    }
-
-    /// Writes what fits, unless somebody else does.
-    pub(super) fn write(&mut self, socket: &Socket) -> io::Result<()> {
-        if self.lent { Ok(()) } else { self.outbox.flush(socket) }
     }
 
     /// How many more tasks it is to be sent: as many as keep it busy for a moment, and at most `share`, unless they are tiny.

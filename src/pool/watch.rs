@@ -39,8 +39,8 @@ impl Watch {
     /// pause of the whole machine, of this process or of that runtime is held against anybody.
     async fn run(mut self) {
         let mut quiet = 0;
+        let time = Arc::new(Notify::new());
         while self.on {
-            let time = Arc::new(Notify::new());
             let is_told = {
                 let time = Arc::clone(&time);
                 call_in(LOOK, move || {

@@ -11,7 +11,8 @@
 //!                                                      the pipes' end or the drain grace ──▶ kill, reap
 //! ```
 //! The leader stays a zombie until its group is killed, so that the group's number cannot be recycled in between.
-//! Here is when things happen; what may be done to a child in which state is in `kept`.
+//! As it has a clock, it also makes `calls` for others. Here is when things happen; what may be done to a child in which state
+//! is in `kept`.
 
 mod agenda;
 mod calls;

@@ -1,5 +1,6 @@
 use super::*;
 use crate::channel::inbox::Inbox;
+use crate::wire::frame::Frame;
 
 /// As many tasks as a worker is sent after one answer that took so long to come.
 fn room_after(waited: Duration, own: Option<Duration>) -> usize {

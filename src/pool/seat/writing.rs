@@ -1,0 +1,90 @@
+//! How what is in a worker's outbox leaves: whoever gave it something writes, and has the outbox lent meanwhile.
+//!
+//! Nobody else writes then, and the desk is not locked: a worker on this core can be quicker with its answer than we with the
+//! call. What is put on the desk meanwhile waits there for the writer to come back.
+
+use std::io;
+use std::mem;
+use std::sync::Arc;
+
+use super::{Desk, Seat};
+use crate::channel::outbox::Outbox;
+use crate::channel::socket::Socket;
+use crate::wire::frame::Frame;
+
+/// How often in a row one caller writes what others have given meanwhile. He has something else to do, too.
+const MOST_ROUNDS: u32 = 8;
+
+impl Seat {
+    /// Writes what was put into the outbox, here and now, and leaves to the supervisor what does not fit, and the end of
+    /// its worker.
+    pub(in crate::pool) fn write(&self) {
+        let mut lent = self.desk().lend_outbox();
+        let mut rounds = 0;
+        while let Some((socket, mut outbox)) = lent {
+            rounds += 1;
+            let goes_on = outbox.flush(&*socket).is_ok() && rounds < MOST_ROUNDS;
+            lent = self.desk().take_outbox(socket, outbox, goes_on);
+            if !goes_on {
+                self.bell.notify_one();
+            }
+        }
+    }
+}
+
+impl Desk {
+    /// Gives what is to be written to whoever writes it, unless somebody else does already.
+    pub(super) fn lend_outbox(&mut self) -> Option<(Arc<Socket>, Outbox)> {
+        if self.lent {
+            return None;
+        }
+        let socket = self.socket.clone()?;
+        self.lent = true;
+        Some((socket, mem::take(&mut self.outbox)))
+    }
+
+    /// Takes it back, and gives it out once more if its writer goes on and there is more by now.
+    pub(super) fn take_outbox(
+        &mut self,
+        socket: Arc<Socket>,
+        mut outbox: Outbox,
+        goes_on: bool,
+    ) -> Option<(Arc<Socket>, Outbox)> {
+        if !self.lent || !self.socket.as_ref().is_some_and(|own| Arc::ptr_eq(own, &socket)) {
+            // That process is gone.
+            return None;
+        }
+        outbox.append(mem::take(&mut self.outbox));
+        if goes_on && !outbox.is_empty() {
+            return Some((socket, outbox));
+        }
+        self.outbox = outbox;
+        self.lent = false;
+        None
+    }
+
+    /// Puts a frame into the outbox that is no task from outside.
+    pub(in crate::pool) fn push(&mut self, frame: Frame) {
+        self.outbox.push(frame);
+    }
+
+    /// Whether there is something that the supervisor has to write.
+    pub(in crate::pool) fn is_unwritten(&self) -> bool {
+        !self.lent && !self.outbox.is_empty()
+    }
+
+    /// Whether there is nothing to write, for anybody.
+    pub(in crate::pool) fn is_written(&self) -> bool {
+        !self.lent && self.outbox.is_empty()
+    }
+
+    /// Throws away what can't be written any more.
+    pub(in crate::pool) fn abandon(&mut self) {
+        self.outbox.abandon();
+    }
+
+    /// Writes what fits, unless somebody else does.
+    pub(in crate::pool) fn write(&mut self, socket: &Socket) -> io::Result<()> {
+        if self.lent { Ok(()) } else { self.outbox.flush(socket) }
+    }
+}
