@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
+use std::time::Duration;
 
 use multiproc::{ProcessPool, call};
 
@@ -74,6 +75,23 @@ fn a_small_task_takes_one_allocation_at_most() {
         }
         let each = allocations() - before;
         assert!(each <= TASKS + 20, "{each} for {TASKS} tasks");
+        pool.close().await;
+    });
+}
+
+/// The keeper looks at the worker every 20 ms, and every millisecond while another task is with it.
+#[test]
+fn a_task_that_takes_long_costs_no_more_allocations_than_a_short_one() {
+    run(async {
+        let pool = warm(1).await;
+        let before = allocations();
+        let long = pool.submit(call(|()| std::thread::sleep(Duration::from_millis(500)), ()));
+        let next = pool.submit(call(|n: u64| n + 1, 1));
+        let (long, next) = tokio::join!(long, next);
+        let each = allocations() - before;
+        long.unwrap();
+        assert_eq!(next.unwrap(), 2);
+        assert!(each <= 10, "{each} for 2 tasks");
         pool.close().await;
     });
 }

@@ -40,15 +40,16 @@ impl Watch {
     async fn run(mut self) {
         let mut quiet = 0;
         let time = Arc::new(Notify::new());
+        let ring = {
+            let time = Arc::clone(&time);
+            // Once each time: in a runtime that stands still nobody asks again, and nobody is rung for.
+            Arc::new(move || {
+                time.notify_one();
+                false
+            })
+        };
         while self.on {
-            let is_told = {
-                let time = Arc::clone(&time);
-                call_in(LOOK, move || {
-                    time.notify_one();
-                    false
-                })
-            };
-            if !is_told {
+            if !call_in(LOOK, Arc::clone(&ring)) {
                 return;
             }
             time.notified().await;
@@ -85,7 +86,7 @@ impl Drop for Watch {
 /// are busy with the next one, which may take long. Whichever runtime a worker's supervisor is in, it is rung.
 pub(super) fn look_ahead(shared: &Arc<Shared>) {
     let shared = Arc::downgrade(shared);
-    let looks = call_in(LOOK_AHEAD, move || {
+    let look = move || {
         let Some(shared) = shared.upgrade() else { return false };
         let mut state = shared.state();
         let mut any = false;
@@ -98,6 +99,7 @@ pub(super) fn look_ahead(shared: &Arc<Shared>) {
         }
         state.watched_ahead = any;
         any
-    });
+    };
+    let looks = call_in(LOOK_AHEAD, Arc::new(look));
     debug_assert!(looks, "whoever has tasks was started by the keeper");
 }
