@@ -5,7 +5,7 @@ mod pool_support;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::future::{FutureExt as _, join_all};
 use multiproc::{ProcessPool, TaskError, WorkerState, call, task};
 use pool_support::{Meeting, endless, meet, until, within};
 
@@ -79,4 +79,16 @@ async fn a_sample_stands_for_all() {
     assert!(status.wait.p50 > Duration::ZERO && status.wait.p50 <= status.wait.p99);
 
     within(pool.close()).await;
+}
+
+#[tokio::test]
+async fn a_task_that_is_given_up_before_its_worker_is_ready_counts_as_cancelled() {
+    let pool = ProcessPool::new(1);
+    // A slot is free, so it has that, and no worker yet.
+    let mut given_up = pool.submit(call(|n: u32| n + 1, 1));
+    assert!((&mut given_up).now_or_never().is_none());
+    drop(given_up);
+    assert_eq!(within(pool.submit(call(|n: u32| n + 1, 2))).await.unwrap(), 3);
+    let counts = pool.status().counts;
+    assert_eq!((counts.done, counts.cancelled), (1, 1));
 }

@@ -14,13 +14,15 @@ use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 use super::socket::Socket;
 use crate::error::RecvError;
 use crate::sys::buffer::{Buffer, LARGE};
 use crate::sys::socket::{self, Ready, Received, Wait};
+use crate::wire::extra::Extra;
 use crate::wire::frame::{Decoder, Frame, HEAD_LEN, Head};
+use crate::wire::held::Held;
 
 /// How much is read at once where no larger frame is under way.
 const READ: usize = 64 * 1024;
@@ -261,14 +263,14 @@ impl Inbox {
         if let Some(Large { buffer, len, .. }) = self.large.take_if(|large| large.filled == large.len)
             && let Some(head) = self.decoder.skip_body()
         {
-            return self.frame_of(head, buffer.into_bytes(len)).map(Some);
+            return self.frame_of(head, buffer.into_bytes(len).into()).map(Some);
         }
         Ok(None)
     }
 
-    fn frame_of(&mut self, head: Head, body: Bytes) -> Result<Frame, RecvError> {
+    fn frame_of(&mut self, head: Head, body: Held) -> Result<Frame, RecvError> {
         let fds = self.claim(&head)?;
-        Ok(Frame { kind: head.kind, id: head.id, body: body.into(), more: Vec::new(), fds })
+        Ok(Frame { kind: head.kind, id: head.id, body, more: Extra::default(), fds })
     }
 
     /// What is here of the frame that is under way.
@@ -277,7 +279,7 @@ impl Inbox {
     }
 
     /// The fds of a frame that is being taken. They come with its first byte, so they are here before its last one.
-    fn claim(&mut self, head: &Head) -> Result<Vec<OwnedFd>, RecvError> {
+    fn claim(&mut self, head: &Head) -> Result<Extra<OwnedFd>, RecvError> {
         let batch = if head.fds == 0 { None } else { self.batches.pop_front() };
         for batch in &mut self.batches {
             batch.within = batch.within.saturating_sub(HEAD_LEN + head.len);
@@ -289,7 +291,7 @@ impl Inbox {
             Some(batch) if batch.fds.len() != head.fds && !batch.lost => {
                 Err(self.refuse("another number of file descriptors than announced"))
             }
-            batch => Ok(batch.map_or(Vec::new(), |batch| batch.fds)),
+            batch => Ok(batch.map_or(Extra::default(), |batch| batch.fds.into())),
         }
     }
 

@@ -5,11 +5,13 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
 use crate::sys::socket;
+use crate::wire::extra::Extra;
 use crate::wire::frame::{Frame, HEAD_LEN, Head};
 use crate::wire::held::Held;
 
@@ -28,9 +30,10 @@ const PIECES: usize = 64;
 /// Frames that are leaving.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
+    /// What was pushed before the last few small frames, if there is any of that.
     pieces: VecDeque<Piece>,
-    /// A buffer to gather in.
-    spare: BytesMut,
+    /// The last few small frames: most often all that there is.
+    gathered: BytesMut,
     /// Bytes pushed since the beginning.
     pushed: u64,
     /// Bytes sent since the beginning.
@@ -41,7 +44,7 @@ pub(crate) struct Outbox {
 #[derive(Debug)]
 struct Piece {
     bytes: Part,
-    fds: Vec<OwnedFd>,
+    fds: Extra<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -74,67 +77,86 @@ impl Outbox {
     }
 
     /// As [`push`](Self::push), for a body that somebody keeps: a small one is copied, a larger one shared.
-    pub(crate) fn push_shared(&mut self, kind: u8, id: u64, (body, more): (&Held, &[Bytes]), fds: Vec<OwnedFd>) -> u64 {
+    pub(crate) fn push_shared(
+        &mut self,
+        kind: u8,
+        id: u64,
+        (body, more): (&Held, &[Bytes]),
+        fds: Extra<OwnedFd>,
+    ) -> u64 {
         let len = body.len() + more.iter().map(Bytes::len).sum::<usize>();
         let head = Head { len, kind, fds: fds.len(), id };
         self.pushed += (HEAD_LEN + len) as u64;
         let copied = if body.len() <= COPY { body.len() } else { 0 };
         let room = HEAD_LEN + copied;
-        let fds_free = fds.is_empty();
-        match self.pieces.back_mut() {
-            // Fds leave with the first byte of a piece, so a frame that has some begins one.
-            Some(Piece { bytes: Part::Gathered(bytes), .. }) if fds_free && bytes.len() + room <= GATHER => {
-                head.put(bytes);
-                bytes.extend_from_slice(&body[..copied]);
-            }
-            _ => {
-                let mut bytes = std::mem::take(&mut self.spare);
-                bytes.reserve(room);
-                head.put(&mut bytes);
-                bytes.extend_from_slice(&body[..copied]);
-                self.pieces.push_back(Piece { bytes: Part::Gathered(bytes), fds });
-            }
+        // Fds leave with the first byte of a piece, so a frame that has some begins one.
+        if !fds.is_empty() || self.gathered.len() + room > GATHER {
+            self.end_piece(Extra::default());
         }
-        let whole = (copied < body.len()).then(|| body.to_bytes());
-        for bytes in whole.into_iter().chain(more.iter().cloned()) {
-            self.pieces.push_back(Piece { bytes: Part::Whole(bytes), fds: Vec::new() });
+        self.gathered.reserve(room);
+        head.put(&mut self.gathered);
+        self.gathered.extend_from_slice(&body[..copied]);
+        if !fds.is_empty() || copied < len {
+            self.end_piece(fds);
+            let whole = (copied < body.len()).then(|| body.to_bytes());
+            let whole = whole.into_iter().chain(more.iter().cloned());
+            self.pieces.extend(whole.map(|bytes| Piece { bytes: Part::Whole(bytes), fds: Extra::default() }));
         }
         self.pushed
     }
 
+    /// What comes next is gathered in another piece than what came last.
+    fn end_piece(&mut self, fds: Extra<OwnedFd>) {
+        if !self.gathered.is_empty() {
+            let bytes = Part::Gathered(mem::take(&mut self.gathered));
+            self.pieces.push_back(Piece { bytes, fds });
+        }
+    }
+
     /// Sends what leaves without waiting. `Ok` says that all has left; `WouldBlock` that some is still here.
     pub(crate) fn flush(&mut self, socket: impl AsFd) -> io::Result<()> {
-        while let Some(first) = self.pieces.front() {
-            let fds: Vec<_> = first.fds.iter().map(AsFd::as_fd).collect();
-            let sent = if self.pieces.len() == 1 {
-                socket::send(&socket, &[IoSlice::new(first.bytes.rest())], &fds)?
-            } else {
-                let mut slices = [IoSlice::new(&[]); PIECES];
-                let mut count = 0;
-                for piece in self.pieces.iter().take(PIECES) {
-                    if count > 0 && !piece.fds.is_empty() {
-                        break;
-                    }
-                    slices[count] = IoSlice::new(piece.bytes.rest());
-                    count += 1;
-                }
-                socket::send(&socket, &slices[..count], &fds)?
-            };
+        while !self.pieces.is_empty() {
+            let sent = self.send_pieces(&socket)?;
+            self.advance(sent);
+        }
+        while !self.gathered.is_empty() {
+            let sent = socket::send(&socket, &[IoSlice::new(&self.gathered)], &[])?;
             self.advance(sent);
         }
         Ok(())
     }
 
+    /// Sends once, of as much as may leave in one write.
+    fn send_pieces(&self, socket: impl AsFd) -> io::Result<usize> {
+        let fds: Vec<_> = self.pieces.iter().take(1).flat_map(|first| &*first.fds).map(AsFd::as_fd).collect();
+        let mut slices = [IoSlice::new(&[]); PIECES];
+        let fdless = self.pieces.iter().skip(1).take_while(|piece| piece.fds.is_empty());
+        let together = 1 + fdless.count();
+        let rests = self.pieces.iter().take(together).map(|piece| piece.bytes.rest());
+        let last = (together == self.pieces.len()).then_some(&self.gathered[..]);
+        let mut count = 0;
+        for (slice, rest) in slices.iter_mut().zip(rests.chain(last)) {
+            *slice = IoSlice::new(rest);
+            count += 1;
+        }
+        socket::send(socket, &slices[..count], &fds)
+    }
+
     /// Appends another's frames, of which none has left.
     pub(crate) fn append(&mut self, other: Self) {
         debug_assert_eq!(other.sent, 0);
-        self.pieces.extend(other.pieces);
-        self.pushed += other.pushed;
+        if !other.is_empty() {
+            self.end_piece(Extra::default());
+            self.pieces.extend(other.pieces);
+            self.gathered = other.gathered;
+            self.pushed += other.pushed;
+        }
     }
 
     /// Throws away what has not left: nobody will read it.
     pub(crate) fn abandon(&mut self) {
         self.pieces = VecDeque::new();
+        self.gathered = BytesMut::new();
         self.pushed = self.sent;
     }
 
@@ -144,7 +166,7 @@ impl Outbox {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        self.pushed == self.sent
     }
 
     /// How many bytes were pushed since the beginning.
@@ -159,22 +181,30 @@ impl Outbox {
 
     fn advance(&mut self, mut count: usize) {
         self.sent += count as u64;
-        while count > 0 {
-            let Some(first) = self.pieces.front_mut() else { return };
+        while count > 0
+            && let Some(first) = self.pieces.front_mut()
+        {
             // They left with the first byte.
-            first.fds.clear();
+            first.fds = Extra::default();
             let len = first.bytes.rest().len();
             if count < len {
                 first.bytes.advance(count);
                 return;
             }
             count -= len;
-            if let Some(Piece { bytes: Part::Gathered(mut bytes), .. }) = self.pieces.pop_front() {
+            if let Some(Piece { bytes: Part::Gathered(mut bytes), .. }) = self.pieces.pop_front()
+                && self.gathered.capacity() == 0
+            {
                 bytes.clear();
-                if bytes.capacity() <= KEEP {
-                    self.spare = bytes;
-                }
+                self.gathered = bytes;
             }
+        }
+        if count < self.gathered.len() {
+            self.gathered.advance(count);
+        } else if self.gathered.capacity() > KEEP {
+            self.gathered = BytesMut::new();
+        } else {
+            self.gathered.clear();
         }
     }
 }

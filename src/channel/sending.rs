@@ -274,7 +274,10 @@ impl Line {
 
     /// Waits for `until`, after moving what can be moved.
     pub(super) fn attempt(&mut self, socket: &Socket, until: Until) -> Attempt {
-        if !self.is_met(until) && self.mover != Mover::Thread && self.state == State::Open {
+        if self.is_met(until) {
+            return Err(Ok(()));
+        }
+        if self.mover != Mover::Thread && self.state == State::Open {
             // Whatever it says, the state and the outbox say it too.
             let _ = self.flush(socket);
         }

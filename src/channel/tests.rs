@@ -14,6 +14,7 @@ use super::{Receiver, SharedBytes, SharedBytesMut, value};
 use crate::error::RecvError;
 use crate::sys::memory;
 use crate::sys::socket::{self, Ready, Wait};
+use crate::wire::extra::Extra;
 use crate::wire::frame::{Frame, VALUE};
 use crate::wire::held::Held;
 
@@ -22,7 +23,7 @@ fn wire(frame: &Frame) -> Vec<u8> {
     let mut bytes = Vec::new();
     frame.put_head(&mut bytes);
     bytes.extend_from_slice(&frame.body);
-    for piece in &frame.more {
+    for piece in &*frame.more {
         bytes.extend_from_slice(piece);
     }
     bytes
@@ -244,12 +245,12 @@ fn a_large_frame_is_whole_or_truncated_wherever_its_sender_ends() {
             }
             let frame = value::encode(&rx, usize::MAX).unwrap();
             let mut bytes = Vec::new();
-            for piece in &frame.more {
+            for piece in &*frame.more {
                 bytes.extend_from_slice(piece);
             }
             rx = value::decode(Frame {
                 body: Held::copy(&[&frame.body[..], &bytes].concat()),
-                more: Vec::new(),
+                more: Extra::default(),
                 ..frame
             })
             .unwrap();

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{RecvError, SendError};
 use crate::wire::body::{self, Parts};
+use crate::wire::extra::Extra;
 use crate::wire::fds;
 use crate::wire::frame::{Frame, Limits, VALUE};
 use crate::wire::held::Held;
@@ -28,7 +29,7 @@ pub(crate) fn encode<T: Serialize>(value: &T, max: usize) -> Result<Frame, SendE
         let body = Held::copy(&parts.written);
         parts.written.clear();
         BUFFER.set(Some(parts.written));
-        return Ok(Frame { kind: VALUE, id: 0, body, more: Vec::new(), fds });
+        return Ok(Frame { kind: VALUE, id: 0, body, more: Extra::default(), fds });
     }
     encoded?;
     let (body, more) = parts.take(0);

@@ -60,7 +60,7 @@ pub(super) fn pace(frame: &Frame) -> Option<Duration> {
 pub(super) fn answer(frame: Frame) -> Result<Option<(u64, Outcome)>, Misbehaved> {
     match FromWorker::parse(frame).map_err(|_| Misbehaved)? {
         FromWorker::Done(frame) => Ok(Some((frame.id, Ok(frame)))),
-        FromWorker::Failed(id, failure) => Ok(Some((id, Err(failure.into())))),
+        FromWorker::Failed(id, failure) => Ok(Some((id, Err(Box::new(failure.into()))))),
         FromWorker::Bell => Ok(None),
         FromWorker::Ready | FromWorker::Refused(_) => Err(Misbehaved),
     }

@@ -19,6 +19,7 @@ use crate::sys::image::{self, Entry};
 use crate::sys::ledger::KEPT;
 use crate::task::{self, PackError, Parcel, Runner};
 use crate::wire::body::{self, EncodeError, Parts};
+use crate::wire::extra::Extra;
 use crate::wire::fds::{self, Arrived};
 use crate::wire::frame::MAX_FDS;
 use crate::wire::held::Held;
@@ -69,7 +70,7 @@ where
 /// Makes the calls, in the worker: one after the other, until all are made or an answer is due: because a result
 /// can't be kept, or because the call just made was to stop.
 #[expect(clippy::unnecessary_wraps, reason = "it is a `Runner`")]
-fn run<F, A, R>(inputs: Held, arrived: Vec<OwnedFd>, out: &mut Parts, max: usize) -> Result<Vec<OwnedFd>, Failure>
+fn run<F, A, R>(inputs: Held, arrived: Extra<OwnedFd>, out: &mut Parts, max: usize) -> Result<Extra<OwnedFd>, Failure>
 where
     F: Fn(A) -> R + Copy + Send + 'static,
     A: Serialize + DeserializeOwned + Send + 'static,
@@ -83,7 +84,7 @@ where
     out.put_bytes(0, HEAD_LEN);
     // So that an answer is never too large for a frame: what comes before its last result has been kept.
     let max_one = max.min(MAX_ONE).saturating_sub(HEAD_LEN + KEPT);
-    let (mut arrived, mut leaving) = (Arrived::new(arrived), Vec::new());
+    let (mut arrived, mut leaving) = (Arrived::new(arrived), Extra::default());
     let mut progress = Progress::begin();
     let mut rest = Bodies(&inputs);
     for _ in 0..progress.first() {
@@ -133,7 +134,7 @@ pub(super) fn take_head(answer: &mut Bytes) -> Option<(u32, u64)> {
 pub(super) fn unpack<R: DeserializeOwned>(
     count: usize,
     results: &[u8],
-    arrived: Vec<OwnedFd>,
+    arrived: Extra<OwnedFd>,
     to: &mut Vec<Result<R, Box<TaskError>>>,
 ) {
     let (mut bodies, mut arrived, before) = (Bodies(results), Arrived::new(arrived), to.len());
@@ -193,10 +194,10 @@ fn encode_each<T: Serialize>(values: &[T], out: &mut BytesMut, max: usize) -> us
 }
 
 /// Encodes a result. Gives the fds in it.
-fn encode_result<T: Serialize>(result: &T, out: &mut BytesMut, max: usize) -> Vec<OwnedFd> {
+fn encode_result<T: Serialize>(result: &T, out: &mut BytesMut, max: usize) -> Extra<OwnedFd> {
     // Outside a message an fd is an error, and nearly nothing has one: where it is that, it is encoded once more.
     match try_one(result, out, max) {
-        Ok(()) => Vec::new(),
+        Ok(()) => Extra::default(),
         Err(_) => fds::collect(|| encode_one(result, out, max)).1,
     }
 }
@@ -270,7 +271,7 @@ mod tests {
 
     fn read(count: usize, bytes: &[u8]) -> Vec<Result<String, Box<TaskError>>> {
         let mut back = Vec::new();
-        unpack(count, bytes, Vec::new(), &mut back);
+        unpack(count, bytes, Extra::default(), &mut back);
         back
     }
 
@@ -285,7 +286,7 @@ mod tests {
             if one == "one" && empty.is_empty() && matches!(&**no, TaskError::Panicked(panic) if panic.message == "no")));
         let (mut nothing, mut back) = (BytesMut::new(), Vec::new());
         encode_each(&[(), (), ()], &mut nothing, MAX_ONE);
-        unpack::<()>(3, &nothing, Vec::new(), &mut back);
+        unpack::<()>(3, &nothing, Extra::default(), &mut back);
         assert!(back.len() == 3 && back.iter().all(Result::is_ok), "also what takes no bytes");
     }
 

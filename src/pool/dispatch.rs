@@ -104,38 +104,32 @@ impl Shared {
 
     /// Sends waiting tasks for as long as there are slots.
     pub(super) fn dispatch(self: &Arc<Self>, state: &mut State) {
-        while let Some(job) = state.waiting.front() {
-            if !job.is_wanted() {
-                state.waiting.pop_front();
-                state.counts.add(Ending::Cancelled);
-                continue;
-            }
-            if !self.take_permit() {
-                return;
-            }
-            let job = state.waiting.pop_front().expect("it was at the front, and the lock is held");
-            if job.assign(&mut state.after.wake) {
-                self.place(state, job);
-            } else {
-                self.release(state);
-            }
+        while !state.waiting.is_empty() && self.take_permit() {
+            let Some(job) = state.next_wanted() else { return self.release(state) };
+            self.place(state, job);
         }
     }
 
     /// Gives a task with a slot to a worker: the one that was idle last, or one that is still to be started.
     pub(super) fn place(self: &Arc<Self>, state: &mut State, job: Arc<Job>) {
         if let Some(seat) = state.idle.pop() {
-            if seat.give(&job) {
+            if seat.give(job) {
                 state.watch();
                 state.after.write(&seat);
             } else {
                 state.idle.push(seat);
-                self.release(state);
+                self.give_up(state);
             }
             return;
         }
         state.assigned.push_back(job);
         self.open_seats(state);
+    }
+
+    /// Nobody wants a task any more that has a slot.
+    fn give_up(&self, state: &mut State) {
+        state.counts.add(Ending::Cancelled);
+        self.release(state);
     }
 
     /// Has workers started for the tasks that wait for one.
@@ -238,7 +232,7 @@ impl Shared {
             return Turn::Retire;
         }
         while let Some(job) = state.assigned.pop_front() {
-            if seat.give(&job) {
+            if seat.give(job) {
                 state.watch();
                 state.after.write(seat);
                 // Tasks that were given up in between have freed their slots.
@@ -248,8 +242,9 @@ impl Shared {
                 Self::send_ahead(state, seat);
                 return Turn::Busy;
             }
-            self.release(state);
+            self.give_up(state);
         }
+        state.drop_unwanted();
         if state.waiting.is_empty() && state.sent_ahead {
             Self::unload_busiest(state);
         }
@@ -282,9 +277,9 @@ impl Shared {
         }
         let mut any = false;
         while room > 0
-            && let Some(job) = state.waiting.pop_front_if(|job| job.may_go_ahead() || !job.is_wanted())
+            && let Some(job) = state.waiting.pop_front_if(|job| job.may_go_ahead || !job.is_wanted())
         {
-            if desk.send(&job, seat) {
+            if desk.send(job, seat) {
                 room -= 1;
                 any = true;
             } else {
@@ -332,10 +327,11 @@ impl Shared {
         }
         // It has not begun even the first of them, so that one stays.
         while let Some(job) = state.waiting.pop_front() {
-            if seat.desk().send(&job, seat) {
+            if seat.desk().send(job, seat) {
                 state.after.write(seat);
                 break;
             }
+            state.counts.add(Ending::Cancelled);
         }
         seat.bell.notify_one();
         true

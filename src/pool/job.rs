@@ -4,7 +4,6 @@
 //! It resolves exactly once: only the step out of `Queued`, `Assigned` or `Sent` that comes first counts.
 
 use std::borrow::Cow;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -19,8 +18,8 @@ use super::times::Stamp;
 use super::trace::Span;
 use crate::channel::outbox::Outbox;
 use crate::error::TaskError;
-use crate::sys::socket;
 use crate::task::Parcel;
+use crate::wire::extra::Extra;
 use crate::wire::frame::Frame;
 use crate::wire::held::Held;
 use crate::wire::message::Kind;
@@ -39,15 +38,26 @@ pub(super) struct Wishes {
     pub(super) retries: u32,
 }
 
+/// What somebody waits for, and who.
+#[derive(Debug)]
+pub(super) enum Awaits {
+    /// First for its slot.
+    Slot,
+    /// For its outcome, from the beginning, if it is known who.
+    Outcome(Option<Waker>),
+}
+
 /// How a task ended: the frame with its encoded result, or why there is none.
-pub(super) type Outcome = Result<Frame, TaskError>;
+pub(super) type Outcome = Result<Frame, Box<TaskError>>;
 
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) name: Cow<'static, str>,
     pub(super) timeout: Option<Duration>,
-    /// Whether somebody waits for its slot: then it is given one, and not sent ahead to a busy worker.
+    /// Whether somebody waits for its slot.
     wants_slot: bool,
+    /// Whether it may be sent to a worker that is still busy with another: one that is small, and is not to have a slot.
+    pub(super) may_go_ahead: bool,
     /// Whether it is a chunk, some calls of which may have results before it has an outcome.
     pub(super) is_chunk: bool,
     pub(super) submitted: Stamp,
@@ -68,8 +78,8 @@ struct Cell {
 #[derive(Debug, Default)]
 struct Rare {
     /// What follows the body's beginning.
-    more: Vec<Bytes>,
-    fds: Vec<OwnedFd>,
+    more: Extra<Bytes>,
+    fds: Extra<OwnedFd>,
     /// How often it may be run again after its worker's death.
     retries: u32,
     /// How many workers died while they ran it.
@@ -94,21 +104,27 @@ enum Stage {
 }
 
 impl Job {
-    pub(super) fn new(pool: &str, parcel: Parcel, wishes: Wishes, wants_slot: bool, parts: Option<Parts>) -> Arc<Self> {
+    pub(super) fn new(pool: &str, parcel: Parcel, wishes: Wishes, awaits: Awaits, parts: Option<Parts>) -> Arc<Self> {
+        let (wants_slot, waker) = match awaits {
+            Awaits::Slot => (true, None),
+            Awaits::Outcome(waker) => (false, waker),
+        };
         let Wishes { name, timeout, retries } = wishes;
         let Parcel { name: function, body, more, fds } = parcel;
         let name = name.unwrap_or(Cow::Borrowed(function));
         let span = Span::begin(pool, &name);
         let is_chunk = parts.is_some();
         let plain = more.is_empty() && fds.is_empty() && retries == 0 && !is_chunk;
+        let may_go_ahead = !wants_slot && more.is_empty() && body.len() <= LARGEST_AHEAD;
         let rare = (!plain).then(|| Box::new(Rare { more, fds, retries, parts, ..Rare::default() }));
         Arc::new(Self {
             name,
             submitted: Stamp::default(),
             timeout,
             wants_slot,
+            may_go_ahead,
             is_chunk,
-            cell: Mutex::new(Cell { stage: Stage::Queued, body, waker: None, rare, span }),
+            cell: Mutex::new(Cell { stage: Stage::Queued, body, waker, rare, span }),
         })
     }
 
@@ -150,9 +166,8 @@ impl Job {
         }
         let rare = cell.rare.as_deref();
         let (deaths, first) = rare.map_or((0, 0), |rare| (rare.deaths, rare.parts.as_ref().map_or(0, Parts::known)));
-        let (more, fds) = rare.map_or((&[][..], &[][..]), |rare| (&rare.more, &rare.fds));
-        let fds: io::Result<Vec<_>> = fds.iter().map(socket::duplicate).collect();
-        match fds {
+        let more = rare.map_or(&[][..], |rare| &rare.more);
+        match rare.map_or(Ok(Extra::default()), |rare| rare.fds.duplicate()) {
             Ok(fds) => {
                 if deaths > 0 {
                     let attempt = u64::from(deaths) + 1;
@@ -166,18 +181,11 @@ impl Job {
                 true
             }
             Err(error) => {
-                cell.settle(Stage::Resolved(Err(TaskError::Encode(error.into()))));
+                cell.settle(Stage::Resolved(Err(Box::new(TaskError::Encode(error.into())))));
                 wake(cell);
                 false
             }
         }
-    }
-
-    /// Whether it may be sent to a worker that is still busy with another.
-    pub(super) fn may_go_ahead(&self) -> bool {
-        let cell = self.cell();
-        let whole = cell.rare.as_ref().is_none_or(|rare| rare.more.is_empty());
-        !self.wants_slot && whole && cell.body.len() <= LARGEST_AHEAD
     }
 
     /// It was sent and not begun: puts it back. `false`: nobody wants it any more.
@@ -274,7 +282,7 @@ impl Job {
 
     /// Cancels it: whoever awaits it gets `Cancelled`. Gives the worker that has it, to be told.
     pub(super) fn cancel(&self) -> Option<Arc<Seat>> {
-        self.end_early(Stage::Resolved(Err(TaskError::Cancelled)))
+        self.end_early(Stage::Resolved(Err(TaskError::Cancelled.into())))
     }
 
     fn end_early(&self, stage: Stage) -> Option<Arc<Seat>> {
@@ -304,7 +312,7 @@ impl Job {
         let mut cell = self.cell();
         match std::mem::replace(&mut cell.stage, Stage::Gone) {
             Stage::Resolved(outcome) => Poll::Ready(outcome),
-            Stage::Gone => Poll::Ready(Err(TaskError::Cancelled)),
+            Stage::Gone => Poll::Ready(Err(TaskError::Cancelled.into())),
             stage => {
                 cell.stage = stage;
                 match &mut cell.waker {
@@ -356,8 +364,8 @@ impl Cell {
         self.stage = stage;
         self.body = Held::default();
         if let Some(rare) = &mut self.rare {
-            rare.more = Vec::new();
-            rare.fds = Vec::new();
+            rare.more = Extra::default();
+            rare.fds = Extra::default();
         }
     }
 

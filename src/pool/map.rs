@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use self::chunking::Chunking;
 use super::ProcessPool;
 use super::chunk;
-use super::job::{Job, Outcome, Wishes};
+use super::job::{Awaits, Job, Outcome, Wishes};
 use super::parts::{Part, Parts};
 use super::state::Shared;
 use super::submit::Claim;
@@ -260,7 +260,7 @@ where
     let bytes = parcel.body.len();
     let calls = u32::try_from(count).expect("a chunk is limited when it is taken");
     let wishes = Wishes { timeout: shared.settings.task_timeout, ..Wishes::default() };
-    let job = Job::new(&shared.settings.name, parcel, wishes, false, Some(Parts::new(calls)));
+    let job = Job::new(&shared.settings.name, parcel, wishes, Awaits::Outcome(None), Some(Parts::new(calls)));
     let sent = shared.submit(Arc::clone(&job)).map(|()| (Claim::new(job), bytes));
     (count, sent)
 }
@@ -321,7 +321,7 @@ impl<R: DeserializeOwned> Arrived<R> {
         if results.is_empty()
             && let Err(error) = outcome
         {
-            return Self::failed(count, error);
+            return Self::failed(count, *error);
         }
         if let Err(error) = outcome {
             results.resize_with(count, || Err(Box::new(error.again())));

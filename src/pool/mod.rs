@@ -41,7 +41,7 @@ use serde::de::DeserializeOwned;
 pub use builder::PoolBuilder;
 use builder::Settings;
 
-use job::Wishes;
+use job::{Awaits, Wishes};
 pub use life::WorkerState;
 pub use map::Map;
 pub use state::Counts;
@@ -174,7 +174,7 @@ impl ProcessPool {
     ///
     /// Dropping the future cancels the task.
     pub async fn spawn<T: Task>(&self, task: T) -> Result<TaskHandle<T::Output>, TaskError> {
-        let job = submit::prepare(self.shared(), &task, Wishes::default(), true)?;
+        let job = submit::prepare(self.shared(), &task, Wishes::default(), Awaits::Slot)?;
         drop(task);
         self.shared().submit(Arc::clone(&job))?;
         let claim = Claim::new(Arc::clone(&job));
@@ -194,7 +194,7 @@ impl ProcessPool {
             Err(TaskError::Closed) => return Err(TrySubmitError::Closed(task)),
             Err(error) => return Err(TrySubmitError::Refused(error)),
         }
-        match submit::prepare(self.shared(), &task, Wishes::default(), true) {
+        match submit::prepare(self.shared(), &task, Wishes::default(), Awaits::Slot) {
             Ok(job) => {
                 self.shared().submit_reserved(&job);
                 Ok(TaskHandle::new(Claim::new(job)))

@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::chunk;
 use crate::error::TaskError;
+use crate::wire::extra::Extra;
 use crate::wire::frame::Frame;
 
 /// A chunk's progress.
@@ -28,7 +29,7 @@ pub(super) enum Part {
     Results {
         count: u32,
         bytes: Bytes,
-        fds: Vec<OwnedFd>,
+        fds: Extra<OwnedFd>,
         nanos: u64,
     },
     /// The one call that ran when its worker ended.
@@ -55,7 +56,7 @@ impl Parts {
     pub(super) fn keep(&mut self, count: u32, bytes: Bytes) {
         if (1..=self.calls - self.known).contains(&count) {
             self.known += count;
-            self.so_far.push(Part::Results { count, bytes, fds: Vec::new(), nanos: 0 });
+            self.so_far.push(Part::Results { count, bytes, fds: Extra::default(), nanos: 0 });
         }
     }
 

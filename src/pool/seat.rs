@@ -112,7 +112,8 @@ impl Seat {
     /// the worker is still idle.
     ///
     /// It is in the outbox then, and is to be [written](Self::write) once the pool's lock is gone.
-    pub(super) fn give(self: &Arc<Self>, job: &Arc<Job>) -> bool {
+    pub(super) fn give(self: &Arc<Self>, job: Arc<Job>) -> bool {
+        let has_timeout = job.timeout.is_some();
         let mut desk = self.desk();
         if !desk.send(job, self) {
             return false;
@@ -121,7 +122,7 @@ impl Seat {
         desk.holds_permit = true;
         desk.since = Instant::now();
         drop(desk);
-        if job.timeout.is_some() {
+        if has_timeout {
             self.bell.notify_one();
         }
         true
@@ -191,12 +192,12 @@ impl Desk {
     }
 
     /// Puts a task into the outbox. `false`: nobody wants it any more.
-    pub(super) fn send(&mut self, job: &Arc<Job>, seat: &Arc<Seat>) -> bool {
+    pub(super) fn send(&mut self, job: Arc<Job>, seat: &Arc<Seat>) -> bool {
         let id = self.last_id + 1;
         let wanted = job.send(seat, &mut self.outbox, id);
         if wanted {
             self.last_id = id;
-            self.sent.push_back(Sent { id, job: Arc::clone(job) });
+            self.sent.push_back(Sent { id, job });
         }
         wanted
     }

@@ -208,12 +208,12 @@ impl Supervisor {
                     }
                     Err(misbehaved) => {
                         process.endings.push(Ending::Failed);
-                        process.answered.push((job, Err(TaskError::Decode("not a chunk's answer".into()))));
+                        process.answered.push((job, Err(Box::new(TaskError::Decode("not a chunk's answer".into())))));
                         honest = Err(misbehaved);
                         break;
                     }
                 },
-                _ if late => Err(TaskError::TimedOut),
+                _ if late => Err(TaskError::TimedOut.into()),
                 outcome => outcome,
             };
             let ending = match (stopped, &outcome) {
@@ -245,7 +245,7 @@ fn answer_chunk(desk: &Desk, id: u64, job: &Job, outcome: Outcome, late: bool) -
         // The last words of a worker that ends with a panic, for want of unwinding: it ends the call that ran.
         Err(error) => {
             desk.keep_parts(id, job);
-            let again = job.fail_part(|| if late { TaskError::TimedOut } else { error });
+            let again = job.fail_part(|| if late { TaskError::TimedOut } else { *error });
             Ok((!again).then(|| Ok(Frame::default())))
         }
     }

@@ -18,7 +18,7 @@ use crate::process::spawn::died;
 use crate::process::start::{self, Worker};
 use crate::process::{ChildStderr, ChildStdout};
 use crate::sys::ledger::Reader;
-use crate::sys::socket::{self, Ready};
+use crate::sys::socket::Ready;
 use crate::task::Parcel;
 use crate::wire::frame::Frame;
 use crate::wire::message::{self, Kind};
@@ -119,8 +119,7 @@ impl Supervisor {
         ring: &mut Ring,
         kept: &Kept,
     ) -> Result<(), TaskError> {
-        let fds: io::Result<Vec<_>> = task.fds.iter().map(socket::duplicate).collect();
-        let fds = fds.map_err(|error| TaskError::Encode(error.into()))?;
+        let fds = task.fds.duplicate().map_err(|error| TaskError::Encode(error.into()))?;
         let id = {
             let mut desk = self.seat.desk();
             let id = desk.take_id();
@@ -143,7 +142,7 @@ impl Supervisor {
         };
         tokio::select! {
             biased;
-            outcome = answer => if let Some(outcome) = outcome { return outcome.map(drop) },
+            outcome = answer => if let Some(outcome) = outcome { return outcome.map(drop).map_err(|error| *error) },
             _ = kept.exited() => {}
         }
         let _ = kept.signal_group(libc::SIGKILL);

@@ -143,7 +143,7 @@ impl Drop for Locked<'_> {
         }
         wake.into_iter().for_each(Waker::wake);
         for (job, error) in resolve {
-            job.resolve(Err(error));
+            job.resolve(Err(error.into()));
         }
         if watch_ahead {
             watch::look_ahead(self.shared);
@@ -335,6 +335,24 @@ impl State {
         let before = self.idle.len();
         self.idle.retain(|idle| !Arc::ptr_eq(idle, seat));
         before != self.idle.len()
+    }
+
+    /// Takes the tasks that were given up out of the front of the queue.
+    pub(super) fn drop_unwanted(&mut self) {
+        while self.waiting.pop_front_if(|job| !job.is_wanted()).is_some() {
+            self.counts.add(Ending::Cancelled);
+        }
+    }
+
+    /// Takes the next task that somebody wants out of the queue, for a slot.
+    pub(super) fn next_wanted(&mut self) -> Option<Arc<Job>> {
+        while let Some(job) = self.waiting.pop_front() {
+            if job.assign(&mut self.after.wake) {
+                return Some(job);
+            }
+            self.counts.add(Ending::Cancelled);
+        }
+        None
     }
 
     /// Takes the tasks that were given up out of the queue. Each time the queue may then grow to twice what is left, so a

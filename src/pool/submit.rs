@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use super::job::{Job, Outcome, Wishes};
+use super::job::{Awaits, Job, Outcome, Wishes};
 use super::state::Shared;
 use crate::error::TaskError;
 use crate::process::start;
@@ -92,14 +92,16 @@ impl<T: Task> Future for Submit<T> {
             && let Stage::Unsent(task) = std::mem::replace(&mut self.stage, Stage::Over)
         {
             let wishes = std::mem::take(&mut self.wishes);
-            let job = prepare(&self.shared, &task, wishes, false)?;
+            let job = prepare(&self.shared, &task, wishes, Awaits::Outcome(Some(cx.waker().clone())))?;
             drop(task);
             self.shared.submit(Arc::clone(&job))?;
             self.stage = Stage::Sent(Claim::new(job));
+            // However soon it has an outcome, we are woken for it.
+            return Poll::Pending;
         }
         let Stage::Sent(claim) = &mut self.stage else { return Poll::Ready(Err(TaskError::Cancelled)) };
         let outcome = ready!(claim.poll(cx));
-        Poll::Ready(outcome.and_then(task::unpack))
+        Poll::Ready(outcome.map_err(|error| *error).and_then(task::unpack))
     }
 }
 
@@ -114,12 +116,12 @@ pub(super) fn prepare<T: Task>(
     shared: &Shared,
     task: &T,
     mut wishes: Wishes,
-    wants_slot: bool,
+    awaits: Awaits,
 ) -> Result<Arc<Job>, TaskError> {
     start::permitted()?;
     let parcel = task::pack(task, shared.settings.plan.max_body)?;
     wishes.timeout = wishes.timeout.or(shared.settings.task_timeout);
-    Ok(Job::new(&shared.settings.name, parcel, wishes, wants_slot, None))
+    Ok(Job::new(&shared.settings.name, parcel, wishes, awaits, None))
 }
 
 /// A job that somebody waits for; dropping it cancels the job.
@@ -141,7 +143,7 @@ impl Claim {
 
     /// Waits for the outcome; afterwards there is nothing left to cancel.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
-        let Some(job) = &self.0 else { return Poll::Ready(Err(TaskError::Cancelled)) };
+        let Some(job) = &self.0 else { return Poll::Ready(Err(TaskError::Cancelled.into())) };
         let outcome = ready!(job.poll_outcome(cx));
         self.0 = None;
         Poll::Ready(outcome)
@@ -214,7 +216,7 @@ impl<R: DeserializeOwned> Future for TaskHandle<R> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let outcome = ready!(self.claim.poll(cx));
-        Poll::Ready(outcome.and_then(task::unpack))
+        Poll::Ready(outcome.map_err(|error| *error).and_then(task::unpack))
     }
 }
 

@@ -256,7 +256,9 @@ pub(crate) async fn launch(
     };
     if matches!(slot, Slot::Stdout | Slot::Stderr) {
         // A host that has closed it has nothing to pass on.
-        hello.fds.extend(socket::duplicate(slot.fd()).ok());
+        if let Ok(stream) = socket::duplicate(slot.fd()) {
+            hello.fds.push(stream);
+        }
     }
     let (ours, theirs) = socket::stream_pair()?;
     let socket = Socket::new(ours);

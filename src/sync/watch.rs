@@ -209,7 +209,7 @@ impl Encoded {
             frame.more.iter().for_each(|part| whole.extend_from_slice(part));
             whole.freeze()
         };
-        Ok(Self(body, frame.fds.into_iter().map(Fd::from).collect()))
+        Ok(Self(body, frame.fds.into_vec().into_iter().map(Fd::from).collect()))
     }
 
     fn decode<T: DeserializeOwned>(self) -> Result<T, RecvError> {

@@ -13,13 +13,14 @@ use super::Task;
 use crate::error::{BoxError, Panic, SpawnError, TaskError};
 use crate::sys::image::{self, Entry};
 use crate::wire::body::{self, EncodeError, Parts};
+use crate::wire::extra::Extra;
 use crate::wire::fds;
 use crate::wire::frame::Frame;
 use crate::wire::held::Held;
 use crate::wire::message::{Failure, Run};
 
 /// What the worker calls for a task: decodes the arguments, runs, encodes the result into `out`.
-pub(crate) type Runner = fn(Held, Vec<OwnedFd>, &mut Parts, usize) -> Result<Vec<OwnedFd>, Failure>;
+pub(crate) type Runner = fn(Held, Extra<OwnedFd>, &mut Parts, usize) -> Result<Extra<OwnedFd>, Failure>;
 
 /// Gives each task type its entry, a constant in the executable.
 trait HasEntry {
@@ -30,7 +31,12 @@ impl<T: Task> HasEntry for T {
     const ENTRY: &'static Entry<Runner> = &Entry::new(type_name::<T>, run::<T>);
 }
 
-fn run<T: Task>(arguments: Held, arrived: Vec<OwnedFd>, out: &mut Parts, max: usize) -> Result<Vec<OwnedFd>, Failure> {
+fn run<T: Task>(
+    arguments: Held,
+    arrived: Extra<OwnedFd>,
+    out: &mut Parts,
+    max: usize,
+) -> Result<Extra<OwnedFd>, Failure> {
     let task: T = fds::provide(arrived, || body::decode_shared(&arguments))
         .map_err(|error| Failure::Decode(error.to_string()))?;
     // A large argument has been decoded; its bytes need not stay while the task runs.
@@ -55,8 +61,8 @@ pub(crate) struct Parcel {
     pub(crate) name: &'static str,
     pub(crate) body: Held,
     /// What follows the body's beginning.
-    pub(crate) more: Vec<Bytes>,
-    pub(crate) fds: Vec<OwnedFd>,
+    pub(crate) more: Extra<Bytes>,
+    pub(crate) fds: Extra<OwnedFd>,
 }
 
 /// Why a task can't be sent.
@@ -107,7 +113,7 @@ pub(crate) fn pack_for(
     match packed {
         Ok((Ok(()), fds)) => {
             let (body, more) =
-                if parts.is_written() { (Run::finish(parts.written), Vec::new()) } else { parts.take(0) };
+                if parts.is_written() { (Run::finish(parts.written), Extra::default()) } else { parts.take(0) };
             Ok(Parcel { name, body, more, fds })
         }
         Ok((Err(EncodeError::Failed(source)), _)) => Err(PackError::Encode(source)),

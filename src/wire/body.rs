@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{BoxError, SendError};
+use crate::wire::extra::Extra;
 use crate::wire::held::Held;
 use crate::wire::writer::Apart;
 use crate::wire::{reader, writer};
@@ -80,10 +81,10 @@ impl Parts {
     }
 
     /// Takes the body behind its first `start` written bytes: its beginning, and the pieces that follow that.
-    pub(crate) fn take(&mut self, start: usize) -> (Held, Vec<Bytes>) {
+    pub(crate) fn take(&mut self, start: usize) -> (Held, Extra<Bytes>) {
         let mut rest = self.written.split_off(start);
         if self.apart.is_empty() {
-            return (rest.freeze().into(), Vec::new());
+            return (rest.freeze().into(), Extra::default());
         }
         let mut pieces = Vec::with_capacity(self.apart.len() * 2);
         let mut from = start;
@@ -99,7 +100,7 @@ impl Parts {
         }
         pieces.push(rest.freeze());
         pieces.retain(|piece| !piece.is_empty());
-        (first.unwrap_or_default().into(), pieces)
+        (first.unwrap_or_default().into(), pieces.into())
     }
 }
 
@@ -198,7 +199,7 @@ mod tests {
         assert_eq!(parts.written, "head");
         assert!(more.len() == 5 && more[0].as_ptr() == field.as_ptr());
         let mut whole = BytesMut::from(&first[..]);
-        for piece in &more {
+        for piece in &*more {
             whole.extend_from_slice(piece);
         }
         let whole = whole.freeze();

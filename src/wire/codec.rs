@@ -3,13 +3,14 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{BufMut as _, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::codec;
 
 use crate::error::{RecvError, SendError};
 use crate::wire::body::{self, Appended};
+use crate::wire::extra::Extra;
 use crate::wire::fds;
 use crate::wire::frame::{self, HEAD_LEN, Head, VALUE};
 
@@ -156,9 +157,9 @@ fn misplaced(head: &Head) -> Option<&'static str> {
     }
 }
 
-fn value<T: DeserializeOwned>(body: &Bytes) -> Result<T, RecvError> {
+fn value<T: DeserializeOwned>(body: &[u8]) -> Result<T, RecvError> {
     // With no fds: none can be taken from a message that is being decoded around this one.
-    fds::provide(Vec::new(), || body::decode(body)).map_err(RecvError::Decode)
+    fds::provide(Extra::default(), || body::decode(body)).map_err(RecvError::Decode)
 }
 
 #[cfg(test)]
@@ -195,7 +196,7 @@ mod tests {
         Codec::new(9).encode(0u32, &mut frame).unwrap();
         let outer = vec![socket::stream_pair().unwrap().0];
         assert!(matches!(
-            fds::provide(outer, || Codec::<Handle>::new(9).decode(&mut frame)),
+            fds::provide(outer.into(), || Codec::<Handle>::new(9).decode(&mut frame)),
             Err(RecvError::Decode(_))
         ));
     }

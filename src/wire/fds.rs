@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use serde::{Deserialize, Deserializer, Serialize as _, Serializer};
 
 use crate::sys::socket;
+use crate::wire::extra::Extra;
 use crate::wire::frame::MAX_FDS;
 
 /// What this thread is doing with fds at the moment, and which part of the stack that is about.
@@ -83,10 +84,10 @@ fn take(count: usize) -> Vec<Option<OwnedFd>> {
 }
 
 /// Runs an encoder, and gives the fds that its values put down.
-pub(crate) fn collect<R>(encode: impl FnOnce() -> R) -> (R, Vec<OwnedFd>) {
+pub(crate) fn collect<R>(encode: impl FnOnce() -> R) -> (R, Extra<OwnedFd>) {
     let _guard = Guard::enter(Work::Encoding);
     let result = encode();
-    let fds = if held() > 0 { take(0).into_iter().flatten().collect() } else { Vec::new() };
+    let fds = if held() > 0 { take(0).into_iter().flatten().collect() } else { Extra::default() };
     (result, fds)
 }
 
@@ -105,8 +106,12 @@ pub(crate) fn keep(count: usize) {
 }
 
 /// Runs a decoder whose values may claim `fds`; what they leave is closed.
-pub(crate) fn provide<R>(fds: Vec<OwnedFd>, decode: impl FnOnce() -> R) -> R {
-    let _guard = if fds.is_empty() { Guard::enter(Work::Decoding) } else { Guard::holding(fds.into_iter().map(Some)) };
+pub(crate) fn provide<R>(fds: Extra<OwnedFd>, decode: impl FnOnce() -> R) -> R {
+    let _guard = if fds.is_empty() {
+        Guard::enter(Work::Decoding)
+    } else {
+        Guard::holding(fds.into_vec().into_iter().map(Some))
+    };
     decode()
 }
 
@@ -114,8 +119,8 @@ pub(crate) fn provide<R>(fds: Vec<OwnedFd>, decode: impl FnOnce() -> R) -> R {
 pub(crate) struct Arrived(Vec<Option<OwnedFd>>);
 
 impl Arrived {
-    pub(crate) fn new(fds: Vec<OwnedFd>) -> Self {
-        Self(fds.into_iter().map(Some).collect())
+    pub(crate) fn new(fds: Extra<OwnedFd>) -> Self {
+        Self(fds.into_vec().into_iter().map(Some).collect())
     }
 
     /// Runs the decoder of one of them.
@@ -206,8 +211,9 @@ mod tests {
         let (bytes, fds) = collect(|| postcard::to_allocvec(&(handle(), 7u8, handle())).unwrap());
         assert_eq!(bytes, [0, 7, 1]);
         assert_eq!(fds.len(), 2);
-        let twice =
-            provide(vec![socket::stream_pair().unwrap().0], || postcard::from_bytes::<(Handle, Handle)>(&[0, 0]));
+        let twice = provide(vec![socket::stream_pair().unwrap().0].into(), || {
+            postcard::from_bytes::<(Handle, Handle)>(&[0, 0])
+        });
         assert!(twice.is_err());
         let (a, seven, b) = provide(fds, || postcard::from_bytes::<(Handle, u8, Handle)>(&bytes).unwrap());
         assert_eq!(seven, 7);
@@ -231,7 +237,7 @@ mod tests {
         let (bytes, fds) = collect(|| postcard::to_allocvec(&value).unwrap());
         assert_eq!((&*bytes, fds.len()), (&[0, 1, 2][..], 3));
         provide(fds, || {
-            let inner = provide(vec![socket::stream_pair().unwrap().0], || postcard::from_bytes::<Handle>(&[0]));
+            let inner = provide(vec![socket::stream_pair().unwrap().0].into(), || postcard::from_bytes::<Handle>(&[0]));
             assert!(inner.is_ok() && postcard::from_bytes::<Handle>(&[2]).is_ok());
             assert!(postcard::from_bytes::<Handle>(&[3]).is_err() && postcard::from_bytes::<Handle>(&[2]).is_err());
         });
@@ -261,7 +267,7 @@ mod tests {
         let fd = socket::stream_pair().unwrap().0;
         let number = fd.as_raw_fd();
         let inode = rustix::fs::fstat(&fd).unwrap().st_ino;
-        provide(vec![fd], || ());
+        provide(vec![fd].into(), || ());
         let reused = is_open(number)
             && std::fs::metadata(format!("/proc/self/fd/{number}")).is_ok_and(|now| {
                 use std::os::unix::fs::MetadataExt as _;

@@ -17,6 +17,7 @@ use std::os::fd::OwnedFd;
 use bytes::{Buf as _, BufMut, Bytes, BytesMut};
 
 use crate::error::RecvError;
+use crate::wire::extra::Extra;
 use crate::wire::held::Held;
 
 /// The header's length in bytes.
@@ -75,8 +76,8 @@ pub(crate) struct Frame {
     pub(crate) id: u64,
     pub(crate) body: Held,
     /// Of a frame that leaves, what follows the body's beginning; of one that has come, nothing.
-    pub(crate) more: Vec<Bytes>,
-    pub(crate) fds: Vec<OwnedFd>,
+    pub(crate) more: Extra<Bytes>,
+    pub(crate) fds: Extra<OwnedFd>,
 }
 
 impl Frame {
@@ -197,27 +198,23 @@ impl Decoder {
     /// Takes the next frame from the front of `bytes`, if it is there whole. Its fds are the caller's to add.
     ///
     /// Reserves nothing: the buffer grows only with bytes that came.
-    pub(crate) fn decode(&mut self, bytes: &mut BytesMut) -> Result<Option<(Head, Bytes)>, RecvError> {
+    pub(crate) fn decode(&mut self, bytes: &mut BytesMut) -> Result<Option<(Head, Held)>, RecvError> {
         let head = match self.state {
             State::Body(head) => head,
             State::Head => {
                 let Some(head) = bytes.first_chunk() else { return Ok(None) };
-                match Head::parse(head, self.max_body) {
-                    Ok(head) => {
-                        bytes.advance(HEAD_LEN);
-                        self.state = State::Body(head);
-                        head
-                    }
-                    Err(broken) => return Err(self.fail(broken, bytes)),
-                }
+                let head = Head::parse(head, self.max_body).map_err(|broken| self.fail(broken, bytes))?;
+                bytes.advance(HEAD_LEN);
+                head
             }
             State::Broken(broken) => return Err(self.fail(broken, bytes)),
         };
         if bytes.len() < head.len {
+            self.state = State::Body(head);
             return Ok(None);
         }
         self.state = State::Head;
-        Ok(Some((head, bytes.split_to(head.len).freeze())))
+        Ok(Some((head, Held::take(bytes, head.len))))
     }
 
     /// The frame whose header has come and whose body hasn't: to refuse it before its body is awaited.
@@ -306,7 +303,7 @@ mod tests {
             assert!(decoder.at_boundary(&bytes));
             assert_eq!(
                 seen,
-                [(3, 9, Bytes::from_static(b"one")), (4, 0, Bytes::new()), (5, u64::MAX, Bytes::from_static(b"three"))]
+                [(3, 9, Held::copy(b"one")), (4, 0, Held::default()), (5, u64::MAX, Held::copy(b"three"))]
             );
         }
     }

@@ -195,16 +195,14 @@ fn messages(max: usize, stream: &[u8], piece: usize) -> Vec<String> {
                 }
             };
             assert!(body.len() <= max, "no body is over the limit");
-            seen.push(
-                match FromWorker::parse(Frame { kind: head.kind, id: head.id, body: body.into(), ..Frame::default() }) {
-                    Ok(FromWorker::Done(frame)) => match body::decode::<Value>(&frame.body) {
-                        Ok(value) => format!("done {} {value:?}", frame.id),
-                        Err(error) => format!("done {} {error}", frame.id),
-                    },
-                    Ok(message) => format!("{message:?}"),
-                    Err(error) => format!("{error:?}"),
+            seen.push(match FromWorker::parse(Frame { kind: head.kind, id: head.id, body, ..Frame::default() }) {
+                Ok(FromWorker::Done(frame)) => match body::decode::<Value>(&frame.body) {
+                    Ok(value) => format!("done {} {value:?}", frame.id),
+                    Err(error) => format!("done {} {error}", frame.id),
                 },
-            );
+                Ok(message) => format!("{message:?}"),
+                Err(error) => format!("{error:?}"),
+            });
         }
     }
     seen.push(format!("cut: {}", !decoder.at_boundary(&buffer)));

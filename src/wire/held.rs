@@ -6,7 +6,7 @@
 use std::fmt;
 use std::ops::Deref;
 
-use bytes::{Buf as _, Bytes};
+use bytes::{Buf as _, Bytes, BytesMut};
 
 /// How many are few: with their number they take no more room than `Bytes` does.
 const FEW: usize = 23;
@@ -28,6 +28,16 @@ impl Held {
         bytes[..source.len()].copy_from_slice(source);
         #[expect(clippy::cast_possible_truncation, reason = "it is at most FEW")]
         Self::Few { len: source.len() as u8, bytes }
+    }
+
+    /// The first `len` bytes of a buffer, which loses them.
+    pub(crate) fn take(source: &mut BytesMut, len: usize) -> Self {
+        if len > FEW {
+            return Self::Many(source.split_to(len).freeze());
+        }
+        let taken = Self::copy(&source[..len]);
+        source.advance(len);
+        taken
     }
 
     /// The same bytes, to be kept beside these.

@@ -7,6 +7,7 @@
 pub(crate) mod body;
 mod budget;
 mod codec;
+pub(crate) mod extra;
 pub(crate) mod fault;
 pub(crate) mod fds;
 pub(crate) mod frame;

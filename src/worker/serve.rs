@@ -24,6 +24,7 @@ use crate::sys::socket::{self, Ready};
 use crate::sys::worker as sys;
 use crate::task;
 use crate::wire::body::Parts;
+use crate::wire::extra::Extra;
 use crate::wire::frame::{Frame, HEAD_LEN, Head};
 use crate::wire::message::{self, Failure, Hello, Kind, Life, Run};
 
@@ -139,7 +140,7 @@ impl<'a> Server<'a> {
             Err(failure) => {
                 self.scratch.truncate(HEAD_LEN);
                 self.scratch.written.extend_from_slice(&message::frame(Kind::Failed, id, &failure).body);
-                (Kind::Failed, Vec::new())
+                (Kind::Failed, Extra::default())
             }
         };
         self.answer(kind, id, fds)?;
@@ -147,7 +148,7 @@ impl<'a> Server<'a> {
     }
 
     /// Sends the answer whose body lies in the scratch buffer: in the ledger if it may, else through the socket.
-    fn answer(&mut self, kind: Kind, id: u64, fds: Vec<OwnedFd>) -> io::Result<()> {
+    fn answer(&mut self, kind: Kind, id: u64, fds: Extra<OwnedFd>) -> io::Result<()> {
         if let Some(answers) = &mut self.answers
             && fds.is_empty()
             && self.scratch.is_written()

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use super::{ACK, AGAIN, ASK, BACK, END, LEAVE, word};
 use crate::channel::inbox::Inbox;
 use crate::channel::sending::Sending;
-use crate::sys::socket;
+use crate::wire::extra::Extra;
 use crate::wire::frame::{Frame, VALUE};
 use crate::wire::held::Held;
 
@@ -55,8 +55,8 @@ struct Receiver {
 struct Item {
     id: u64,
     body: Held,
-    more: Vec<Bytes>,
-    fds: Vec<OwnedFd>,
+    more: Extra<Bytes>,
+    fds: Extra<OwnedFd>,
     again: bool,
 }
 
@@ -66,7 +66,7 @@ impl Item {
     }
 
     fn frame(&self) -> io::Result<Frame> {
-        let fds = self.fds.iter().map(socket::duplicate).collect::<io::Result<_>>()?;
+        let fds = self.fds.duplicate()?;
         let kind = if self.again { AGAIN } else { VALUE };
         Ok(Frame { kind, id: self.id, body: self.body.clone(), more: self.more.clone(), fds })
     }

@@ -21,6 +21,7 @@ use crate::channel::value;
 use crate::error::{RecvError, SendError};
 use crate::sys::socket::{Received, Wait};
 use crate::sys::{memory, socket};
+use crate::wire::extra::Extra;
 use crate::wire::frame::{Frame, HEAD_LEN, Head, Limits, VALUE};
 use crate::wire::held::Held;
 
@@ -39,7 +40,7 @@ pub(super) struct Packet {
     head: [u8; HEAD_LEN],
     /// What goes into the packet of the body.
     body: Held,
-    fds: Vec<OwnedFd>,
+    fds: Extra<OwnedFd>,
 }
 
 impl Packet {
@@ -51,8 +52,9 @@ impl Packet {
         }
         let mut head = [0; HEAD_LEN];
         frame.put_head(&mut &mut head[..]);
-        let Frame { mut body, mut more, mut fds, .. } = frame;
+        let Frame { mut body, more, mut fds, .. } = frame;
         if long {
+            let mut more = more.into_vec();
             // A beginning that is shorter than that fills up with what follows it.
             if body.len() < INLINE {
                 let mut filled = BytesMut::from(&body[..]);
@@ -120,7 +122,7 @@ fn parse(mut bytes: BytesMut, received: Received, limits: Limits) -> Result<Fram
         }
         _ => return Err(refused("a packet that is no item")),
     }
-    Ok(Frame { kind: VALUE, body: bytes.freeze().into(), fds, ..Frame::default() })
+    Ok(Frame { kind: VALUE, body: bytes.freeze().into(), fds: fds.into(), ..Frame::default() })
 }
 
 fn refused(reason: &'static str) -> RecvError {
