@@ -126,6 +126,7 @@ impl Socket {
         } else {
             yield_now().await;
         }
+        let _place = Place { socket: self, ready };
         loop {
             let readiness = self.readiness_in_time(ready).await?;
             // A `Stream` and a `Sink` keep their wait from one poll to the next, and may be polled elsewhere by then.
@@ -300,6 +301,29 @@ mod tests {
         assert!(ours.registrations().is_empty());
         fill(&ours);
         assert!(ours.when(Ready::Write, write).now_or_never().is_none());
+        assert!(ours.registrations().is_empty(), "nor after a wait that was dropped");
+    }
+
+    #[tokio::test]
+    async fn nor_once_no_write_waits_for_its_turn() {
+        let (a, b) = socket::stream_pair().unwrap();
+        let (ours, turns) = (Socket::new(a), Turns::default());
+        let write = || socket::send(&ours, &[IoSlice::new(b"x")], &[]);
+        fill(&ours);
+        {
+            let mut first = pin!(ours.when_in_turn(Ready::Write, &turns, write));
+            assert!(first.as_mut().now_or_never().is_none());
+            // The second lets the first one go before it begins to wait.
+            let mut second = pin!(ours.when_in_turn(Ready::Write, &turns, write));
+            assert!(second.as_mut().now_or_never().is_none());
+            assert_eq!(ours.registrations().len(), 1);
+            while socket::recv_into(&b, &mut BytesMut::with_capacity(4096), 4096, Wait::No).is_ok() {}
+            first.await.unwrap();
+            second.await.unwrap();
+        }
+        assert!(ours.registrations().is_empty());
+        fill(&ours);
+        assert!(ours.when_in_turn(Ready::Write, &turns, write).now_or_never().is_none());
         assert!(ours.registrations().is_empty(), "nor after a wait that was dropped");
     }
 }
