@@ -233,7 +233,8 @@ async fn channels(place: &str) {
     let (tx, rx) = channel::<Message>().unwrap();
     let (done, mut counted) = channel().unwrap();
     let child = spawn_process(task!(count(rx, done).await)).await.unwrap();
-    let mut bare = Bare::start(Role::Count(20 * MESSAGES as usize));
+    // Both sides of the limits are tokio's, as both sides of a channel are.
+    let mut bare = Bare::start(Role::CountAsync(20 * MESSAGES as usize));
     // The last one asks for the count.
     let message = |n: u32| [u64::from(n + 1 < MESSAGES), 1, 2, 3];
     let mut awaited = async |tx: &Sender<Message>| {
@@ -311,7 +312,6 @@ async fn channels(place: &str) {
 
     let (mut ours, theirs) = duplex::<u64, u64>().unwrap();
     let child = spawn_process(task!(give_back(theirs).await)).await.unwrap();
-    // Both sides of the limit are tokio's, as both sides of the channel are.
     let mut bare = Bare::start(Role::GiveBackAsync(18));
     let mut typed = async |rounds: u32| {
         each(rounds, async {

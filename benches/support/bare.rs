@@ -16,8 +16,8 @@ pub(crate) enum Role {
     GiveBack(usize),
     /// The same with tokio.
     GiveBackAsync(usize),
-    /// Sends a byte each time that it has read so many.
-    Count(usize),
+    /// Sends a byte each time that it has read so many, with tokio.
+    CountAsync(usize),
 }
 
 /// A bare socket to another process: the limit, of what the kernel asks for the same bytes.
@@ -32,7 +32,7 @@ impl Bare {
         let (name, size) = match role {
             Role::GiveBack(size) => ("give-back", size),
             Role::GiveBackAsync(size) => ("give-back-async", size),
-            Role::Count(size) => ("count", size),
+            Role::CountAsync(size) => ("count-async", size),
         };
         let mut command = Command::new("/proc/self/exe");
         let child = command.args([name, &size.to_string()]).stdin(OwnedFd::from(theirs)).spawn().unwrap();
@@ -64,26 +64,28 @@ pub(crate) fn be_other_side() {
     let Ok(size) = size.parse::<usize>() else { return };
     let mut socket = StdStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
     let mut bytes = vec![0; size];
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let with_tokio = |socket: StdStream| {
+        socket.set_nonblocking(true).unwrap();
+        UnixStream::from_std(socket).unwrap()
+    };
     match name.as_str() {
         "give-back" => while socket.read_exact(&mut bytes).is_ok() && socket.write_all(&bytes).is_ok() {},
-        "give-back-async" => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                socket.set_nonblocking(true).unwrap();
-                let mut socket = UnixStream::from_std(socket).unwrap();
-                while socket.read_exact(&mut bytes).await.is_ok() && socket.write_all(&bytes).await.is_ok() {}
-            });
-        }
-        "count" => {
+        "give-back-async" => runtime().block_on(async {
+            let mut socket = with_tokio(socket);
+            while socket.read_exact(&mut bytes).await.is_ok() && socket.write_all(&bytes).await.is_ok() {}
+        }),
+        "count-async" => runtime().block_on(async {
+            let mut socket = with_tokio(socket);
             let (mut bytes, mut total) = (vec![0; 64 << 10], 0);
-            while let Ok(read @ 1..) = socket.read(&mut bytes) {
+            while let Ok(read @ 1..) = socket.read(&mut bytes).await {
                 total += read;
                 if total >= size {
                     total -= size;
-                    socket.write_all(&[1]).unwrap();
+                    socket.write_all(&[1]).await.unwrap();
                 }
             }
-        }
+        }),
         _ => return,
     }
     std::process::exit(0);
