@@ -1,7 +1,9 @@
 //! Lines: of any length, none lost or torn, from two streams with where they came from.
 
+use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::process::Stdio;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -141,4 +143,24 @@ async fn lines_without_a_pipe_are_an_error() {
     let lines: Vec<_> = child.lines().collect().await;
     assert_eq!(lines.len(), 1);
     assert_eq!(lines[0].as_ref().unwrap_err().kind(), ErrorKind::InvalidInput);
+}
+
+#[tokio::test]
+async fn lines_that_are_there_let_other_tasks_have_a_turn() {
+    let mut child = piped("seq 1000; exec sleep 1000").spawn().unwrap();
+    let mut lines = child.lines();
+    let mut seen = usize::from(lines.next().await.is_some());
+    while seen < 1000 {
+        let at_once = poll_fn(|cx| {
+            let mut count = 0;
+            while lines.poll_next_unpin(cx).is_ready() {
+                count += 1;
+            }
+            Poll::Ready(count)
+        });
+        let at_once: usize = at_once.await;
+        assert!(at_once <= 200, "{at_once} in one turn");
+        seen += at_once;
+        tokio::task::yield_now().await;
+    }
 }

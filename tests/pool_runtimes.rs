@@ -49,6 +49,32 @@ fn a_pool_works_in_one_runtime_after_another() {
 }
 
 #[test]
+fn the_end_of_one_runtime_takes_no_task_that_another_one_submitted_and_no_worker_has_begun() {
+    for workers in [1, 2] {
+        let (first, second) = (runtime(1), runtime(1));
+        let _second = second.enter();
+        let meeting = Meeting::new();
+        let pool = ProcessPool::new(workers);
+        for _ in 0..workers {
+            first.spawn(pool.submit(call(|place: PathBuf| meet(&place, 0), meeting.place())));
+        }
+        let guests: Vec<_> = (0..workers).map(|_| second.block_on(meeting.guest())).collect();
+        let waiting = second.spawn({
+            let pool = pool.clone();
+            async move { join_all((0..10).map(|n| pool.submit(task!(add(n, 1))))).await }
+        });
+        second.block_on(until(|| pool.status().queued == 10));
+        drop(first);
+        for (n, answer) in (0..).zip(second.block_on(within(waiting)).unwrap()) {
+            assert_eq!(answer.unwrap(), n + 1);
+        }
+        second.block_on(until(|| guests.iter().all(|guest| is_gone(guest.pid))));
+        second.block_on(within(pool.close()));
+        assert_eq!((pool.status().workers, pool.status().counts.done), (0, 10));
+    }
+}
+
+#[test]
 fn answers_that_a_long_task_keeps_from_being_told_come_though_the_last_runtime_stands_still() {
     let pool = ProcessPool::new(1);
     let first = runtime(2);

@@ -202,3 +202,25 @@ async fn a_timeout_racing_completion_never_hits_the_next_task() {
     assert_eq!((counts.timed_out, counts.died, counts.done), (late, 0, 600 - late));
     within(pool.close()).await;
 }
+
+/// Ends its process when it is asked to stop.
+fn gives_up(ledger: PathBuf) {
+    note(&ledger, multiproc::worker().attempt().into());
+    while !multiproc::worker().is_cancelled() {
+        std::thread::yield_now();
+    }
+    std::process::exit(3);
+}
+
+#[tokio::test]
+async fn a_task_that_ends_its_process_in_its_grace_has_timed_out_and_has_no_other_try() {
+    let pool = ProcessPool::builder().workers(1).cancel_grace(Duration::from_mins(2)).build().unwrap();
+    let ledger = Ledger::new();
+    let late = pool.submit(task!(gives_up(ledger.place()))).timeout(Duration::from_millis(50)).retries(3);
+    let late = within(late).await;
+    assert!(matches!(late, Err(TaskError::TimedOut)), "{late:?}");
+    assert_eq!(ledger.entries(), [1]);
+    let counts = pool.status().counts;
+    assert_eq!((counts.timed_out, counts.died), (1, 0));
+    within(pool.cancel()).await;
+}

@@ -5,7 +5,10 @@ mod pool_support;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use multiproc::{Process, ProcessPool, TaskError, WorkerState, call, spawn_process, task};
+use futures::future::join_all;
+use multiproc::{
+    Process, ProcessPool, Receiver, SendError, Sender, TaskError, WorkerState, call, channel, spawn_process, task,
+};
 use pool_support::{Ledger, Meeting, endless, is_gone, kill, meet, note, pid, until, within};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -235,4 +238,41 @@ async fn a_busy_worker_sleeps_when_its_time_is_over() {
     let worker = within(pool.submit(task!(pid()))).await.unwrap();
     within(until(|| state(worker) == 'S')).await;
     assert_eq!(within(pool.submit(task!(pid()))).await.unwrap(), worker, "and wakes");
+}
+
+/// Lets go of its end, and goes on until it is told to stop.
+fn let_go<T>((end, mut stop): (T, Receiver<()>)) {
+    drop(end);
+    let _ = stop.blocking_recv();
+}
+
+#[tokio::test]
+async fn what_a_running_task_does_with_its_end_of_a_channel_is_seen_at_once() {
+    let pool = ProcessPool::new(2);
+    // Alone, and behind another one.
+    for before in [0, 1] {
+        let (_stop, stop) = channel::<()>().unwrap();
+        let (_stop_other, stop_other) = channel::<()>().unwrap();
+        let (tx, mut rx) = channel::<u8>().unwrap();
+        let (other_tx, other_rx) = channel::<Vec<u8>>().unwrap();
+        for _ in 0..before {
+            within(join_all((0..50).map(|n: u32| pool.submit(call(|n: u32| n + 1, n))))).await;
+        }
+        let one = tokio::spawn(pool.submit(call(let_go::<Sender<u8>>, (tx, stop))));
+        let other = tokio::spawn(pool.submit(call(let_go::<Receiver<Vec<u8>>>, (other_rx, stop_other))));
+        assert_eq!(within(rx.recv()).await.unwrap(), None);
+        let refused = within(async {
+            loop {
+                if let Err(error) = other_tx.send(vec![0; 100_000]).await {
+                    return error;
+                }
+            }
+        });
+        assert!(matches!(refused.await, SendError::Closed));
+        assert!(!one.is_finished() && !other.is_finished());
+        drop((_stop, _stop_other));
+        within(one).await.unwrap().unwrap();
+        within(other).await.unwrap().unwrap();
+    }
+    within(pool.close()).await;
 }

@@ -8,7 +8,10 @@ mod support;
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use multiproc::{Command, CommandError, SpawnError, call, spawn_process};
+use multiproc::{
+    Command, CommandError, ProcessPool, SendError, SharedBytes, SharedBytesMut, SpawnError, TaskError, call, queue,
+    spawn_process,
+};
 use rustix::process::{Resource, Rlimit};
 use support::{alone, block_on, children, eventually, within};
 
@@ -110,6 +113,37 @@ fn where_nothing_can_be_listened_to_ends_are_seen_all_the_same() {
             assert_eq!(status.unwrap().code(), Some(3));
             drop(Command::new("sleep").arg("1000").spawn().unwrap());
             assert!(eventually(within(Duration::from_secs(5)), || children().is_empty()));
+        });
+    });
+}
+
+/// Memory that is shared is a file to the kernel, and to exceed the limit would be the end of this process.
+#[test]
+fn a_limit_on_file_sizes_is_an_error_and_no_signal() {
+    alone("a_limit_on_file_sizes_is_an_error_and_no_signal", || {
+        block_on(async {
+            let limit = |bytes| {
+                let new = Rlimit { current: Some(bytes), maximum: rustix::process::getrlimit(Resource::Fsize).maximum };
+                rustix::process::setrlimit(Resource::Fsize, new).unwrap();
+            };
+            let is_too_big = |error: &std::io::Error| error.raw_os_error() == Some(libc::EFBIG);
+            limit(1 << 20);
+            assert!(is_too_big(&SharedBytesMut::new((1 << 20) + 1).unwrap_err()));
+            assert!(is_too_big(&SharedBytes::copy_from_slice(&[1; (1 << 20) + 1]).unwrap_err()));
+            assert_eq!(SharedBytes::copy_from_slice(&[1; 1 << 20]).unwrap().len(), 1 << 20);
+            let (tx, rx) = queue::<Vec<u8>>().unwrap();
+            assert!(matches!(tx.send(vec![1; 2 << 20]).await, Err(SendError::Io(error)) if is_too_big(&error)));
+            tx.send(vec![1; 100_000]).await.unwrap();
+            assert_eq!(rx.recv().await.unwrap().unwrap().len(), 100_000);
+            let pool = ProcessPool::new(1);
+            assert_eq!(pool.submit(call(|n: u32| n + 1, 1)).await.unwrap(), 2);
+            pool.close().await;
+
+            limit(1000);
+            let refused = ProcessPool::new(1).submit(call(|n: u32| n + 1, 1)).await;
+            assert!(matches!(&refused, Err(TaskError::Broken(_) | TaskError::Spawn(_))), "{refused:?}");
+            assert_eq!(spawn_process(call(|n: u32| n + 1, 1)).await.unwrap().join().await.unwrap(), 2);
+            assert_eq!(Command::new("echo").arg("hi").input("x").read().await.unwrap(), "hi");
         });
     });
 }

@@ -3,11 +3,14 @@
 #![expect(clippy::needless_pass_by_value, reason = "a task owns its arguments")]
 
 use std::io::{PipeWriter, Read as _, Write as _};
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use multiproc::{AckedQueue, AckedReceiver, Fd, RecvError, SendError, Sender, channel, spawn_process, task};
+use serde::{Deserialize, Deserializer, Serialize};
 
 multiproc::test_support!();
 
@@ -255,4 +258,34 @@ async fn a_queue_whose_process_ended_is_no_clean_end() {
             }
         }
     }
+}
+
+/// One whose second item can't be read without a panic, once.
+#[derive(Debug, PartialEq, Serialize)]
+struct Odd(u32);
+
+impl<'de> Deserialize<'de> for Odd {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        static PANICKED: AtomicBool = AtomicBool::new(false);
+        let n = u32::deserialize(deserializer)?;
+        assert!(n != 2 || PANICKED.swap(true, Ordering::Relaxed), "not yet");
+        Ok(Self(n))
+    }
+}
+
+#[tokio::test]
+async fn an_item_whose_decoder_panics_goes_back() {
+    let queue = AckedQueue::new();
+    let mut rx = queue.receiver().unwrap();
+    for n in 1..=3 {
+        queue.send(Odd(n)).await.unwrap();
+    }
+    rx.recv().await.unwrap().unwrap().ack().unwrap();
+    AssertUnwindSafe(rx.recv()).catch_unwind().await.unwrap_err();
+    for (n, redelivered) in [(2, true), (3, false)] {
+        let delivery = rx.recv().await.unwrap().unwrap();
+        assert_eq!((&*delivery, delivery.is_redelivered()), (&Odd(n), redelivered));
+        delivery.ack().unwrap();
+    }
+    queue.finished().await;
 }

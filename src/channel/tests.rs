@@ -173,7 +173,7 @@ fn shared_bytes_that_somebody_could_still_write_or_that_are_too_few_are_refused(
     let mut rx = Receiver::<SharedBytes>::new(ours);
     let bytes = |len| SharedBytesMut::new(len).unwrap().freeze().unwrap();
     let frame = value::encode(&bytes(100), 1000).unwrap();
-    let unsealed = memory::write([[7; 100]]).unwrap();
+    let unsealed = memory::write([[7; 100]].iter()).unwrap();
     let shorter = value::encode(&bytes(99), 1000).unwrap();
     let null = std::fs::File::open("/dev/null").unwrap();
     for other in [unsealed.as_fd(), shorter.fds[0].as_fd(), null.as_fd()] {

@@ -56,12 +56,17 @@ pub(super) fn pace(frame: &Frame) -> Option<Duration> {
     (frame.kind == Kind::Bell as u8 && frame.id > 0).then(|| Duration::from_nanos(frame.id))
 }
 
-/// What a frame answers, if it is not just the bell.
+/// The number of the task that a frame says to be begun.
+pub(super) fn begun(frame: &Frame) -> Option<u64> {
+    (frame.kind == Kind::Begun as u8).then_some(frame.id)
+}
+
+/// What a frame answers, if it is an answer.
 pub(super) fn answer(frame: Frame) -> Result<Option<(u64, Outcome)>, Misbehaved> {
     match FromWorker::parse(frame).map_err(|_| Misbehaved)? {
         FromWorker::Done(frame) => Ok(Some((frame.id, Ok(frame)))),
         FromWorker::Failed(id, failure) => Ok(Some((id, Err(Box::new(failure.into()))))),
-        FromWorker::Bell => Ok(None),
+        FromWorker::Bell | FromWorker::Begun => Ok(None),
         FromWorker::Ready | FromWorker::Refused(_) => Err(Misbehaved),
     }
 }

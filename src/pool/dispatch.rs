@@ -133,7 +133,7 @@ impl Shared {
     }
 
     /// Has workers started for the tasks that wait for one.
-    fn open_seats(&self, state: &mut State) {
+    pub(super) fn open_seats(&self, state: &mut State) {
         // Where starts fail without end, the workers that live do what there is.
         if !state.seats.is_empty() && self.broken(state).is_some() {
             return;

@@ -33,7 +33,12 @@ impl Supervisor {
         self.shared.withdraw(&self.seat);
         let kept = process.child.kept().clone();
         // Who cancels the pool kills its processes, and their ends may be seen before that is known here.
-        let cause = if cause == Cause::Died && kept.kill_sent() { Cause::Cancelled } else { cause };
+        let cause = match (cause, &process.stopping) {
+            (Cause::Died, _) if kept.kill_sent() => Cause::Cancelled,
+            // A task that was asked to stop has stopped, if not in the best of ways.
+            (Cause::Died, Some(stopping)) => stopping.cause,
+            _ => cause,
+        };
         let exit = match cause {
             Cause::Retired(_) => self.retire(&mut process).await,
             Cause::Cancelled | Cause::TimedOut => self.stop(&kept).await,

@@ -158,7 +158,8 @@ impl Job {
 
     /// Hands it to a worker: puts it into its outbox, under this number. `false`: nobody wants it any more.
     ///
-    /// It keeps its body and its fds until it is resolved: the worker may die before it has begun it.
+    /// It keeps its body until it is resolved, as the worker may die before it has begun it, and its fds
+    /// [until then](Self::let_fds_go).
     pub(super) fn send(&self, seat: &Arc<Seat>, outbox: &mut Outbox, id: u64) -> bool {
         let mut cell = self.cell();
         if !matches!(cell.stage, Stage::Queued | Stage::Assigned) {
@@ -321,6 +322,17 @@ impl Job {
                 }
                 Poll::Pending
             }
+        }
+    }
+
+    /// It was begun. What its fds are the other end of sees from now on what the worker does with its own, unless they may
+    /// be needed again: for another attempt, or for a chunk's other calls.
+    pub(super) fn let_fds_go(&self) {
+        let mut cell = self.cell();
+        if let Some(rare) = cell.rare.as_mut().filter(|rare| rare.retries == 0 && rare.parts.is_none()) {
+            let fds = std::mem::take(&mut rare.fds);
+            drop(cell);
+            drop(fds);
         }
     }
 

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::runtime::Id;
 use tokio::sync::Semaphore;
 
 use super::job::Job;
@@ -173,8 +174,9 @@ impl Shared {
         self.changed.notify_waiters();
     }
 
-    /// A supervisor was dropped in the middle: its runtime has ended.
-    pub(super) fn abandoned(self: &Arc<Self>, seat: &Arc<Seat>) {
+    /// A supervisor was dropped in the middle: its runtime has ended. The tasks that its worker had begun end with it. The others
+    /// go on where the last task came from, if that is another runtime.
+    pub(super) fn abandoned(self: &Arc<Self>, seat: &Arc<Seat>, runtime: Option<Id>) {
         let mut state = self.state();
         let mut desk = seat.desk();
         if desk.state == WorkerState::Starting {
@@ -186,7 +188,19 @@ impl Shared {
         }
         desk.clear();
         drop(desk);
-        state.after.resolve.extend(begun.into_iter().chain(rest).map(|job| (job, TaskError::Cancelled)));
+        let cancelled = |job| (job, TaskError::Cancelled);
+        state.after.resolve.extend(begun.into_iter().map(cancelled));
+        let other = state.runtime.as_ref().is_some_and(|last| Some(last.id()) != runtime);
+        if other && state.phase != Phase::Cancelled {
+            state.seats.retain(|other| !Arc::ptr_eq(other, seat));
+            state.idle.retain(|other| !Arc::ptr_eq(other, seat));
+            Self::put_back(&mut state, rest);
+            self.dispatch(&mut state);
+            self.open_seats(&mut state);
+            self.changed.notify_waiters();
+            return;
+        }
+        state.after.resolve.extend(rest.into_iter().map(cancelled));
         state.last_cause = Some(Arc::new(SpawnError::Cancelled));
         self.leave(&mut state, seat);
     }

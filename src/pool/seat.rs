@@ -307,6 +307,15 @@ impl Desk {
         Some(id)
     }
 
+    /// Its worker says that it has begun the task with this number, and with it what came along.
+    pub(super) fn note_begun(&self, id: u64) {
+        if self.ledger.as_ref().is_some_and(|ledger| id <= ledger.begun())
+            && let Ok(place) = self.sent.binary_search_by_key(&id, |sent| sent.id)
+        {
+            self.sent[place].job.let_fds_go();
+        }
+    }
+
     /// Takes the task with this number off the desk, because it is answered.
     pub(super) fn answer(&mut self, id: u64) -> Option<Arc<Job>> {
         // Answers nearly always come in the order of the tasks.

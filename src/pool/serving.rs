@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::answers::{Misbehaved, answer, pace};
+use super::answers::{Misbehaved, answer, begun, pace};
 use super::dispatch::{Review, Turn};
 use super::job::{Job, Outcome};
 use super::life::WorkerState;
@@ -153,6 +153,9 @@ impl Supervisor {
         // What lies in the ledger is older than what came through the socket.
         process.ring.take(&mut process.answers)?;
         process.pace = pace(&frame);
+        if let Some(id) = begun(&frame) {
+            self.seat.desk().note_begun(id);
+        }
         process.answers.extend(answer(frame)?);
         match self.take_answers(process)? {
             // It has come to what was taken from it, and is as good as any other.

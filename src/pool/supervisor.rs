@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Id};
 use tokio::task::JoinHandle;
 
 use super::answers::Ring;
@@ -30,7 +30,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs the supervisor of a new seat on that runtime. If there is none any more, the seat is given up.
 pub(super) fn spawn(runtime: Option<&Handle>, shared: Arc<Shared>, seat: Arc<Seat>) {
-    let supervisor = Supervisor { shared, seat, left: false };
+    let supervisor = Supervisor { shared, seat, runtime: runtime.map(Handle::id), left: false };
     match runtime {
         Some(runtime) => drop(runtime.spawn(supervisor.run())),
         None => drop(supervisor),
@@ -40,6 +40,8 @@ pub(super) fn spawn(runtime: Option<&Handle>, shared: Arc<Shared>, seat: Arc<Sea
 pub(super) struct Supervisor {
     pub(super) shared: Arc<Shared>,
     pub(super) seat: Arc<Seat>,
+    /// Where it runs.
+    runtime: Option<Id>,
     /// Whether the seat has been given up in order.
     left: bool,
 }
@@ -47,7 +49,7 @@ pub(super) struct Supervisor {
 impl Drop for Supervisor {
     fn drop(&mut self) {
         if !self.left {
-            self.shared.abandoned(&self.seat);
+            self.shared.abandoned(&self.seat, self.runtime);
         }
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 
 use futures::Stream;
 use futures::stream::unfold;
+use tokio::task::coop::consume_budget;
 
 use super::child::Child;
 use super::exchange::Want;
@@ -106,6 +107,8 @@ impl<'a> Reader<'a> {
     }
 
     async fn next(&mut self) -> Option<io::Result<(Source, String)>> {
+        // A program that writes without end must not keep the other tasks of this thread from running.
+        consume_budget().await;
         loop {
             match self.state {
                 State::Ended => return None,

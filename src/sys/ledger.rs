@@ -32,7 +32,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::thread::futex;
 
-use super::socket::above_stdio;
+use super::memory::memfd;
 
 /// How many bytes of answers the ring holds.
 pub(crate) const RING: usize = 64 * 1024;
@@ -71,8 +71,7 @@ impl Ledger {
     ///
     /// It is sealed against a change of its size: a worker that truncated it would turn the parent's reads into SIGBUS.
     pub(crate) fn create() -> io::Result<(Self, OwnedFd)> {
-        let fd = rustix::fs::memfd_create(c"multiproc-ledger", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-        let fd = above_stdio(fd)?;
+        let fd = memfd(LEN, MemfdFlags::ALLOW_SEALING)?;
         rustix::fs::ftruncate(&fd, LEN as u64)?;
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         Ok((Self::map(&fd)?, fd))

@@ -12,13 +12,26 @@ use std::slice;
 
 use bytes::BytesMut;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
+use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::process::{Resource, getrlimit};
 
 use super::socket::above_stdio;
 
+/// Makes a memfd that is to have `len` bytes.
+///
+/// Memory is a file to `RLIMIT_FSIZE`, and to exceed that is not just an error: SIGXFSZ would end this process; setrlimit(2).
+pub(super) fn memfd(len: usize, flags: MemfdFlags) -> io::Result<OwnedFd> {
+    if getrlimit(Resource::Fsize).current.is_some_and(|most| len as u64 > most) {
+        return Err(Errno::FBIG.into());
+    }
+    above_stdio(memfd_create(c"multiproc", MemfdFlags::CLOEXEC | flags)?)
+}
+
 /// Puts bytes into a new memfd, one piece behind the other.
-pub(crate) fn write(pieces: impl IntoIterator<Item = impl AsRef<[u8]>>) -> io::Result<OwnedFd> {
-    let mut file = File::from(above_stdio(memfd_create(c"multiproc", MemfdFlags::CLOEXEC)?)?);
+pub(crate) fn write<T: AsRef<[u8]>>(pieces: impl Iterator<Item = T> + Clone) -> io::Result<OwnedFd> {
+    let len = pieces.clone().map(|piece| piece.as_ref().len()).sum();
+    let mut file = File::from(memfd(len, MemfdFlags::empty())?);
     for piece in pieces {
         file.write_all(piece.as_ref())?;
     }
@@ -56,7 +69,7 @@ pub(crate) struct Draft {
 impl Draft {
     /// Makes a memfd of `len` bytes and maps it.
     pub(crate) fn new(len: usize) -> io::Result<Self> {
-        let fd = above_stdio(memfd_create(c"multiproc", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?)?;
+        let fd = memfd(len, MemfdFlags::ALLOW_SEALING)?;
         ftruncate(&fd, len as u64)?;
         let mapping = Mapping::new(&fd, len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED)?;
         // All pages at once, and huge ones if there are such: one fault a page later would cost more than writing them.
@@ -102,8 +115,7 @@ impl Sealed {
     /// Makes one of bytes that are here already. They are written into the file, whose pages the kernel then neither clears
     /// first nor maps: that is half the price of a draft that they are copied into.
     pub(crate) fn copy(bytes: &[u8]) -> io::Result<Self> {
-        let fd = above_stdio(memfd_create(c"multiproc", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?)?;
-        let mut file = File::from(fd);
+        let mut file = File::from(memfd(bytes.len(), MemfdFlags::ALLOW_SEALING)?);
         file.write_all(bytes)?;
         let fd = file.into();
         fcntl_add_seals(&fd, SEALS | SealFlags::SEAL)?;

@@ -44,6 +44,8 @@ pub(crate) enum Kind {
     Failed = 27,
     /// There are answers in the ledger. In place of a number: how many nanoseconds each of these tasks took; 0 if unknown.
     Bell = 28,
+    /// The Run of this number, which came with fds, has begun: the parent need not keep them.
+    Begun = 29,
 }
 
 /// The first words of a parent.
@@ -165,6 +167,7 @@ pub(crate) enum FromWorker {
     Done(Frame),
     Failed(u64, Failure),
     Bell,
+    Begun,
 }
 
 impl FromWorker {
@@ -185,6 +188,8 @@ impl FromWorker {
             Ok(Self::Refused(body::decode(&frame.body).map_err(decoded)?))
         } else if kind == Kind::Bell as u8 {
             Ok(Self::Bell)
+        } else if kind == Kind::Begun as u8 {
+            Ok(Self::Begun)
         } else {
             Err(RecvError::Protocol { reason: "unknown kind of frame from a worker" })
         }

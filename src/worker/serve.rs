@@ -105,6 +105,11 @@ impl<'a> Server<'a> {
                         }
                         answers.since.get_or_insert_with(Instant::now);
                         answers.count = answers.count.saturating_add(1);
+                        if !frame.fds.is_empty() {
+                            self.outbox.push(Frame { kind: Kind::Begun as u8, id: frame.id, ..Frame::default() });
+                            // As for the bell.
+                            let _ = self.outbox.flush(socket);
+                        }
                     }
                     let Ok(done) = self.perform(frame, attempt, first) else { return start::EXIT_NO_PARENT };
                     if self.life == Life::OneTask {

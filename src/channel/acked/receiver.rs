@@ -125,13 +125,13 @@ impl<T: DeserializeOwned> AckedReceiver<T> {
         match frame? {
             Some(frame) if matches!(frame.kind, VALUE | AGAIN) => {
                 self.stage = Stage::Idle;
-                let (id, again) = (frame.id, frame.kind == AGAIN);
+                let again = frame.kind == AGAIN;
+                // First: where the item's own decoder panics, it goes back.
+                let claim = Claim { id: frame.id, sending: Arc::clone(&self.sending) };
                 match value::decode(frame) {
-                    Ok(item) => {
-                        Ok(Some(Delivery { item, claim: Claim { id, sending: Arc::clone(&self.sending) }, again }))
-                    }
+                    Ok(item) => Ok(Some(Delivery { item, claim, again })),
                     Err(error) => {
-                        let _ = self.sending.post(word(ACK, id));
+                        let _ = claim.give_up(ACK);
                         Err(error)
                     }
                 }

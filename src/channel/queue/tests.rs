@@ -24,7 +24,7 @@ fn packet(socket: &OwnedFd, len: u32, kind: u8, fds: &[BorrowedFd<'_>], body: &[
 fn a_packet_that_is_no_item_costs_that_packet_alone() {
     let (theirs, rx) = pair();
     let (pipe, _writer) = std::io::pipe().unwrap();
-    let memory = memory::write([[1; 10]]).unwrap();
+    let memory = memory::write([[1; 10]].iter()).unwrap();
     for _ in 0..3 {
         socket::send(&theirs, &[IoSlice::new(b"short")], &[]).unwrap();
         socket::send(&theirs, &[IoSlice::new(&[0; 64])], &[]).unwrap();
@@ -78,7 +78,7 @@ fn an_item_goes_on_in_memory_where_it_does_not_fit() {
     let (theirs, rx) = pair();
     let mut rest = vec![7; 11];
     rest[10] = 8;
-    packet(&theirs, 13, 2, &[memory::write([&rest]).unwrap().as_fd()], &[12, 9]);
+    packet(&theirs, 13, 2, &[memory::write([&rest].iter()).unwrap().as_fd()], &[12, 9]);
     assert_eq!(rx.blocking_recv().unwrap(), Some([&[9][..], &rest].concat()));
     let tx = QueueSender::<Vec<u8>>::new(theirs);
     tx.blocking_send(vec![3; 100_000]).unwrap();
