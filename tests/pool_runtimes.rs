@@ -338,3 +338,23 @@ fn a_runtime_without_time_or_io_is_told_so_at_once() {
         good.block_on(pool.close());
     }
 }
+
+/// As in a test of somebody's who starts processes: the clock jumps to the next timer whenever all tasks wait.
+#[tokio::test(start_paused = true)]
+async fn a_paused_clock_keeps_nothing_from_being_started_and_ended() {
+    let slow = || std::thread::sleep(Duration::from_millis(20));
+    let process = multiproc::spawn_process(call(move |n: u32| n + 1, 1)).await.unwrap();
+    assert_eq!(process.join().await.unwrap(), 2);
+    let pool = ProcessPool::builder().workers(1).on_worker_exit(call(move |()| slow(), ())).build().unwrap();
+    assert_eq!(pool.submit(call(|n: u32| n + 1, 1)).await.unwrap(), 2);
+    for code in 1..20 {
+        let died = pool.submit(call(|code: i32| -> u8 { std::process::exit(code) }, code)).await;
+        assert!(
+            matches!(died, Err(TaskError::Died { status: Some(status), .. }) if status.code() == Some(code)),
+            "{died:?}"
+        );
+    }
+    let pids = pids(&pool);
+    pool.close().await;
+    assert!(pids.into_iter().all(is_gone));
+}

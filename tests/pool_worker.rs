@@ -251,15 +251,15 @@ async fn what_a_running_task_does_with_its_end_of_a_channel_is_seen_at_once() {
     let pool = ProcessPool::new(2);
     // Alone, and behind another one.
     for before in [0, 1] {
-        let (_stop, stop) = channel::<()>().unwrap();
-        let (_stop_other, stop_other) = channel::<()>().unwrap();
+        let (stop_one, one_stops) = channel::<()>().unwrap();
+        let (stop_other, other_stops) = channel::<()>().unwrap();
         let (tx, mut rx) = channel::<u8>().unwrap();
         let (other_tx, other_rx) = channel::<Vec<u8>>().unwrap();
         for _ in 0..before {
             within(join_all((0..50).map(|n: u32| pool.submit(call(|n: u32| n + 1, n))))).await;
         }
-        let one = tokio::spawn(pool.submit(call(let_go::<Sender<u8>>, (tx, stop))));
-        let other = tokio::spawn(pool.submit(call(let_go::<Receiver<Vec<u8>>>, (other_rx, stop_other))));
+        let one = tokio::spawn(pool.submit(call(let_go::<Sender<u8>>, (tx, one_stops))));
+        let other = tokio::spawn(pool.submit(call(let_go::<Receiver<Vec<u8>>>, (other_rx, other_stops))));
         assert_eq!(within(rx.recv()).await.unwrap(), None);
         let refused = within(async {
             loop {
@@ -270,7 +270,7 @@ async fn what_a_running_task_does_with_its_end_of_a_channel_is_seen_at_once() {
         });
         assert!(matches!(refused.await, SendError::Closed));
         assert!(!one.is_finished() && !other.is_finished());
-        drop((_stop, _stop_other));
+        drop((stop_one, stop_other));
         within(one).await.unwrap().unwrap();
         within(other).await.unwrap().unwrap();
     }

@@ -344,12 +344,18 @@ fn a_forked_copy_of_the_host_gets_an_error_at_once() {
             Some(8)
         );
         let mut program = block_on(async { multiproc::Command::new("sleep").arg("1000").spawn().unwrap() });
+        let runtime = support::runtime();
+        let pool = multiproc::ProcessPool::new(1);
+        runtime.block_on(pool.start()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("own/socket");
+        let listener = runtime.block_on(async { multiproc::Listener::<u8, u8>::bind(&place).unwrap() });
         // SAFETY: no other thread of this process holds a lock that the copy needs: all of them wait for something to do.
         match unsafe { libc::fork() } {
             0 => {
                 // It is no child of the copy's, which must not take it for one that somebody else has reaped, and sweep up.
                 let is_left_alone = matches!(program.try_wait(), Ok(None));
-                drop(program);
+                drop((program, pool, listener));
                 let code = i32::from(!is_left_alone || !block_on(refused()));
                 // SAFETY: it ends this process, and runs nothing of the original's.
                 unsafe { libc::_exit(code) }
@@ -361,6 +367,12 @@ fn a_forked_copy_of_the_host_gets_an_error_at_once() {
                 assert_eq!(unsafe { libc::waitpid(copy, &raw mut status, 0) }, copy);
                 assert_eq!(std::process::ExitStatus::from_raw(status).code(), Some(0));
                 assert!(program.try_wait().unwrap().is_none(), "it still runs");
+                let sum = pool.submit(multiproc::call(|n: u32| n + 1, 1));
+                assert_eq!(runtime.block_on(sum).unwrap(), 2);
+                assert_eq!((pool.status().counts.died, pool.status().counts.restarts), (0, 0));
+                assert!(place.exists());
+                drop(listener);
+                assert!(!place.exists());
             }
         }
     });

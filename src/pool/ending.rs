@@ -15,6 +15,7 @@ use super::trace;
 use crate::error::TaskError;
 use crate::process::kept::{Exit, Kept};
 use crate::process::spawn::died;
+use crate::process::within::within;
 
 /// How long a killed process may take to end before its task is resolved without it; one in an uninterruptible wait can
 /// take for ever.
@@ -44,9 +45,9 @@ impl Supervisor {
             Cause::Cancelled | Cause::TimedOut => self.stop(&kept).await,
             Cause::Stuck => self.kill(&kept).await,
             // It may have closed its socket on its way out; its own status says more than our SIGKILL.
-            Cause::Died => match tokio::time::timeout(EXIT_WITHIN, kept.exited_watched()).await {
-                Ok(exit) => Some(exit),
-                Err(_) => self.kill(&kept).await,
+            Cause::Died => match within(EXIT_WITHIN, kept.exited_watched()).await {
+                Some(exit) => Some(exit),
+                None => self.kill(&kept).await,
             },
         };
         let ending = match cause {
@@ -85,7 +86,7 @@ impl Supervisor {
         let grace = self.shared.settings.cancel_grace / 2;
         if !grace.is_zero() {
             let _ = kept.signal_group(libc::SIGTERM);
-            if let Ok(exit) = tokio::time::timeout(grace, kept.exited_watched()).await {
+            if let Some(exit) = within(grace, kept.exited_watched()).await {
                 return Some(exit);
             }
         }
@@ -95,7 +96,7 @@ impl Supervisor {
     async fn kill(&self, kept: &Kept) -> Option<Exit> {
         self.seat.desk().apply(Event::Kill);
         let _ = kept.signal_group(libc::SIGKILL);
-        tokio::time::timeout(KILL_WITHIN, kept.exited_watched()).await.ok()
+        within(KILL_WITHIN, kept.exited_watched()).await
     }
 
     /// Ends an idle process in order: its exit task, the end of the stream, its exit.
@@ -114,9 +115,9 @@ impl Supervisor {
             kept.exited_watched().await
         };
         tokio::select! {
-            exit = tokio::time::timeout(RETIRE_WITHIN, orderly) => {
-                if let Ok(exit) = exit {
-                    return Some(exit);
+            exit = within(RETIRE_WITHIN, orderly) => {
+                if exit.is_some() {
+                    return exit;
                 }
             }
             () = self.cancelled() => {}
@@ -129,7 +130,7 @@ impl Supervisor {
 /// stdout; nobody waits for that.
 pub(super) async fn heard_out(listeners: &mut Vec<JoinHandle<()>>) {
     for mut listener in listeners.drain(..) {
-        if tokio::time::timeout(EXIT_WITHIN, &mut listener).await.is_err() {
+        if within(EXIT_WITHIN, &mut listener).await.is_none() {
             listener.abort();
         }
     }

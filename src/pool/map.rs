@@ -128,7 +128,8 @@ where
     /// and the ones behind it run in another worker. A [`task_timeout`](crate::PoolBuilder::task_timeout) ends a call after once
     /// to twice its time, the first of a chunk after just that.
     ///
-    /// A chunk that holds more than one message takes, 2 GiB and 64 fds, goes in several.
+    /// A chunk that holds more than one message takes, 2 GiB and 64 fds, goes in several. The pool keeps the inputs' fds until
+    /// their chunk is done.
     ///
     /// By default it is chosen by measurement: the first 256 inputs go one by one; after that a chunk holds what takes about
     /// half a millisecond, at most 8192 inputs or about 128 KiB, and never so many that workers would have nothing to do at

@@ -52,6 +52,7 @@ pub use submit::{Submit, TaskHandle};
 pub use times::Quantiles;
 
 use crate::error::{SpawnError, TaskError, TrySubmitError};
+use crate::process::keeper::no_forked_copy;
 use crate::process::start;
 use crate::task::Task;
 
@@ -66,8 +67,17 @@ use crate::task::Task;
 /// - Whatever happens, each future resolves.
 ///
 /// Clones share the pool. When the last one is dropped the pool is cancelled: tasks that are under way resolve with
-/// [`TaskError::Cancelled`], and the workers are killed and reaped in the background. So does the end of the runtime on
-/// which tasks were submitted.
+/// [`TaskError::Cancelled`], and the workers are killed and reaped in the background.
+///
+/// # Runtimes
+///
+/// A pool works in any number of runtimes, one after the other or at once. Each worker is looked after in the runtime of the
+/// task that it was started for. With the end of that runtime the worker ends, and the tasks that it had begun resolve with
+/// [`TaskError::Cancelled`]; what it had not begun goes on where the last task came from, if that is another runtime, and is
+/// cancelled too otherwise.
+///
+/// A runtime that is alive and stands still, as one of the current-thread kind does outside `block_on`, keeps what its
+/// workers answer from everybody: drive it or drop it before the pool is used from another one.
 ///
 /// # Examples
 ///
@@ -96,7 +106,10 @@ struct Owner(Arc<Shared>);
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.0.begin_cancel();
+        // In a forked copy of this process the workers are the original's, and a lock may be held for good.
+        if no_forked_copy().is_ok() {
+            self.0.begin_cancel();
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use crate::error::{SpawnError, TaskError};
 use crate::process::kept::Kept;
 use crate::process::spawn::died;
 use crate::process::start::{self, Worker};
+use crate::process::within::within;
 use crate::process::{ChildStderr, ChildStdout};
 use crate::sys::ledger::Reader;
 use crate::sys::socket::Ready;
@@ -46,7 +47,7 @@ impl Supervisor {
             }
             Err(error) => {
                 // It was dropped, and so killed.
-                let _ = tokio::time::timeout(KILL_WITHIN, kept.exited_watched()).await;
+                let _ = within(KILL_WITHIN, kept.exited_watched()).await;
                 heard_out(&mut listeners).await;
                 Err(error)
             }

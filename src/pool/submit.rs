@@ -55,7 +55,8 @@ impl<T: Task> Submit<T> {
     /// Lets the task run again, up to so many times, when its worker dies while it runs. Without it a task that was begun
     /// is never begun again.
     ///
-    /// Only deaths count: a panic is an answer, and a timeout is final.
+    /// Only deaths count: a panic is an answer, and a timeout is final. The pool keeps the task's file descriptors for as long
+    /// as it may run again, so what they are the other end of sees none of it let go of before that.
     pub fn retries(mut self, retries: u32) -> Self {
         self.wishes.retries = retries;
         self

@@ -60,7 +60,7 @@ pub(super) fn start(request: Request) -> Result<Started, Box<Refused>> {
 
 /// Refuses to go on in a copy of the process that our threads are in: fork(2) copies none of them, so nobody would ever
 /// start or reap anything there, and a lock that one of them held is held for good.
-pub(super) fn no_forked_copy() -> io::Result<()> {
+pub(crate) fn no_forked_copy() -> io::Result<()> {
     static PROCESS: AtomicU32 = AtomicU32::new(0);
     let here = std::process::id();
     match PROCESS.compare_exchange(0, here, Ordering::Relaxed, Ordering::Relaxed) {

@@ -185,6 +185,8 @@ impl Kept {
     /// Signals the process alone. `Ok` if it has ended already; `EINVAL` for what is no signal number.
     pub(crate) fn signal(&self, signal: i32) -> io::Result<()> {
         process::check_signal(signal)?;
+        // It is no child of a copy.
+        keeper::no_forked_copy()?;
         let life = self.life();
         match &*life {
             Life::Running(pidfd) => {
@@ -198,6 +200,8 @@ impl Kept {
     /// Signals its whole process group, also what is left of it after its own end, until that is killed.
     pub(crate) fn signal_group(&self, signal: i32) -> io::Result<()> {
         process::check_signal(signal)?;
+        // It is no child of a copy.
+        keeper::no_forked_copy()?;
         let life = self.life();
         match &*life {
             Life::Running(pidfd) => {

@@ -18,6 +18,7 @@ pub(crate) mod spawn;
 pub(crate) mod start;
 mod starter;
 mod verbs;
+pub(crate) mod within;
 
 pub use builder::ProcessBuilder;
 pub use child::Child;

@@ -16,6 +16,7 @@ use super::builder::ProcessBuilder;
 use super::kept::{Exit, Kept};
 use super::pipes::{ChildStderr, ChildStdin, ChildStdout};
 use super::start::Worker;
+use super::within::within;
 use crate::channel::outbox::Outbox;
 use crate::error::{RecvError, SpawnError, TaskError};
 use crate::sys::socket::Ready;
@@ -159,7 +160,7 @@ impl<T> Process<T> {
         self.running.converse().await;
         // That it hangs up is no news any more.
         self.running.worker.socket.rest();
-        if tokio::time::timeout(EXIT_WITHIN, self.kept().exited_watched()).await.is_err() {
+        if within(EXIT_WITHIN, self.kept().exited_watched()).await.is_none() {
             // It has answered, or closed its socket, and yet goes on.
             let _ = self.kept().signal_group(libc::SIGKILL);
         }
@@ -228,7 +229,7 @@ impl<T> Process<T> {
     /// Dropped half-way, SIGTERM has been sent and SIGKILL has not; the process itself is unaffected by the drop.
     pub async fn stop(&mut self, grace: Duration) -> io::Result<ExitStatus> {
         self.terminate()?;
-        if let Ok(status) = tokio::time::timeout(grace, self.wait()).await {
+        if let Some(status) = within(grace, self.wait()).await {
             return status;
         }
         self.kill()?;

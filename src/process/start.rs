@@ -20,6 +20,7 @@ use std::time::Duration;
 use super::keeper::{self, Terms};
 use super::kept::KillOnDrop;
 use super::program::{Born, EnvChange, Launch, Plain, Program, spawn_std};
+use super::within::within;
 use crate::channel::inbox::Inbox;
 use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
@@ -319,12 +320,18 @@ impl Worker {
             }
         };
         let exited = self.child.kept().exited();
-        let frame = tokio::select! {
-            biased;
-            frame = ready => frame,
-            // It may have said Ready, done its task and ended, all since the line above looked.
-            _ = exited => self.inbox.try_frame(&self.socket),
-            () = tokio::time::sleep(READY_WITHIN) => return Err(SpawnError::NotReady { pid, after: READY_WITHIN }),
+        let first = async {
+            tokio::select! {
+                biased;
+                frame = ready => Some(frame),
+                _ = exited => None,
+            }
+        };
+        let frame = match within(READY_WITHIN, first).await {
+            Some(Some(frame)) => frame,
+            // It may have said Ready, done its task and ended, all since that looked.
+            Some(None) => self.inbox.try_frame(&self.socket),
+            None => return Err(SpawnError::NotReady { pid, after: READY_WITHIN }),
         };
         let refused = |reason: String| SpawnError::Handshake { pid, reason };
         let frame = match frame {
@@ -332,7 +339,7 @@ impl Worker {
             // The socket ends before the process does.
             Ok(None) | Err(RecvError::Truncated) => {
                 let exit = self.child.kept().exited_watched();
-                let Ok(exit) = tokio::time::timeout(READY_WITHIN, exit).await else {
+                let Some(exit) = within(READY_WITHIN, exit).await else {
                     return Err(SpawnError::NotReady { pid, after: READY_WITHIN });
                 };
                 return Err(match self.child.kept().start_error() {

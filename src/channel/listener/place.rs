@@ -21,6 +21,8 @@ pub(super) struct Place {
     dir: Directory,
     name: OsString,
     entry: Entry,
+    /// Who made it: in a forked copy of that process it is not to be removed.
+    process: u32,
 }
 
 /// A path's directory and the name in it.
@@ -43,7 +45,8 @@ impl Place {
             bind(&dir, name, path).and_then(|socket| Ok((dir.entry(name)?, listen(&dir, name, shared, socket)?)));
         dir.unlock();
         let (entry, socket) = bound?;
-        Ok((Self { path: path.to_owned(), dir, name: name.to_owned(), entry }, socket))
+        let process = std::process::id();
+        Ok((Self { path: path.to_owned(), dir, name: name.to_owned(), entry, process }, socket))
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -53,7 +56,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if self.dir.entry(&self.name).is_ok_and(|entry| entry == self.entry) {
+        if std::process::id() == self.process && self.dir.entry(&self.name).is_ok_and(|entry| entry == self.entry) {
             let _ = self.dir.remove(&self.name);
         }
     }
