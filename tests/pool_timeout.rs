@@ -5,7 +5,8 @@ mod pool_support;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use multiproc::{ProcessPool, TaskError, task};
+use futures::future::join_all;
+use multiproc::{ProcessPool, TaskError, call, task};
 use pool_support::{Ledger, Meeting, endless, is_gone, meet, meet_and_give_pid, note, pid, until, within};
 use serde::{Deserialize, Serialize};
 
@@ -223,4 +224,40 @@ async fn a_task_that_ends_its_process_in_its_grace_has_timed_out_and_has_no_othe
     let counts = pool.status().counts;
     assert_eq!((counts.timed_out, counts.died), (1, 0));
     within(pool.cancel()).await;
+}
+
+/// Stops when it is asked to.
+fn stops(ledger: PathBuf) {
+    note(&ledger, 0);
+    while !multiproc::worker().is_cancelled() {
+        std::thread::yield_now();
+    }
+}
+
+fn dies(ledger: PathBuf) {
+    note(&ledger, multiproc::worker().attempt().into());
+    std::process::exit(3);
+}
+
+#[tokio::test]
+async fn a_task_that_dies_right_behind_one_that_stopped_in_its_grace_has_died_and_has_its_other_try() {
+    let add = |n: u32| call(|n: u32| n + 1, n);
+    for _ in 0..5 {
+        let pool = ProcessPool::builder().workers(1).cancel_grace(Duration::from_mins(2)).build().unwrap();
+        let ledger = Ledger::new();
+        // So that it is sent tasks ahead.
+        within(join_all((0..400).map(|n| pool.submit(add(n))))).await;
+        let before = join_all((0..20).map(|n| pool.submit(add(n))));
+        let late = pool.submit(task!(stops(ledger.place()))).timeout(Duration::from_millis(50));
+        let dead = pool.submit(task!(dies(ledger.place()))).retries(1);
+        let behind = join_all((0..200).map(|n| pool.submit(add(n))));
+        let (_, late, dead, behind) = within(async { tokio::join!(before, late, dead, behind) }).await;
+        assert!(matches!(late, Err(TaskError::TimedOut)), "{late:?}");
+        assert!(matches!(dead, Err(TaskError::Died { .. })), "{dead:?}");
+        assert_eq!(ledger.entries(), [0, 1, 2]);
+        assert!(behind.iter().all(Result::is_ok));
+        let counts = pool.status().counts;
+        assert_eq!(counts.timed_out, 1);
+        within(pool.cancel()).await;
+    }
 }

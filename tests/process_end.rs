@@ -377,3 +377,25 @@ fn a_forked_copy_of_the_host_gets_an_error_at_once() {
         }
     });
 }
+
+/// As a daemon makes itself before it begins.
+#[test]
+fn a_copy_of_a_process_that_had_started_nothing_is_as_good_as_that() {
+    alone("a_copy_of_a_process_that_had_started_nothing_is_as_good_as_that", || {
+        drop(multiproc::ProcessPool::new(1));
+        // SAFETY: no other thread of this process holds a lock that the copy needs: all of them wait for something to do.
+        match unsafe { libc::fork() } {
+            0 => {
+                let status = block_on(async { multiproc::Command::new("true").status().await });
+                // SAFETY: it ends this process, and runs nothing of the original's.
+                unsafe { libc::_exit(i32::from(!status.is_ok_and(|status| status.success()))) }
+            }
+            copy => {
+                let mut status = 0;
+                // SAFETY: `status` is live.
+                assert_eq!(unsafe { libc::waitpid(copy, &raw mut status, 0) }, copy);
+                assert_eq!(std::process::ExitStatus::from_raw(status).code(), Some(0));
+            }
+        }
+    });
+}

@@ -33,6 +33,8 @@ impl Supervisor {
         // First of all: what is given to a worker after its desk was looked at below would be lost.
         self.shared.withdraw(&self.seat);
         let kept = process.child.kept().clone();
+        // Then: the task that was asked to stop may have stopped, and another one be the last.
+        self.hear_last_words(&mut process);
         // Who cancels the pool kills its processes, and their ends may be seen before that is known here.
         let cause = match (cause, &process.stopping) {
             (Cause::Died, _) if kept.kill_sent() => Cause::Cancelled,
@@ -56,13 +58,7 @@ impl Supervisor {
             Cause::Died | Cause::Stuck | Cause::Retired(_) => Ending::Died,
         };
         heard_out(&mut process.listeners).await;
-        // What it had said before its end counts.
-        let _ = process.ring.take(&mut process.answers);
-        while let Ok(Some(frame)) = process.inbox.try_frame(&process.socket) {
-            let Ok(answer) = answer(frame) else { break };
-            process.answers.extend(answer);
-        }
-        let _ = self.match_answers(&mut process);
+        self.hear_last_words(&mut process);
         let exit = exit.unwrap_or(Exit::UNKNOWN);
         if let Some(cause) = cause.unplanned() {
             trace::died(&self.shared.settings.name, &self.seat, kept.pid(), exit.status, cause);
@@ -79,6 +75,16 @@ impl Supervisor {
             Cause::Died if !worked => End::Fruitless { status: exit.status, pid: kept.pid() },
             _ => End::Other,
         }
+    }
+
+    /// What it had said before its end counts.
+    fn hear_last_words(&self, process: &mut Process) {
+        let _ = process.ring.take(&mut process.answers);
+        while let Ok(Some(frame)) = process.inbox.try_frame(&process.socket) {
+            let Ok(answer) = answer(frame) else { break };
+            process.answers.extend(answer);
+        }
+        let _ = self.match_answers(process);
     }
 
     /// SIGTERM first, where the pool grants a grace, of which this is the second half; then SIGKILL.

@@ -203,6 +203,15 @@ impl Shared {
         state.after.resolve.extend(rest.into_iter().map(cancelled));
         state.last_cause = Some(Arc::new(SpawnError::Cancelled));
         self.leave(&mut state, seat);
+        // Nobody starts a worker for these any more; those that are left in other runtimes do them.
+        while state.assigned.len() > state.starting {
+            let Some(job) = state.assigned.pop_back() else { break };
+            self.release(&mut state);
+            state.waiting.push_front(job);
+        }
+        if !state.idle.is_empty() {
+            self.dispatch(&mut state);
+        }
     }
 
     /// Takes nothing new any more.
@@ -211,6 +220,8 @@ impl Shared {
         if state.phase == Phase::Open {
             state.phase = Phase::Closing;
         }
+        // What nobody wants must not keep the idle ones.
+        state.sweep();
         if state.waiting.is_empty() && state.assigned.is_empty() {
             Self::retire_idle(&mut state, usize::MAX);
         }

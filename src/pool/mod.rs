@@ -52,7 +52,7 @@ pub use submit::{Submit, TaskHandle};
 pub use times::Quantiles;
 
 use crate::error::{SpawnError, TaskError, TrySubmitError};
-use crate::process::keeper::no_forked_copy;
+use crate::process::keeper::is_forked_copy;
 use crate::process::start;
 use crate::task::Task;
 
@@ -73,8 +73,8 @@ use crate::task::Task;
 ///
 /// A pool works in any number of runtimes, one after the other or at once. Each worker is looked after in the runtime of the
 /// task that it was started for. With the end of that runtime the worker ends, and the tasks that it had begun resolve with
-/// [`TaskError::Cancelled`]; what it had not begun goes on where the last task came from, if that is another runtime, and is
-/// cancelled too otherwise.
+/// [`TaskError::Cancelled`]. What it had not begun goes on where the last task came from, if that is another runtime, or else
+/// in the workers that are left in others; where there are none, it is cancelled too.
 ///
 /// A runtime that is alive and stands still, as one of the current-thread kind does outside `block_on`, keeps what its
 /// workers answer from everybody: drive it or drop it before the pool is used from another one.
@@ -107,7 +107,7 @@ struct Owner(Arc<Shared>);
 impl Drop for Owner {
     fn drop(&mut self) {
         // In a forked copy of this process the workers are the original's, and a lock may be held for good.
-        if no_forked_copy().is_ok() {
+        if !is_forked_copy() {
             self.0.begin_cancel();
         }
     }

@@ -152,9 +152,10 @@ impl Supervisor {
         let frame = frame.ok().flatten().ok_or(Misbehaved)?;
         // What lies in the ledger is older than what came through the socket.
         process.ring.take(&mut process.answers)?;
-        process.pace = pace(&frame);
         if let Some(id) = begun(&frame) {
             self.seat.desk().note_begun(id);
+        } else {
+            process.pace = pace(&frame);
         }
         process.answers.extend(answer(frame)?);
         match self.take_answers(process)? {

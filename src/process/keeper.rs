@@ -58,10 +58,18 @@ pub(super) fn start(request: Request) -> Result<Started, Box<Refused>> {
     }
 }
 
+/// The process that our threads are in; 0 before there are any.
+static PROCESS: AtomicU32 = AtomicU32::new(0);
+
+/// Whether this is a copy of a process that our threads are in: see [`no_forked_copy`].
+pub(crate) fn is_forked_copy() -> bool {
+    let process = PROCESS.load(Ordering::Relaxed);
+    process != 0 && process != std::process::id()
+}
+
 /// Refuses to go on in a copy of the process that our threads are in: fork(2) copies none of them, so nobody would ever
 /// start or reap anything there, and a lock that one of them held is held for good.
-pub(crate) fn no_forked_copy() -> io::Result<()> {
-    static PROCESS: AtomicU32 = AtomicU32::new(0);
+pub(super) fn no_forked_copy() -> io::Result<()> {
     let here = std::process::id();
     match PROCESS.compare_exchange(0, here, Ordering::Relaxed, Ordering::Relaxed) {
         Err(process) if process != here => Err(io::Error::other(format!(
