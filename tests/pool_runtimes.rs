@@ -74,29 +74,29 @@ fn the_end_of_one_runtime_takes_no_task_that_another_one_submitted_and_no_worker
     }
 }
 
-/// The one that ended was the last that a task came from, and the other one's only worker is busy.
+/// Where the last task came from there is no runtime any more by then, and the only worker that is left is busy.
 #[test]
-fn what_waits_when_a_runtime_ends_is_done_by_the_workers_that_are_left() {
-    let (first, second) = (runtime(1), runtime(1));
-    let _second = second.enter();
+fn what_waits_when_runtimes_end_is_done_by_the_workers_that_are_left() {
+    let (stays, ends, last) = (runtime(1), runtime(1), runtime(1));
+    let _stays = stays.enter();
     let meeting = Meeting::new();
     let pool = ProcessPool::new(2);
-    let long = second.spawn(pool.submit(call(|place: PathBuf| meet(&place, 0), meeting.place())));
-    let host = second.block_on(meeting.guest());
-    first.spawn(pool.submit(call(|place: PathBuf| meet(&place, 1), meeting.place())));
-    let _ends = second.block_on(meeting.guest());
-    let waiting = second.spawn({
-        let pool = pool.clone();
-        async move { within(pool.submit(task!(add(1, 2)))).await }
-    });
-    second.block_on(until(|| pool.status().queued == 1));
-    first.spawn(pool.submit(task!(add(1, 1))));
-    second.block_on(until(|| pool.status().queued == 2));
-    drop(first);
-    second.block_on(host.go_on());
-    second.block_on(within(long)).unwrap().unwrap();
-    assert_eq!(second.block_on(within(waiting)).unwrap().unwrap(), 3);
-    second.block_on(within(pool.close()));
+    let running = |id| pool.submit(call(|(place, id): (PathBuf, u64)| meet(&place, id), (meeting.place(), id)));
+    let long = stays.spawn(running(0));
+    let guest = stays.block_on(meeting.guest());
+    ends.spawn(running(1));
+    let ended = stays.block_on(meeting.guest());
+    let waiting = stays.spawn(pool.submit(task!(add(1, 2))));
+    stays.block_on(until(|| pool.status().queued == 1));
+    last.spawn(pool.submit(task!(add(1, 1))));
+    stays.block_on(until(|| pool.status().queued == 2));
+    drop(last);
+    drop(ends);
+    stays.block_on(until(|| is_gone(ended.pid)));
+    stays.block_on(guest.go_on());
+    stays.block_on(within(long)).unwrap().unwrap();
+    assert_eq!(stays.block_on(within(waiting)).unwrap().unwrap(), 3);
+    stays.block_on(within(pool.close()));
 }
 
 #[test]

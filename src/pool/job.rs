@@ -3,6 +3,8 @@
 //! A job is shared by the future that awaits it, the queue and the worker's supervisor; its stage says who may do what.
 //! It resolves exactly once: only the step out of `Queued`, `Assigned` or `Sent` that comes first counts.
 
+mod chunked;
+
 use std::borrow::Cow;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,8 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::answers::Misbehaved;
-use super::parts::{Part, Parts};
+use super::parts::Parts;
 use super::seat::Seat;
 use super::times::Stamp;
 use super::trace::Span;
@@ -235,47 +236,6 @@ impl Job {
         true
     }
 
-    /// Keeps results that a chunk's worker had before its end.
-    pub(super) fn keep(&self, count: u32, results: Bytes) {
-        if let Some(parts) = self.cell().parts() {
-            parts.keep(count, results);
-        }
-    }
-
-    /// The call of a chunk that was running has failed. `true`: the others are to run.
-    pub(super) fn fail_part(&self, error: impl FnOnce() -> TaskError) -> bool {
-        let mut cell = self.cell();
-        let sent = matches!(cell.stage, Stage::Sent(_));
-        let Some(parts) = cell.parts().filter(|_| sent) else { return false };
-        if !parts.is_whole() {
-            parts.fail(error());
-        }
-        let again = !parts.is_whole();
-        if again {
-            cell.go_on();
-        }
-        again
-    }
-
-    /// Takes a chunk's answer; with `stopped` its last call is to have that outcome. Gives the chunk's own outcome, if it has
-    /// one by now; otherwise it is to go on.
-    pub(super) fn answer_part(&self, frame: Frame, stopped: Option<TaskError>) -> Result<Option<Outcome>, Misbehaved> {
-        let mut cell = self.cell();
-        let wanted = matches!(cell.stage, Stage::Sent(_));
-        let Some(parts) = cell.parts() else { return Err(Misbehaved) };
-        parts.answer(frame, stopped).ok_or(Misbehaved)?;
-        if parts.is_whole() || !wanted {
-            return Ok(Some(Ok(Frame::default())));
-        }
-        cell.go_on();
-        Ok(None)
-    }
-
-    /// What a chunk's calls came to, as far as it is known; once it has an outcome.
-    pub(super) fn take_parts(&self) -> Vec<Part> {
-        self.cell().parts().map(Parts::take).unwrap_or_default()
-    }
-
     /// Gives the outcome up: the task need not run, or be finished. Gives the worker that has it, to be told.
     pub(super) fn abandon(&self) -> Option<Arc<Seat>> {
         self.end_early(Stage::Gone)
@@ -379,18 +339,6 @@ impl Cell {
             rare.more = Extra::default();
             rare.fds = Extra::default();
         }
-    }
-
-    /// A chunk is to go on with its next call, which starts anew in every respect.
-    fn go_on(&mut self) {
-        self.stage = Stage::Queued;
-        if let Some(rare) = &mut self.rare {
-            rare.bounces = 0;
-        }
-    }
-
-    fn parts(&mut self) -> Option<&mut Parts> {
-        self.rare.as_mut()?.parts.as_mut()
     }
 }
 

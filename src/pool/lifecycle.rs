@@ -160,8 +160,7 @@ impl Shared {
 
     /// A seat is given up; if it was the last one, nobody is left to do what waits.
     pub(super) fn leave(&self, state: &mut State, seat: &Arc<Seat>) {
-        state.seats.retain(|other| !Arc::ptr_eq(other, seat));
-        state.idle.retain(|other| !Arc::ptr_eq(other, seat));
+        self.remove(state, seat);
         if state.seats.is_empty() {
             let cause = state.last_cause.clone();
             for _ in 0..state.assigned.len() {
@@ -171,11 +170,16 @@ impl Shared {
             let failed = jobs.into_iter().map(|job| (job, no_worker(cause.as_ref())));
             state.after.resolve.extend(failed);
         }
+    }
+
+    fn remove(&self, state: &mut State, seat: &Arc<Seat>) {
+        state.seats.retain(|other| !Arc::ptr_eq(other, seat));
+        state.idle.retain(|other| !Arc::ptr_eq(other, seat));
         self.changed.notify_waiters();
     }
 
     /// A supervisor was dropped in the middle: its runtime has ended. The tasks that its worker had begun end with it. The others
-    /// go on where the last task came from, if that is another runtime.
+    /// go on where the last task came from, if that is another runtime, or else in the workers that are left in others.
     pub(super) fn abandoned(self: &Arc<Self>, seat: &Arc<Seat>, runtime: Option<Id>) {
         let mut state = self.state();
         let mut desk = seat.desk();
@@ -188,27 +192,18 @@ impl Shared {
         }
         desk.clear();
         drop(desk);
-        let cancelled = |job| (job, TaskError::Cancelled);
-        state.after.resolve.extend(begun.into_iter().map(cancelled));
-        let other = state.runtime.as_ref().is_some_and(|last| Some(last.id()) != runtime);
-        if other && state.phase != Phase::Cancelled {
-            state.seats.retain(|other| !Arc::ptr_eq(other, seat));
-            state.idle.retain(|other| !Arc::ptr_eq(other, seat));
-            Self::put_back(&mut state, rest);
+        state.after.resolve.extend(begun.into_iter().map(|job| (job, TaskError::Cancelled)));
+        Self::put_back(&mut state, rest);
+        let last_lives = state.runtime.as_ref().is_some_and(|last| Some(last.id()) != runtime);
+        if last_lives && state.phase != Phase::Cancelled {
+            self.remove(&mut state, seat);
             self.dispatch(&mut state);
             self.open_seats(&mut state);
-            self.changed.notify_waiters();
             return;
         }
-        state.after.resolve.extend(rest.into_iter().map(cancelled));
         state.last_cause = Some(Arc::new(SpawnError::Cancelled));
         self.leave(&mut state, seat);
-        // Nobody starts a worker for these any more; those that are left in other runtimes do them.
-        while state.assigned.len() > state.starting {
-            let Some(job) = state.assigned.pop_back() else { break };
-            self.release(&mut state);
-            state.waiting.push_front(job);
-        }
+        // Nobody starts a worker for more than that.
         if !state.idle.is_empty() {
             self.dispatch(&mut state);
         }
