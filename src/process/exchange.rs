@@ -16,6 +16,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::input::Input;
 use super::phase::{Event, Phase, Send};
 use super::pipes::{ChildStderr, ChildStdin, ChildStdout, Pipe};
+use crate::sys::buffer;
 
 #[derive(Debug)]
 pub(super) struct Exchange {
@@ -176,9 +177,7 @@ impl Exchange {
             if self.discard {
                 buf.clear();
             }
-            if buf.capacity() - buf.len() < CHUNK {
-                buf.reserve(CHUNK);
-            }
+            buffer::reserve(buf, CHUNK);
             let count = match pipe.poll_read_buf(cx, buf)? {
                 Poll::Pending => return Ok(if sitting > 0 { Got::Some } else { Got::Nothing }),
                 Poll::Ready(0) => return Ok(Got::End),

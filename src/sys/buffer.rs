@@ -150,19 +150,34 @@ impl Drop for Kept {
 
 /// A copy of large bytes for somebody who wants to own it as a `Vec`, on huge pages where it has room for them.
 pub(crate) fn copy_to_vec(bytes: &[u8]) -> Vec<u8> {
-    if bytes.len() < HUGE {
-        return bytes.to_vec();
-    }
-    let mut copy: Vec<u8> = Vec::with_capacity(bytes.len());
-    let room = copy.spare_capacity_mut();
-    let before = room.as_ptr().cast::<u8>().align_offset(HUGE);
-    let whole = room.len().saturating_sub(before) / HUGE * HUGE;
-    if whole > 0 {
-        // SAFETY: whole huge pages inside the vector's own memory; the advice changes no bytes.
-        let _ = unsafe { madvise(room.as_mut_ptr().add(before).cast(), whole, Advice::LinuxHugepage) };
-    }
+    let mut copy = Vec::new();
+    copy.reserve_exact(bytes.len());
+    advise_huge(&mut copy);
     copy.extend_from_slice(bytes);
     copy
+}
+
+/// As [`Vec::reserve`], on huge pages where that is much.
+pub(crate) fn reserve(buf: &mut Vec<u8>, additional: usize) {
+    if buf.capacity() - buf.len() < additional {
+        buf.reserve(additional);
+        advise_huge(buf);
+    }
+}
+
+/// Asks for huge pages for a large vector.
+///
+/// It is all of its pages that are advised, with the part of the first and the last one that are others': an allocator that
+/// mapped the vector's memory by itself can then still move it when it grows (mremap(2) takes no mapping that is divided).
+fn advise_huge(buf: &mut Vec<u8>) {
+    if buf.capacity() < 2 * HUGE {
+        return;
+    }
+    let page = rustix::param::page_size();
+    let before = buf.as_ptr().addr() % page;
+    let whole = (before + buf.capacity()).next_multiple_of(page);
+    // SAFETY: the pages that the vector has bytes on, so they are mapped; the advice changes none, whoever they belong to.
+    let _ = unsafe { madvise(buf.as_mut_ptr().wrapping_sub(before).cast(), whole, Advice::LinuxHugepage) };
 }
 
 #[cfg(test)]
