@@ -5,14 +5,15 @@
 
 #[path = "support/bare.rs"]
 mod bare;
+#[path = "support/batches.rs"]
+mod batches;
 mod support;
 
-use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream as StdStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bare::{Bare, Role, be_other_side};
+use batches::Batches;
 use futures::future::join_all;
 use futures::{SinkExt as _, StreamExt as _};
 use multiproc::{Duplex, ProcessPool, Receiver, Sender, call, channel, duplex, spawn_process, task};
@@ -53,17 +54,6 @@ fn main() {
         current.block_on(starts("host with 4 GiB touched"));
         drop(std::hint::black_box(touched));
     }
-}
-
-/// A socket to a thread that gives back what it reads, `size` bytes at a time.
-fn echo(size: usize) -> UnixStream {
-    let (ours, mut theirs) = StdStream::pair().unwrap();
-    std::thread::spawn(move || {
-        let mut bytes = vec![0; size];
-        while theirs.read_exact(&mut bytes).is_ok() && theirs.write_all(&bytes).is_ok() {}
-    });
-    ours.set_nonblocking(true).unwrap();
-    UnixStream::from_std(ours).unwrap()
 }
 
 async fn ping(socket: &mut UnixStream, size: usize, rounds: u32) -> Duration {
@@ -142,10 +132,20 @@ async fn many(runtime: &str) {
         })
         .await
     };
-    let times = in_turns!(5; blocking(), at_once());
+    // One for each worker.
+    let limit = Arc::new([Batches::start(), Batches::start()]);
+    let batches = async || {
+        each(TASKS, async {
+            let results = join_all((0..TASKS).map(|n| limit[n as usize % 2].submit(n))).await;
+            assert!(results.into_iter().zip(1..).all(|(result, n)| result == n));
+        })
+        .await
+    };
+    let times = in_turns!(5; batches(), blocking(), at_once());
     let row = format!("100,000 tasks at once, {runtime}");
-    line(&row, "in-process: spawn_blocking", 1e6 / micros(times[0]), "/s");
-    line(&row, "multiproc", 1e6 / micros(times[1]), "/s");
+    line(&row, "limit: mpsc, batches, oneshot", 1e6 / micros(times[0]), "/s");
+    line(&row, "in-process: spawn_blocking", 1e6 / micros(times[1]), "/s");
+    line(&row, "multiproc", 1e6 / micros(times[2]), "/s");
     line(&row, "multiproc: CPU of the host", micros(median(cpu.iter().map(|cpu| cpu.0).collect())), "µs CPU");
     line(&row, "multiproc: CPU of the workers", micros(median(cpu.iter().map(|cpu| cpu.1).collect())), "µs CPU");
 
@@ -159,19 +159,23 @@ async fn many(runtime: &str) {
         })
         .await
     };
-    let write_each = async |rounds: u32| {
+    let batches = async |rounds: u32| {
         each(256 * rounds, async {
-            let callers = (0..256).map(|_| {
-                let mut socket = echo(40);
-                tokio::spawn(async move { ping(&mut socket, 40, rounds).await })
+            let callers = (0..256).map(|caller| {
+                let limit = Arc::clone(&limit);
+                tokio::spawn(async move {
+                    for n in 0..rounds {
+                        assert_eq!(limit[caller % 2].submit(n).await, n + 1);
+                    }
+                })
             });
-            join_all(callers).await.into_iter().for_each(|caller| _ = caller.unwrap());
+            join_all(callers).await.into_iter().for_each(|caller| caller.unwrap());
         })
         .await
     };
-    let times = in_turns!(5; write_each(50), looping(1_000));
+    let times = in_turns!(5; batches(1_000), looping(1_000));
     let row = format!("256 callers in a loop, {runtime}");
-    line(&row, "a bare socket and a thread for each", 1e6 / micros(times[0]), "/s");
+    line(&row, "limit: mpsc, batches, oneshot", 1e6 / micros(times[0]), "/s");
     line(&row, "multiproc", 1e6 / micros(times[1]), "/s");
 
     let jobs = async || {

@@ -14,7 +14,9 @@ use tokio::net::UnixStream;
 pub(crate) enum Role {
     /// Gives back what it reads, so many bytes at a time, in plain blocking calls.
     GiveBack(usize),
-    /// The same with tokio.
+    /// Gives back what it reads, as much as there is.
+    GiveBackAll,
+    /// As many bytes at a time as `GiveBack`, with tokio.
     GiveBackAsync(usize),
     /// Sends a byte each time that it has read so many, with tokio.
     CountAsync(usize),
@@ -31,6 +33,7 @@ impl Bare {
         let (ours, theirs) = StdStream::pair().unwrap();
         let (name, size) = match role {
             Role::GiveBack(size) => ("give-back", size),
+            Role::GiveBackAll => ("give-back-all", 64 << 10),
             Role::GiveBackAsync(size) => ("give-back-async", size),
             Role::CountAsync(size) => ("count-async", size),
         };
@@ -71,6 +74,11 @@ pub(crate) fn be_other_side() {
     };
     match name.as_str() {
         "give-back" => while socket.read_exact(&mut bytes).is_ok() && socket.write_all(&bytes).is_ok() {},
+        "give-back-all" => {
+            while let Ok(read @ 1..) = socket.read(&mut bytes)
+                && socket.write_all(&bytes[..read]).is_ok()
+            {}
+        }
         "give-back-async" => runtime().block_on(async {
             let mut socket = with_tokio(socket);
             while socket.read_exact(&mut bytes).await.is_ok() && socket.write_all(&bytes).await.is_ok() {}
