@@ -8,7 +8,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Wake, Waker};
 
 use futures::future::join_all;
@@ -209,6 +209,38 @@ async fn no_short_task_waits_behind_a_long_one() {
     assert!(!long.is_finished(), "it is still at the meeting");
     guest.go_on().await;
     assert_eq!(within(long).await.unwrap().unwrap(), LONG);
+    within(pool.close()).await;
+}
+
+/// Nor until there is nothing else to do: others are submitted all the time.
+#[tokio::test]
+async fn no_short_task_is_overtaken_for_ever_by_what_was_submitted_later() {
+    const LONG: u64 = 1000;
+    let pool = ProcessPool::new(2);
+    let meeting = Meeting::new();
+    let mut tasks: Vec<_> =
+        (0..2000).map(|id| tokio::spawn(pool.submit(task!(usually_tiny(meeting.place(), id, LONG))))).collect();
+    let long = tasks.remove(LONG as usize);
+    let over = Arc::new(AtomicBool::new(false));
+    let others = (0..3000).map(|_| {
+        let (pool, over) = (pool.clone(), Arc::clone(&over));
+        tokio::spawn(async move {
+            while !over.load(Ordering::Relaxed) {
+                pool.submit(task!(pid())).await.unwrap();
+            }
+        })
+    });
+    let others: Vec<_> = others.collect();
+    let guest = meeting.guest().await;
+    for result in within(join_all(tasks)).await {
+        result.unwrap().unwrap();
+    }
+    over.store(true, Ordering::Relaxed);
+    guest.go_on().await;
+    assert_eq!(within(long).await.unwrap().unwrap(), LONG);
+    for other in within(join_all(others)).await {
+        other.unwrap();
+    }
     within(pool.close()).await;
 }
 

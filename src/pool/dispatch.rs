@@ -348,15 +348,15 @@ impl Shared {
         }
     }
 
-    /// Looks whether a worker's tasks are still wanted. Those that were not begun and are not wanted go; if there are any,
-    /// all that was not begun goes elsewhere.
+    /// Looks whether a worker's tasks are still wanted, and not too long in coming to. If not, all that was not begun goes
+    /// elsewhere, or nowhere.
     pub(super) fn review(self: &Arc<Self>, seat: &Arc<Seat>) -> Review {
         let mut state = self.state();
         if state.phase == Phase::Cancelled {
             return Review::Unwanted;
         }
         let mut desk = seat.desk();
-        if desk.jobs().any(|job| !job.is_wanted()) {
+        if desk.is_late() || desk.jobs().any(|job| !job.is_wanted()) {
             let back = desk.take_back();
             drop(desk);
             Self::put_back(&mut state, back);

@@ -32,6 +32,10 @@ const LONG: u32 = 50;
 /// A worker gets tasks ahead for about so long, by the time that its last ones took.
 const AHEAD: Duration = Duration::from_millis(1);
 
+/// One whose tasks take no longer than this has the next one at hand when it is done with one. And what lies behind a task that
+/// takes longer goes elsewhere: others that were submitted later would overtake it.
+const LATE: Duration = Duration::from_millis(5);
+
 /// What takes no longer than this is not shared: to wake another worker would take as long.
 const UNSHARED: Duration = Duration::from_micros(50);
 
@@ -212,7 +216,7 @@ impl Desk {
             return 0;
         }
         let within = |time: Duration| (time.as_nanos() / pace.as_nanos().max(1)).clamp(1, MOST_SENT as u128) as usize;
-        let most = within(AHEAD);
+        let most = within(AHEAD).max(if pace <= LATE { 2 } else { 1 });
         let share = share.max(within(UNSHARED));
         if self.sent.len() > most.min(share).div_ceil(2) { 0 } else { most.saturating_sub(self.sent.len()).min(share) }
     }
@@ -248,10 +252,20 @@ impl Desk {
             && self.since.elapsed() >= time
     }
 
+    /// Whether tasks wait behind one that has run for long.
+    pub(super) fn is_late(&self) -> bool {
+        self.has_tasks_ahead() && self.since.elapsed() >= LATE && !self.is_before_first()
+    }
+
+    /// Whether it has not begun its first task.
+    fn is_before_first(&self) -> bool {
+        let begun = self.ledger.as_ref().map_or(0, |ledger| ledger.begun());
+        self.sent.front().is_some_and(|first| first.id > begun)
+    }
+
     /// Looks whether it does something. `true`: its supervisor should, too.
     pub(super) fn look(&mut self) -> bool {
-        let begun = self.ledger.as_ref().map_or(0, |ledger| ledger.begun());
-        let first = self.sent.front().map(|first| (first.id, first.id <= begun));
+        let first = self.sent.front().map(|first| (first.id, !self.is_before_first()));
         let moved = first != self.seen.first && self.state != WorkerState::Stalled;
         // A large task is on its way for as long as it takes.
         if moved || self.lent || self.outbox.sent() != self.seen.sent || !self.is_to_be_watched() {

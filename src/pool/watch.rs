@@ -82,8 +82,8 @@ impl Drop for Watch {
     }
 }
 
-/// Looks, until nobody has tasks ahead, for workers that have answered some of their tasks and say nothing, because they
-/// are busy with the next one, which may take long. Whichever runtime a worker's supervisor is in, it is rung.
+/// Looks, until nobody has tasks ahead, for workers that are busy with a task which takes long: what they have answered
+/// before it they say nothing of, and what they have ahead has to go elsewhere. Whichever runtime a worker's supervisor is in, it is rung.
 pub(super) fn look_ahead(shared: &Arc<Shared>) {
     let shared = Arc::downgrade(shared);
     let look = move || {
@@ -93,7 +93,7 @@ pub(super) fn look_ahead(shared: &Arc<Shared>) {
         for seat in &state.seats {
             let desk = seat.desk();
             any |= desk.has_tasks_ahead();
-            if desk.has_been_silent(LOOK_AHEAD) {
+            if desk.has_been_silent(LOOK_AHEAD) || desk.is_late() {
                 seat.bell.notify_one();
             }
         }

@@ -21,6 +21,15 @@ fn a_worker_that_had_to_wait_for_a_processor_is_as_quick_as_it_says() {
 }
 
 #[test]
+fn the_next_task_is_at_hand_unless_tasks_take_long() {
+    let mut desk = Desk { state: WorkerState::Busy, ..Desk::empty() };
+    for (pace, room) in [(AHEAD * 2, 2), (LATE, 2), (LATE * 2, 1)] {
+        desk.pace = Some(pace);
+        assert_eq!(desk.room(usize::MAX), room, "{pace:?}, and the one that runs counts");
+    }
+}
+
+#[test]
 fn a_worker_that_claims_to_take_no_time_gets_a_bounded_share() {
     let mut desk = Desk { state: WorkerState::Busy, ..Desk::empty() };
     desk.since = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
