@@ -7,6 +7,7 @@ mod support;
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::OnceLock;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -93,6 +94,9 @@ async fn bytes() {
     pool.close().await;
 }
 
+/// In a worker: what it was sent and keeps.
+static KEPT: OnceLock<SharedBytes> = OnceLock::new();
+
 /// 64 MiB written in place and looked at there, beside one memcpy.
 async fn shared() {
     const LEN: usize = 64 << 20;
@@ -115,7 +119,7 @@ async fn shared() {
         })
         .await
     };
-    // The same value once more, wholly read over there.
+    // The same value once more, which is mapped anew each time, and wholly read over there.
     let bytes = SharedBytes::copy_from_slice(&source).unwrap();
     let again = async || {
         each(1, async {
@@ -124,10 +128,24 @@ async fn shared() {
         })
         .await
     };
-    let times = in_turns!(7; copy(), share(), again());
-    line("64 MiB of SharedBytes one way", "limit: one memcpy", micros(times[0]), "µs");
-    line("64 MiB of SharedBytes one way", "multiproc: a new value", micros(times[1]), "µs");
-    line("64 MiB of SharedBytes one way", "multiproc: sent again, all of it read", micros(times[2]), "µs");
+    // And one that the worker has kept.
+    pool.submit(call(|bytes: SharedBytes| KEPT.set(bytes).is_ok(), bytes.clone())).await.unwrap();
+    let kept = async || {
+        each(1, async {
+            let read = call(|()| std::hint::black_box(&**KEPT.get().unwrap()).contains(&1), ());
+            assert!(!pool.submit(read).await.unwrap());
+        })
+        .await
+    };
+    let times = in_turns!(7; copy(), share(), again(), kept());
+    for (who, time) in [
+        ("limit: one memcpy", times[0]),
+        ("multiproc: a new value", times[1]),
+        ("multiproc: sent again, all of it read", times[2]),
+        ("multiproc: kept there, all of it read", times[3]),
+    ] {
+        line("64 MiB of SharedBytes one way", who, micros(time), "µs");
+    }
     pool.close().await;
 }
 

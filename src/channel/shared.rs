@@ -96,7 +96,9 @@ impl fmt::Debug for SharedBytesMut {
 /// Memory is never used a second time: a seal can't be broken, and without one somebody could write what others read. So
 /// each new value costs its pages: the kernel has to find, clear, count and map each of them, which takes longer than to fill
 /// it. They are huge ones, and few, where the system allows it (`shmem_enabled` in
-/// Documentation/admin-guide/mm/transhuge.rst of Linux). A value that is sent again and again costs nothing more.
+/// Documentation/admin-guide/mm/transhuge.rst of Linux). A value that is sent again costs no new pages, but they are mapped each
+/// time that it arrives and is read, which takes about as long as to read them. Who is to read it again and again keeps it: a
+/// worker in a static, say, that [`on_worker_start`](crate::PoolBuilder::on_worker_start) fills.
 ///
 /// It pays from some hundred KiB on, and where several processes read the same: below that, a `Vec<u8>` or
 /// [`Bytes`] in a message is faster than making the memory.
