@@ -5,11 +5,12 @@
 mod pool_support;
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use multiproc::{ProcessPool, SpawnError, TaskError, call, task};
+use multiproc::{ProcessPool, SharedBytes, SpawnError, TaskError, call, task};
 use pool_support::{
     Ledger, Meeting, endless, folder, is_gone, is_pending, kill, meet, meet_and_give_pid, note, pid, until, within,
 };
@@ -44,6 +45,25 @@ async fn the_initializer_runs_once_in_every_worker_and_in_replacements() {
     assert_eq!(started.len(), 7);
     assert_eq!(started.iter().collect::<std::collections::HashSet<_>>().len(), 7, "once each");
     assert_eq!(LOADED.load(Ordering::Relaxed), 0, "and not here");
+    within(pool.close()).await;
+}
+
+static SHARED: OnceLock<SharedBytes> = OnceLock::new();
+
+#[tokio::test]
+async fn the_initializer_may_bring_shared_memory_to_every_worker_and_replacement() {
+    let shared = SharedBytes::copy_from_slice(&[7; 10_000]).unwrap();
+    let keep = call(|bytes: SharedBytes| drop(SHARED.set(bytes)), shared.clone());
+    let pool = ProcessPool::builder().workers(2).on_worker_start(keep).build().unwrap();
+    drop(shared);
+    for _ in 0..5 {
+        within(pool.start()).await.unwrap();
+        let read = || call(|()| (SHARED.get().is_some_and(|bytes| **bytes == [7; 10_000]), pid()), ());
+        let (is_there, worker) = within(pool.submit(read())).await.unwrap();
+        assert!(is_there);
+        kill(worker, libc::SIGKILL);
+        until(|| pool.status().details.iter().all(|detail| detail.pid != Some(worker))).await;
+    }
     within(pool.close()).await;
 }
 
