@@ -13,6 +13,7 @@ use std::fmt;
 use std::io;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use call::CallError;
@@ -131,9 +132,12 @@ impl TaskError {
             Self::Encode(source) => Self::Encode(source.to_string().into()),
             Self::Decode(source) => Self::Decode(source.to_string().into()),
             &Self::TooLarge { len, max } => Self::TooLarge { len, max },
-            Self::Spawn(error) => Self::Spawn(SpawnError::Io(io::Error::other(error.to_string()))),
+            Self::Spawn(error) => Self::Spawn(error.again()),
             Self::Closed => Self::Closed,
-            Self::Broken(source) => Self::Broken(source.to_string().into()),
+            Self::Broken(source) => Self::Broken(match source.downcast_ref::<Arc<SpawnError>>() {
+                Some(cause) => Arc::clone(cause).into(),
+                None => source.to_string().into(),
+            }),
         }
     }
 }
@@ -237,6 +241,20 @@ pub enum SpawnError {
     /// The system refused: no memory, no process slot, no fd.
     #[error("cannot start a process")]
     Io(#[from] io::Error),
+}
+
+impl SpawnError {
+    /// The same once more, for another task that ended with it, as far as it can be told twice.
+    fn again(&self) -> Self {
+        match self {
+            Self::Worker(cause) => Self::Worker(Arc::clone(cause)),
+            Self::InitMissing => Self::InitMissing,
+            Self::Cancelled => Self::Cancelled,
+            &Self::TooDeep { depth } => Self::TooDeep { depth },
+            Self::Io(error) if let Some(code) = error.raw_os_error() => Self::Io(io::Error::from_raw_os_error(code)),
+            error => Self::Io(io::Error::other(error.to_string())),
+        }
+    }
 }
 
 /// Why [`try_submit`](crate::ProcessPool::try_submit) took no task. `Full` and `Closed` give it back.

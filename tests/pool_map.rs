@@ -372,3 +372,24 @@ async fn inputs_that_become_slow_are_spread_again() {
     assert!(begun.elapsed() < std::time::Duration::from_secs(30));
     within(pool.close()).await;
 }
+
+/// The texts of an error and of all that it comes from.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[tokio::test]
+async fn why_no_worker_starts_is_told_for_each_input() {
+    fn start(_: ()) {
+        panic!("the model is missing");
+    }
+    let builder = ProcessPool::builder().workers(1).restart_limit(0, std::time::Duration::from_mins(1));
+    let pool = builder.on_worker_start(multiproc::call(start, ())).build().unwrap();
+    let results: Vec<_> = within(pool.map(0..3_u8, |n| n).collect()).await;
+    assert_eq!(results.len(), 3);
+    for result in results {
+        let error = result.unwrap_err();
+        assert!(chain(&error).contains("the model is missing"), "{}", chain(&error));
+    }
+}

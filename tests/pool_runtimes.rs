@@ -383,3 +383,41 @@ async fn a_paused_clock_keeps_nothing_from_being_started_and_ended() {
     pool.close().await;
     assert!(pids.into_iter().all(is_gone));
 }
+
+/// Something that has left the worker's group holds its stdout, so its end takes a while, in which its runtime ends, too.
+#[test]
+fn what_a_worker_answered_before_its_death_is_not_lost_with_a_runtime() {
+    fn hold_stdout() {
+        let mut sleep = std::process::Command::new("setsid");
+        drop(sleep.args(["sleep", "1"]).stdin(std::process::Stdio::null()).spawn().unwrap());
+    }
+    let lasting = runtime(1);
+    for round in 0..10 {
+        let passing = runtime(1);
+        let pool = ProcessPool::builder().workers(1).on_stdout_line(|_, _| {}).build().unwrap();
+        passing.block_on(async {
+            within(pool.submit(task!(hold_stdout()))).await.unwrap();
+            for n in 0..8 {
+                within(pool.submit(task!(add(n, 1)))).await.unwrap();
+            }
+        });
+        let tasks = {
+            let pool = pool.clone();
+            lasting.spawn(async move {
+                let answered = join_all((0..3).map(|n| pool.submit(task!(add(n, 1)))));
+                tokio::join!(answered, pool.submit(call(|()| std::process::abort(), ())))
+            })
+        };
+        // At one moment after the other.
+        std::thread::sleep(Duration::from_millis(5 * round));
+        passing.shutdown_background();
+        let (answered, died): (Vec<_>, Result<(), _>) = lasting.block_on(within(tasks)).unwrap();
+        for result in answered {
+            assert!(matches!(result, Ok(_) | Err(TaskError::Cancelled)), "{result:?}");
+        }
+        assert!(matches!(died, Err(TaskError::Died { .. } | TaskError::Cancelled)), "{died:?}");
+        let counts = pool.status().counts;
+        assert_eq!(counts.done + counts.died + counts.cancelled, 13, "{counts:?}");
+        lasting.block_on(within(pool.cancel()));
+    }
+}

@@ -421,3 +421,26 @@ async fn slots_come_back_whatever_happens_at_starts() {
     }
     within(pool.close()).await;
 }
+
+#[tokio::test]
+async fn a_task_that_is_given_up_while_its_worker_starts_gives_its_slot_back() {
+    fn meet_first(place: PathBuf) {
+        meet(&place, 0);
+    }
+    let meeting = Meeting::new();
+    let pool = ProcessPool::builder().workers(1).on_worker_start(call(meet_first, meeting.place())).build().unwrap();
+    let first = pool.try_submit(task!(pid())).unwrap();
+    let guest = meeting.guest().await;
+    assert!(pool.try_submit(task!(pid())).is_err());
+    first.abort();
+    assert!(matches!(within(first).await, Err(TaskError::Cancelled)));
+    assert_eq!(pool.status().queued, 0);
+    let second = pool.try_submit(task!(pid())).unwrap();
+    assert_eq!(pool.status().counts.cancelled, 1);
+    drop(second);
+    let third = within(pool.spawn(task!(pid()))).await.unwrap();
+    guest.go_on().await;
+    within(third).await.unwrap();
+    assert_eq!(pool.status().counts.cancelled, 2);
+    within(pool.close()).await;
+}

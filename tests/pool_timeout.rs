@@ -261,3 +261,57 @@ async fn a_task_that_dies_right_behind_one_that_stopped_in_its_grace_has_died_an
         within(pool.cancel()).await;
     }
 }
+
+fn spin(time: Duration) {
+    let begun = Instant::now();
+    while begun.elapsed() < time {
+        std::hint::spin_loop();
+    }
+}
+
+/// The first task ends, of its own or for its timeout, at all moments around that; the others are sent ahead behind it.
+#[tokio::test]
+async fn a_task_that_is_behind_one_that_times_out_is_not_ended_for_it() {
+    const TIMEOUT: Duration = Duration::from_millis(1);
+    for grace in [Duration::ZERO, Duration::from_millis(2)] {
+        let pool = ProcessPool::builder().workers(1).cancel_grace(grace).build().unwrap();
+        let mut timed_out = 0;
+        for round in 0..1000 {
+            let warm = (0..4).map(|_| pool.submit(task!(spin(Duration::from_micros(20)))));
+            within(join_all(warm)).await;
+            let before = pool.submit(task!(spin(Duration::from_micros(300))));
+            let close = pool.submit(task!(spin(Duration::from_micros(950 + round % 100))));
+            let behind = (0..3).map(|_| pool.submit(task!(pid())));
+            let (before, close, behind) =
+                within(async { tokio::join!(before, close.timeout(TIMEOUT), join_all(behind)) }).await;
+            before.unwrap();
+            for behind in behind {
+                behind.unwrap();
+            }
+            match close {
+                Ok(()) => {}
+                Err(TaskError::TimedOut) => timed_out += 1,
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(pool.status().counts.timed_out, timed_out);
+        within(pool.close()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_grace_without_end_lets_a_task_stop_by_itself() {
+    let pool = ProcessPool::builder().workers(1).cancel_grace(Duration::MAX).build().unwrap();
+    let worker = within(pool.submit(task!(pid()))).await.unwrap();
+    let meeting = Meeting::new();
+    let late =
+        tokio::spawn(pool.submit(task!(meet_and_give_pid(meeting.place(), 0))).timeout(Duration::from_millis(10)));
+    let guest = meeting.guest().await;
+    // Long enough for the timeout; with SIGTERM it would end here.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!late.is_finished());
+    guest.go_on().await;
+    assert!(matches!(within(late).await.unwrap(), Err(TaskError::TimedOut)));
+    assert_eq!(within(pool.submit(task!(pid()))).await.unwrap(), worker);
+    within(pool.close()).await;
+}

@@ -4,7 +4,6 @@
 //! they go to the worker that was idle last, or wait in `assigned` for one that is being started. A busy worker is sent more
 //! of those that wait, as many as keep it busy for a moment; what it has not begun is taken back when somebody else is idle.
 
-use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,18 +16,6 @@ use super::lifecycle::had_a_process;
 use super::seat::Seat;
 use super::state::{Ending, Phase, Shared, State};
 use crate::error::{SpawnError, TaskError};
-
-/// What a look at a worker's tasks found.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Review {
-    Fine,
-    /// The task that it has begun is not wanted any more, or the whole pool is not.
-    Unwanted,
-    /// All of its tasks were taken away before it had begun one.
-    Unloaded,
-    /// It does not begin its task, and has had time enough.
-    Stuck,
-}
 
 /// What a worker does next.
 #[derive(Debug, PartialEq, Eq)]
@@ -55,6 +42,7 @@ impl Shared {
 
     fn stamp(&self, state: &mut State, job: &Job) {
         state.submitted += 1;
+        job.set_number(state.submitted);
         self.times.stamp(job, state.waiting.len(), state.submitted);
     }
 
@@ -62,12 +50,32 @@ impl Shared {
     pub(super) fn try_reserve(self: &Arc<Self>) -> Result<bool, TaskError> {
         let mut state = self.state();
         self.admit(&mut state)?;
-        Ok(state.waiting.is_empty() && self.take_permit())
+        let reserved = state.waiting.is_empty() && self.take_slot(&mut state);
+        state.reserved += usize::from(reserved);
+        Ok(reserved)
+    }
+
+    /// Takes a slot, if there is one, or if a task has one that nobody wants any more.
+    fn take_slot(&self, state: &mut State) -> bool {
+        self.take_permit() || self.drop_unwanted_assigned(state) && self.take_permit()
+    }
+
+    /// Takes the slots of tasks that were given up before their worker was ready. Says whether there were any.
+    fn drop_unwanted_assigned(&self, state: &mut State) -> bool {
+        let before = state.assigned.len();
+        state.assigned.retain(|job| job.is_wanted());
+        let dropped = before - state.assigned.len();
+        for _ in 0..dropped {
+            self.give_up(state);
+        }
+        dropped > 0
     }
 
     /// Gives a slot back that was not used.
     pub(super) fn unreserve(self: &Arc<Self>) {
         let mut state = self.state();
+        state.reserved -= 1;
+        self.changed.notify_waiters();
         self.release(&mut state);
         self.dispatch(&mut state);
     }
@@ -75,6 +83,8 @@ impl Shared {
     /// Sends a task for which a slot was taken.
     pub(super) fn submit_reserved(self: &Arc<Self>, job: &Arc<Job>) {
         let mut state = self.state();
+        state.reserved -= 1;
+        self.changed.notify_waiters();
         self.stamp(&mut state, job);
         if job.assign(&mut state.after.wake) {
             self.place(&mut state, Arc::clone(job));
@@ -104,7 +114,7 @@ impl Shared {
 
     /// Sends waiting tasks for as long as there are slots.
     pub(super) fn dispatch(self: &Arc<Self>, state: &mut State) {
-        while !state.waiting.is_empty() && self.take_permit() {
+        while !state.waiting.is_empty() && self.take_slot(state) {
             let Some(job) = state.next_wanted() else { return self.release(state) };
             self.place(state, job);
         }
@@ -290,97 +300,6 @@ impl Shared {
             drop(desk);
             state.watch_ahead();
             state.after.write(seat);
-        }
-    }
-
-    /// Takes the tasks that were sent ahead back from the worker that has most of them: somebody else is idle.
-    fn unload_busiest(state: &mut State) {
-        let mut loads: Vec<_> = state.seats.iter().map(|seat| (seat.desk().load(), Arc::clone(seat))).collect();
-        loads.sort_by_key(|(load, _)| Reverse(*load));
-        // What it has done, and nobody has heard of, counts among them; so it may have nothing to give, and the next one has.
-        if !loads.iter().any(|(_, seat)| Self::unload(state, seat)) {
-            state.sent_ahead = false;
-        }
-    }
-
-    /// Takes the tasks that were sent ahead back from all workers, for others that are to come.
-    pub(super) fn unload_all(state: &mut State) {
-        if state.sent_ahead {
-            for seat in state.seats.clone() {
-                Self::unload(state, &seat);
-            }
-        }
-    }
-
-    /// Takes back what a worker has ahead. Says whether there was anything.
-    fn unload(state: &mut State, seat: &Arc<Seat>) -> bool {
-        let mut desk = seat.desk();
-        let back = if desk.load() > 1 { desk.take_back() } else { Vec::new() };
-        if back.is_empty() {
-            return false;
-        }
-        let begun = desk.load() > 0;
-        drop(desk);
-        Self::put_back(state, back);
-        if begun {
-            return true;
-        }
-        // It has not begun even the first of them, so that one stays.
-        while let Some(job) = state.waiting.pop_front() {
-            if seat.desk().send(job, seat) {
-                state.after.write(seat);
-                break;
-            }
-            state.counts.add(Ending::Cancelled);
-        }
-        seat.bell.notify_one();
-        true
-    }
-
-    /// Puts tasks that were sent and not begun back at the head of the queue.
-    pub(super) fn put_back(state: &mut State, jobs: Vec<Arc<Job>>) {
-        for job in jobs.into_iter().rev() {
-            if job.take_back() {
-                state.waiting.push_front(job);
-            } else {
-                state.counts.add(Ending::Cancelled);
-            }
-        }
-    }
-
-    /// Looks whether a worker's tasks are still wanted, and not too long in coming to. If not, all that was not begun goes
-    /// elsewhere, or nowhere.
-    pub(super) fn review(self: &Arc<Self>, seat: &Arc<Seat>) -> Review {
-        let mut state = self.state();
-        if state.phase == Phase::Cancelled {
-            return Review::Unwanted;
-        }
-        let mut desk = seat.desk();
-        if desk.is_late() || desk.jobs().any(|job| !job.is_wanted()) {
-            let back = desk.take_back();
-            drop(desk);
-            Self::put_back(&mut state, back);
-            self.dispatch(&mut state);
-            desk = seat.desk();
-        }
-        if desk.is_stuck() {
-            return Review::Stuck;
-        }
-        // What it does not come to takes the next free slot; the worker keeps its own until it is heard of.
-        if desk.is_overdue() && desk.state == WorkerState::Busy {
-            let back = desk.take_back();
-            if desk.load() == 0 {
-                desk.apply(Event::Overdue);
-            }
-            drop(desk);
-            Self::put_back(&mut state, back);
-            self.dispatch(&mut state);
-            return Review::Fine;
-        }
-        match desk.first() {
-            Some(job) if !job.is_wanted() => Review::Unwanted,
-            None if desk.state == WorkerState::Busy => Review::Unloaded,
-            _ => Review::Fine,
         }
     }
 }

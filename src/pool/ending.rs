@@ -35,6 +35,10 @@ impl Supervisor {
         let kept = process.child.kept().clone();
         // Then: the task that was asked to stop may have stopped, and another one be the last.
         self.hear_last_words(&mut process);
+        // What was answered need not wait for the end, and would be lost if the runtime ended before.
+        self.shared.take_in(&process.endings, process.unfinished.drain(..));
+        process.endings.clear();
+        process.resolve();
         // Who cancels the pool kills its processes, and their ends may be seen before that is known here.
         let cause = match (cause, &process.stopping) {
             (Cause::Died, _) if kept.kill_sent() => Cause::Cancelled,

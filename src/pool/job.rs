@@ -7,6 +7,7 @@ mod chunked;
 
 use std::borrow::Cow;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -62,6 +63,8 @@ pub(super) struct Job {
     /// Whether it is a chunk, some calls of which may have results before it has an outcome.
     pub(super) is_chunk: bool,
     pub(super) submitted: Stamp,
+    /// Its place in the order in which tasks are submitted.
+    number: AtomicU64,
     cell: Mutex<Cell>,
 }
 
@@ -121,12 +124,22 @@ impl Job {
         Arc::new(Self {
             name,
             submitted: Stamp::default(),
+            number: AtomicU64::new(0),
             timeout,
             wants_slot,
             may_go_ahead,
             is_chunk,
             cell: Mutex::new(Cell { stage: Stage::Queued, body, waker, rare, span }),
         })
+    }
+
+    /// It is submitted, as the `number`th.
+    pub(super) fn set_number(&self, number: u64) {
+        self.number.store(number, Ordering::Relaxed);
+    }
+
+    pub(super) fn number(&self) -> u64 {
+        self.number.load(Ordering::Relaxed)
     }
 
     /// Gives it a slot. `false`: nobody wants it any more. Who waits for that is to be woken later, without the pool's

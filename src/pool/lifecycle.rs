@@ -24,8 +24,18 @@ impl Shared {
         self.changed.notify_waiters();
     }
 
+    /// Counts what a worker has answered that is given no more tasks, and lets chunks go on elsewhere.
+    pub(super) fn take_in(self: &Arc<Self>, answered: &[Ending], unfinished: impl IntoIterator<Item = Arc<Job>>) {
+        let mut state = self.state();
+        for &ending in answered {
+            state.counts.add(ending);
+        }
+        state.resume(unfinished);
+        self.dispatch(&mut state);
+    }
+
     /// A worker's process has ended: counts what it had still answered, resolves the tasks that it had begun, and puts
-    /// those that it had not back at the head of the queue. Says whether it had ever begun one.
+    /// those that it had not back into the queue. Says whether it had ever begun one.
     pub(super) fn lost(
         self: &Arc<Self>,
         seat: &Arc<Seat>,
@@ -61,7 +71,7 @@ impl Shared {
                 job.take_back()
             };
             if again {
-                state.waiting.push_front(job);
+                state.requeue(job);
             } else {
                 state.counts.add(if job.is_wanted() { ending } else { Ending::Cancelled });
                 let error = error(&job);
@@ -70,10 +80,10 @@ impl Shared {
         }
         for job in begun.into_iter().rev() {
             if ending == Ending::Died && job.take_retry() {
-                state.waiting.push_front(job);
+                state.requeue(job);
             } else if ending != Ending::Cancelled && job.fail_part(|| error(&job)) {
                 state.counts.add(ending);
-                state.waiting.push_front(job);
+                state.requeue(job);
             } else {
                 state.counts.add(ending);
                 let error = error(&job);
@@ -167,8 +177,12 @@ impl Shared {
                 self.release(state);
             }
             let jobs: Vec<_> = state.assigned.drain(..).chain(state.waiting.drain(..)).collect();
-            let failed = jobs.into_iter().map(|job| (job, no_worker(cause.as_ref())));
-            state.after.resolve.extend(failed);
+            for job in jobs {
+                let error = no_worker(cause.as_ref());
+                let is_cancelled = matches!(error, TaskError::Cancelled) || !job.is_wanted();
+                state.counts.add(if is_cancelled { Ending::Cancelled } else { Ending::Failed });
+                state.after.resolve.push((job, error));
+            }
         }
     }
 
@@ -192,6 +206,7 @@ impl Shared {
         }
         desk.clear();
         drop(desk);
+        state.counts.cancelled += begun.len() as u64;
         state.after.resolve.extend(begun.into_iter().map(|job| (job, TaskError::Cancelled)));
         Self::put_back(&mut state, rest);
         let last_lives = state.runtime.as_ref().is_some_and(|last| Some(last.id()) != runtime);

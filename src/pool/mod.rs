@@ -20,6 +20,7 @@ mod lifecycle;
 mod map;
 mod output;
 mod parts;
+mod recall;
 mod seat;
 mod serving;
 mod starting;
@@ -281,6 +282,7 @@ impl ProcessPool {
     async fn ended(&self) {
         self.when(|state| {
             (state.phase != Phase::Open
+                && state.reserved == 0
                 && state.seats.is_empty()
                 && state.assigned.is_empty()
                 && state.waiting.is_empty())

@@ -82,6 +82,8 @@ pub(super) struct Desk {
     pub(super) max_tasks: Option<u64>,
     last_id: u64,
     seen: Seen,
+    /// The task for which its worker was asked when it began it, which is done once.
+    clocked: u64,
     /// Of the chunk of this number so many calls had been made when somebody looked.
     call: (u64, u32, Instant),
 }
@@ -150,6 +152,7 @@ impl Desk {
             max_tasks: None,
             last_id: 0,
             seen: Seen::default(),
+            clocked: 0,
             call: (0, 0, Instant::now()),
         }
     }
@@ -294,6 +297,28 @@ impl Desk {
     /// Whether its first task is the one that had not been begun at the last look.
     fn waits_for_begin(&self) -> bool {
         self.sent.front().is_some_and(|first| self.seen.first == Some((first.id, false)))
+    }
+
+    /// Its first task's time begins now.
+    pub(super) fn restart_clock(&mut self) {
+        self.since = Instant::now();
+        self.call.0 = 0;
+    }
+
+    /// Whether its first task, whose time was up if it began when it was sent, has run for too long. What is not begun doesn't run.
+    pub(super) fn is_too_long(&mut self, timeout: Duration) -> bool {
+        let now = Instant::now();
+        let Some(first) = self.sent.front().map(|first| first.id) else { return false };
+        if self.is_before_first() {
+            self.since = now;
+            return false;
+        }
+        if self.clocked != first {
+            self.clocked = first;
+            let began = self.ledger.as_ref().and_then(|ledger| now.checked_sub(ledger.began_ago()));
+            self.since = self.since.max(began.unwrap_or(self.since));
+        }
+        self.runs_since().elapsed() >= timeout && !self.has_come_on()
     }
 
     /// Since when the first task runs; if it is a chunk, the call of it that runs, at the latest.

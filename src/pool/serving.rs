@@ -4,12 +4,13 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::answers::{Misbehaved, answer, begun, pace};
-use super::dispatch::{Review, Turn};
+use super::dispatch::Turn;
 use super::job::{Job, Outcome};
 use super::life::WorkerState;
+use super::recall::Review;
 use super::seat::Desk;
 use super::state::{End, Ending};
 use super::supervisor::{Cause, Process, Stopping, Supervisor};
@@ -113,14 +114,7 @@ impl Supervisor {
         if let Some(stopping) = &process.stopping {
             return (stopping.until <= Instant::now()).then_some(stopping.cause);
         }
-        let over = {
-            let mut desk = self.seat.desk();
-            let late = |desk: &Desk| {
-                desk.first().map(|job| job.timeout.is_some_and(|timeout| desk.runs_since().elapsed() >= timeout))
-            };
-            late(&desk).map(|late| late && !desk.has_come_on())
-        };
-        match over {
+        match self.shared.is_too_long(&self.seat) {
             Some(true) => self.stop_task(process, Cause::TimedOut),
             Some(false) => None,
             None => self.shared.withdraw_idle(&self.seat).then_some(Cause::Retired(End::TooLongIdle)),
@@ -136,9 +130,8 @@ impl Supervisor {
         }
         if process.stopping.is_none() {
             let Some(id) = self.seat.desk().ask_to_stop() else { return Some(cause) };
-            let now = Instant::now();
             // The other half is for the process, from SIGTERM on.
-            process.stopping = Some(Stopping { id, cause, until: now.checked_add(grace / 2).unwrap_or(now) });
+            process.stopping = Some(Stopping { id, cause, until: after(grace / 2) });
         }
         None
     }
@@ -207,6 +200,8 @@ impl Supervisor {
                 outcome if job.is_chunk => match answer_chunk(&desk, id, &job, outcome, late) {
                     Ok(Some(outcome)) => outcome,
                     Ok(None) => {
+                        // As for a call that takes its worker along.
+                        process.endings.extend(late.then_some(Ending::TimedOut));
                         process.unfinished.push(job);
                         continue;
                     }
@@ -253,6 +248,12 @@ fn answer_chunk(desk: &Desk, id: u64, job: &Job, outcome: Outcome, late: bool) -
             Ok((!again).then(|| Ok(Frame::default())))
         }
     }
+}
+
+/// The time after so long, or one that nobody lives to see.
+fn after(time: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(time).unwrap_or(now + Duration::from_hours(24 * 365 * 30))
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

@@ -1,6 +1,6 @@
 //! What a pool's handles, futures and supervisors share: its settings, its permits, and its one lock.
 //!
-//! Nothing here decides anything: see `dispatch.rs` for which task goes where, and `lifecycle.rs` for when workers come and
+//! Nothing here decides anything: see `dispatch.rs` and `recall.rs` for which task goes where, and `lifecycle.rs` for when workers come and
 //! go. The order of locks is: this state, then a seat's desk, then a job's cell.
 
 use std::collections::VecDeque;
@@ -69,6 +69,8 @@ pub(super) struct State {
     pub(super) sent_ahead: bool,
     /// The runtime that the last task came from; supervisors of new seats run there.
     pub(super) runtime: Option<Handle>,
+    /// Slots that were taken for tasks that are still being encoded.
+    pub(super) reserved: usize,
     /// Whether somebody looks at the workers from time to time: see `watch.rs`.
     pub(super) watched: bool,
     /// Whether somebody looks for workers that are silent, as there may be some that have tasks ahead.
@@ -173,7 +175,7 @@ pub(super) enum Phase {
 pub struct Counts {
     /// Gave a result.
     pub done: u64,
-    /// Panicked, or had arguments or a result that could not be sent.
+    /// Panicked, had arguments or a result that could not be sent, or found no worker that could be started.
     pub failed: u64,
     /// Lost their worker.
     pub died: u64,
@@ -248,6 +250,7 @@ impl Shared {
                 counts: Counts::default(),
                 submitted: 0,
                 sent_ahead: false,
+                reserved: 0,
                 runtime: None,
                 watched: false,
                 watched_ahead: false,
@@ -286,7 +289,13 @@ impl State {
         self.seats.iter().filter(|seat| seat.desk().state != WorkerState::Draining).count()
     }
 
-    /// Puts chunks that are to go on at the head of the queue.
+    /// Puts a task where it was in the queue: before all that were submitted later.
+    pub(super) fn requeue(&mut self, job: Arc<Job>) {
+        let place = self.waiting.partition_point(|other| other.number() < job.number());
+        self.waiting.insert(place, job);
+    }
+
+    /// Puts chunks that are to go on back into the queue.
     pub(super) fn resume(&mut self, unfinished: impl IntoIterator<Item = Arc<Job>>) {
         for job in unfinished {
             if self.phase == Phase::Cancelled {
@@ -294,7 +303,7 @@ impl State {
                 self.counts.add(Ending::Cancelled);
                 self.after.resolve.push((job, TaskError::Cancelled));
             } else {
-                self.waiting.push_front(job);
+                self.requeue(job);
             }
         }
     }
@@ -362,5 +371,26 @@ impl State {
         self.waiting.retain(|job| job.is_wanted());
         self.counts.cancelled += (before - self.waiting.len()) as u64;
         self.sweep_at = SWEEP_AT.max(2 * self.waiting.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::ProcessPool;
+    use crate::pool::job::{Awaits, Wishes};
+
+    #[test]
+    fn what_comes_back_to_the_queue_is_where_it_was() {
+        let pool = ProcessPool::new(1);
+        let mut state = pool.shared().state();
+        for number in [5, 6, 2, 4, 1, 3] {
+            let parcel = crate::task::pack(&crate::call(|()| (), ()), 1024).unwrap();
+            let job = Job::new("pool", parcel, Wishes::default(), Awaits::Outcome(None), None);
+            job.set_number(number);
+            state.requeue(job);
+        }
+        assert!(state.waiting.iter().map(|job| job.number()).eq(1..=6));
+        state.waiting.clear();
     }
 }

@@ -75,7 +75,8 @@ impl PoolStatus {
             use WorkerState::{Busy, Draining, Idle, Stalled};
             matches!(worker.state, Idle | Busy | Stalled | Draining)
         };
-        let (limit, counts, assigned) = (state.target, state.counts, state.assigned.len());
+        let assigned = state.assigned.iter().filter(|job| job.is_wanted()).count();
+        let (limit, counts) = (state.target, state.counts);
         drop(state);
         // Files are read without the lock. A process that has ended by now has none, unless its number is used again.
         for worker in &mut details {

@@ -1,6 +1,6 @@
 //! Looks at the workers from time to time, while they have tasks, for what no event tells of.
 //!
-//! They only ring; what follows is decided in `serving.rs` and `dispatch.rs`. The keeper has the clock for them.
+//! They only ring; what follows is decided in `serving.rs` and `recall.rs`. The keeper has the clock for them.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;

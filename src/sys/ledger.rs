@@ -9,6 +9,7 @@
 //!       256   stops:   how often the parent has said so; a futex
 //!       320   kept for: the number of the task whose parts are kept
 //!       384   kept:    how many of its parts have a result, and how many bytes those take
+//!       448   began:   when the worker began the first task after it had had none; CLOCK_MONOTONIC, in nanoseconds
 //!       4096  the ring of answers: a stream of frames, 64 KiB of it at a time
 //!      69632  the results that are kept, up to 128 KiB
 //! ```
@@ -26,11 +27,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::thread::futex;
+use rustix::time::{ClockId, clock_gettime};
 
 use super::memory::memfd;
 
@@ -54,6 +57,7 @@ const STOP: usize = 192;
 const STOPS: usize = 256;
 const KEPT_FOR: usize = 320;
 const KEPT_SO_FAR: usize = 384;
+const BEGAN: usize = 448;
 
 /// The shared memory, mapped.
 #[derive(Debug)]
@@ -153,6 +157,16 @@ impl Ledger {
         self.word(CLAIMED).compare_exchange(before, number, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
+    /// Says that a task is begun now, for which the worker had waited, in the worker; before it is claimed.
+    pub(crate) fn note_began(&self) {
+        self.word(BEGAN).store(monotonic_nanos(), Ordering::Release);
+    }
+
+    /// How long ago the worker began the first task after it had had none, by what it says, in the parent.
+    pub(crate) fn began_ago(&self) -> Duration {
+        Duration::from_nanos(monotonic_nanos().saturating_sub(self.word(BEGAN).load(Ordering::Acquire)))
+    }
+
     /// Takes back every task up to `last` that was not begun, in the parent. Gives the last one that was.
     pub(crate) fn take_back(&self, last: u64) -> u64 {
         let claimed = self.word(CLAIMED);
@@ -199,6 +213,12 @@ impl Ledger {
         // An interruption is no reason, and another number than `seen` an error that says so.
         let _ = futex::wait(self.stops_word(), futex::Flags::empty(), seen, None);
     }
+}
+
+/// The same clock in all processes; clock_gettime(2).
+fn monotonic_nanos() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
 impl Drop for Ledger {

@@ -99,6 +99,9 @@ impl<'a> Server<'a> {
                     let first = mem::take(&mut self.first);
                     // What the parent has taken back runs elsewhere, or nowhere.
                     if let Some(answers) = &mut self.answers {
+                        if answers.since.is_none() {
+                            answers.ledger.note_began();
+                        }
                         if !answers.ledger.claim(frame.id) {
                             answers.passed = true;
                             continue;

@@ -1,5 +1,6 @@
 use super::*;
 use crate::channel::inbox::Inbox;
+use crate::pool::job::{Awaits, Wishes};
 use crate::wire::frame::Frame;
 
 /// As many tasks as a worker is sent after one answer that took so long to come.
@@ -114,4 +115,25 @@ fn the_next_process_gets_nothing_that_was_for_the_one_before() {
     assert!(desk.lent && desk.outbox.is_empty(), "who writes to the new one goes on");
     desk.take_outbox(new, fresh, false);
     assert_eq!(desk.outbox.len(), crate::wire::frame::HEAD_LEN);
+}
+
+#[test]
+fn a_tasks_time_begins_when_its_worker_begins_it() {
+    let ledger = Arc::new(Ledger::create().unwrap().0);
+    let parcel = crate::task::pack(&crate::call(|()| (), ()), 1024).unwrap();
+    let job = Job::new("pool", parcel, Wishes::default(), Awaits::Outcome(None), None);
+    let sent = [Sent { id: 1, job }].into();
+    let mut desk = Desk { ledger: Some(Arc::clone(&ledger)), sent, ..Desk::empty() };
+    let long = Duration::from_secs(100);
+    let ago = Instant::now().checked_sub(long).unwrap();
+    desk.since = ago;
+    assert!(!desk.is_too_long(long / 2), "it is not begun");
+    assert!(desk.since > ago);
+    ledger.note_began();
+    assert!(ledger.claim(1));
+    desk.since = ago;
+    assert!(!desk.is_too_long(long / 2), "it has just begun");
+    desk.since = ago;
+    ledger.note_began();
+    assert!(desk.is_too_long(long / 2), "its worker can't go on saying so");
 }
