@@ -145,6 +145,40 @@ async fn lines_without_a_pipe_are_an_error() {
     assert_eq!(lines[0].as_ref().unwrap_err().kind(), ErrorKind::InvalidInput);
 }
 
+/// It was a panic.
+#[tokio::test]
+async fn lines_stay_at_their_end_as_a_select_in_a_loop_needs() {
+    let mut child = piped("echo one; echo two >&2").stderr(Stdio::piped()).spawn().unwrap();
+    let (mut lines, mut seen, mut after) = (child.lines(), Vec::new(), 0);
+    while after < 3 {
+        tokio::select! {
+            Some(line) = lines.next() => seen.push(line.unwrap()),
+            else => after += 1,
+        }
+    }
+    drop(lines);
+    assert_eq!(seen, ["one"]);
+    for both in 0..2 {
+        let mut lines = child.tagged_lines();
+        let first = lines.next().await.map(Result::unwrap);
+        assert_eq!(first, (both == 0).then(|| (Source::Stderr, "two".into())));
+        for _ in 0..3 {
+            assert!(lines.next().await.is_none());
+        }
+    }
+    let output = child.communicate().await.unwrap();
+    assert_eq!((&*output.stdout, &*output.stderr), (&b""[..], &b""[..]), "all of it was handed out");
+
+    let mut child = piped("echo a line that is too long; echo rest").max_line(5).spawn().unwrap();
+    let mut lines = child.lines();
+    assert_eq!(lines.next().await.unwrap().unwrap_err().kind(), ErrorKind::InvalidData);
+    for _ in 0..3 {
+        assert!(lines.next().await.is_none());
+    }
+    drop(lines);
+    assert_eq!(child.communicate().await.unwrap().stdout, b"a line that is too long\nrest\n", "none of it was");
+}
+
 #[tokio::test]
 async fn lines_that_are_there_let_other_tasks_have_a_turn() {
     let mut child = piped("seq 1000; exec sleep 1000").spawn().unwrap();

@@ -2,8 +2,8 @@
 
 use std::io;
 
-use futures::Stream;
 use futures::stream::unfold;
+use futures::{Stream, StreamExt as _};
 use tokio::task::coop::consume_budget;
 
 use super::child::Child;
@@ -55,10 +55,7 @@ impl Child {
     /// # }
     /// ```
     pub fn lines(&mut self) -> impl Stream<Item = io::Result<String>> + Send + Unpin {
-        Box::pin(unfold(Reader::new(self, false), async |mut reader| {
-            let item = reader.next().await?;
-            Some((item.map(|(_, line)| line), reader))
-        }))
+        Reader::new(self, false).into_stream().map(|item| item.map(|(_, line)| line))
     }
 
     /// As [`lines`](Self::lines), of stdout and stderr, each with where it came from, in the order in which they came.
@@ -70,10 +67,7 @@ impl Child {
     ///
     /// As `lines`.
     pub fn tagged_lines(&mut self) -> impl Stream<Item = io::Result<(Source, String)>> + Send + Unpin {
-        Box::pin(unfold(Reader::new(self, true), async |mut reader| {
-            let item = reader.next().await?;
-            Some((item, reader))
-        }))
+        Reader::new(self, true).into_stream()
     }
 }
 
@@ -104,6 +98,11 @@ impl<'a> Reader<'a> {
         let piped = child.stdout.is_some() || (both && child.stderr.is_some()) || buffered || exchange.total > 0;
         let state = if piped { State::Reading } else { State::Unpiped };
         Self { child, both, state, searched: [0; 2], taken: [0; 2] }
+    }
+
+    /// It stays at its end, where a `select!` in a loop polls it again; `unfold` alone would panic.
+    fn into_stream(self) -> impl Stream<Item = io::Result<(Source, String)>> + Send + Unpin + 'a {
+        Box::pin(unfold(self, async |mut reader| Some((reader.next().await?, reader))).fuse())
     }
 
     async fn next(&mut self) -> Option<io::Result<(Source, String)>> {
