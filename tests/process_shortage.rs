@@ -5,15 +5,18 @@
 
 mod support;
 
+use std::fs::Permissions;
 use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
+use multiproc::sync::Semaphore;
 use multiproc::{
-    Command, CommandError, ProcessPool, SendError, SharedBytes, SharedBytesMut, SpawnError, TaskError, call, queue,
-    spawn_process,
+    AckedQueue, Command, CommandError, Listener, ProcessPool, RecvError, SendError, SharedBytes, SharedBytesMut,
+    SpawnError, TaskError, call, channel, queue, spawn_process,
 };
 use rustix::process::{Resource, Rlimit};
-use support::{alone, block_on, children, eventually, within};
+use support::{alone, block_on, children, eventually, open_fds, within};
 
 multiproc::test_support!();
 
@@ -73,6 +76,38 @@ fn forbid(call: libc::c_long, error: i32) {
         let (mode, flags) = (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_TSYNC);
         assert_eq!(libc::syscall(libc::SYS_seccomp, mode, flags, &raw const program), 0);
     }
+}
+
+/// It was a panic, and the channel that had asked for the thread waited for it for good.
+#[test]
+fn where_there_can_be_no_thread_channels_fail_and_do_not_hang() {
+    alone("where_there_can_be_no_thread_channels_fail_and_do_not_hang", || {
+        let dir = tempfile::Builder::new().permissions(Permissions::from_mode(0o700)).tempdir().unwrap();
+        forbid(libc::SYS_clone3, libc::EAGAIN);
+        forbid(libc::SYS_clone, libc::EAGAIN);
+        let is_shortage = |error: &std::io::Error| error.raw_os_error() == Some(libc::EAGAIN);
+        block_on(async {
+            let before = open_fds();
+            for _ in 0..2 {
+                let (tx, mut rx) = channel::<Vec<u8>>().unwrap();
+                // More than the socket takes, so the rest needs that thread.
+                for len in [2_000_000, 1] {
+                    let sent =
+                        tokio::time::timeout(Duration::from_secs(10), tx.send(vec![1; len])).await.expect("it hangs");
+                    assert!(matches!(&sent, Err(SendError::Io(error)) if is_shortage(error)), "{sent:?}");
+                }
+                assert!(matches!(tx.blocking_send(vec![1]), Err(SendError::Io(error)) if is_shortage(&error)));
+                let received = tokio::time::timeout(Duration::from_secs(10), rx.recv()).await.expect("it hangs");
+                assert!(matches!(received, Err(RecvError::Truncated)), "{received:?}");
+            }
+            assert!(is_shortage(&Semaphore::new(1).unwrap_err()));
+            assert!(is_shortage(&AckedQueue::<u8>::new().receiver().unwrap_err()));
+            // It says where, too.
+            let refused = Listener::<u8, u8>::bind(dir.path().join("socket")).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::WouldBlock, "{refused}");
+            assert_eq!(open_fds(), before);
+        });
+    });
 }
 
 /// Some sandboxes and older kernels have none.

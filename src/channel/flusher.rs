@@ -54,12 +54,21 @@ pub(super) fn runtime() -> io::Result<Handle> {
     if let Some(handle) = &*slot {
         return Ok(handle.clone());
     }
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    let handle = runtime.handle().clone();
-    thread::Builder::new().name("multiproc-flush".into()).stack_size(128 << 10).spawn(move || {
+    let runtime = Arc::new(Builder::new_current_thread().enable_all().build()?);
+    let theirs = Arc::clone(&runtime);
+    let started = thread::Builder::new().name("multiproc-flush".into()).stack_size(128 << 10).spawn(move || {
         // The program's signal handlers run on its own threads.
         SignalMask::full().install();
-        runtime.block_on(std::future::pending::<()>());
-    })?;
-    Ok(slot.insert(handle).clone())
+        theirs.block_on(std::future::pending::<()>());
+    });
+    match started {
+        Ok(_) => Ok(slot.insert(runtime.handle().clone()).clone()),
+        Err(error) => {
+            // To drop it is a panic in a runtime, where our callers are.
+            if let Some(runtime) = Arc::into_inner(runtime) {
+                runtime.shutdown_background();
+            }
+            Err(error)
+        }
+    }
 }
