@@ -5,13 +5,14 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
 use futures::{FutureExt as _, SinkExt, StreamExt as _};
 use multiproc::{
-    QueueReceiver, QueueSender, RecvError, SendError, Sender, TryRecvError, TrySendError, channel, queue,
-    spawn_process, task,
+    Client, Duplex, QueueReceiver, QueueSender, Receiver, RecvError, SendError, Sender, TryRecvError, TrySendError,
+    channel, duplex, queue, serve, spawn_process, task,
 };
 use serde::{Deserialize, Serialize};
 
@@ -90,6 +91,73 @@ async fn try_send_and_try_recv_do_not_wait() {
     assert!(matches!(tx.try_send(1), Err(TrySendError::Closed(1))));
     assert!(matches!(tx.send(1).await, Err(SendError::Closed)));
     assert!(matches!(tx.blocking_send(1), Err(SendError::Closed)));
+}
+
+type Ends = (Option<Sender<u8>>, Option<Receiver<u8>>, Option<Duplex<u8, u8>>, Option<Client<u8, u8>>);
+
+/// Encoding it moves its ends, so they refused to go on though they had gone nowhere.
+#[tokio::test]
+async fn an_item_that_try_send_gives_back_is_as_it_was() {
+    let (tx, mut heard) = channel().unwrap();
+    let (told, mut rx) = channel().unwrap();
+    let (both, mut other) = duplex().unwrap();
+    let (calls, called) = duplex().unwrap();
+    let doubling = tokio::spawn(serve(called, |n: u8| async move { 2 * n }));
+    // What is received and not yet given out stays, too.
+    for n in 0..3 {
+        told.send(n).await.unwrap();
+    }
+    assert_eq!(rx.recv().await.unwrap(), Some(0));
+
+    let (queue_tx, queue_rx) = queue::<Ends>().unwrap();
+    while queue_tx.try_send((None, None, None, None)).is_ok() {}
+    let mut item = (Some(tx), Some(rx), Some(both), Some(Client::new(calls)));
+    for _ in 0..2 {
+        item = match queue_tx.try_send(item) {
+            Err(TrySendError::Full(item)) => item,
+            other => panic!("{other:?}"),
+        };
+    }
+    let (closed, _) = queue::<Ends>().unwrap();
+    item = match closed.try_send(item) {
+        Err(TrySendError::Closed(item)) => item,
+        other => panic!("{other:?}"),
+    };
+    for _ in 0..2 {
+        let (Some(tx), Some(rx), Some(both), Some(client)) = &mut item else { panic!("it arrives whole") };
+        tx.send(7).await.unwrap();
+        assert_eq!(heard.recv().await.unwrap(), Some(7));
+        let next = rx.recv().await.unwrap().unwrap();
+        both.send(next).await.unwrap();
+        assert_eq!(other.recv().await.unwrap(), Some(next));
+        other.send(8).await.unwrap();
+        assert_eq!(both.recv().await.unwrap(), Some(8));
+        assert_eq!(client.call(next).await.unwrap(), 2 * next);
+        if next == 1 {
+            while queue_rx.try_recv().is_ok() {}
+            queue_tx.try_send(item).unwrap();
+            item = queue_rx.try_recv().unwrap();
+        }
+    }
+    drop((item, told));
+    doubling.await.unwrap().unwrap();
+}
+
+struct Kept(Arc<Sender<u8>>);
+
+impl Serialize for Kept {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Sender::serialize(&self.0, serializer)
+    }
+}
+
+#[tokio::test]
+async fn an_end_in_an_item_that_try_send_has_sent_refuses_to_go_on() {
+    let (tx, _rx) = queue().unwrap();
+    let kept = Arc::new(channel().unwrap().0);
+    tx.try_send(Kept(Arc::clone(&kept))).unwrap();
+    assert!(matches!(kept.send(1).await, Err(SendError::Io(_))));
+    assert!(matches!(tx.try_send(Kept(kept)), Err(TrySendError::Refused(SendError::Encode(_)))));
 }
 
 #[tokio::test]

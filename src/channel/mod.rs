@@ -1,7 +1,7 @@
 //! Typed channels over Unix sockets, and the framed transport below them that everything here uses.
 //!
 //! ```text
-//!  Sender  Receiver  Duplex        typed ends; travel.rs makes them values
+//!  Sender  Receiver  Duplex        typed ends; travel.rs makes them values, moved.rs says whether they have gone
 //!  sending.rs  receiving.rs        one direction each: who waits, who moves, what is an end
 //!  parent.rs                       a channel between two programs
 //!  departure.rs  gather.rs         one frame's way out; and when it waits for others
@@ -29,6 +29,7 @@ mod flusher;
 mod gather;
 pub(crate) mod inbox;
 mod listener;
+mod moved;
 pub(crate) mod outbox;
 mod parent;
 mod queue;

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
@@ -11,6 +10,7 @@ use serde::de::DeserializeOwned;
 use tokio::task::coop;
 
 use super::inbox::{Batch, Inbox};
+use super::moved::Moved;
 use super::socket::Socket;
 use super::value;
 use crate::error::RecvError;
@@ -23,8 +23,8 @@ pub(crate) struct Receiving {
     socket: Arc<Socket>,
     inbox: Inbox,
     limits: Limits,
-    /// Another process has this end now. Set by `Serialize`, which has only `&self`.
-    moved: AtomicBool,
+    /// Whether another process has this end now.
+    moved: Moved,
     /// The stream of values has given its end, or the error that is one.
     over: bool,
 }
@@ -37,7 +37,7 @@ impl Receiving {
     /// A side that goes on where another one stood; see [`hand_over`](Self::hand_over).
     pub(crate) fn resume(socket: Arc<Socket>, limits: Limits, unread: BytesMut, batches: VecDeque<Batch>) -> Self {
         let inbox = Inbox::resume(limits.body, unread, batches);
-        Self { socket, inbox, limits, moved: AtomicBool::new(false), over: false }
+        Self { socket, inbox, limits, moved: Moved::default(), over: false }
     }
 
     pub(crate) fn socket(&self) -> &Arc<Socket> {
@@ -134,12 +134,12 @@ impl Receiving {
         self.check().map_err(E::custom)?;
         let (unread, batches) = self.inbox.unread().map_err(E::custom)?;
         let given = give(unread, batches)?;
-        self.moved.store(true, Ordering::Relaxed);
+        self.moved.set();
         Ok(given)
     }
 
     fn check(&self) -> Result<(), RecvError> {
-        if self.moved.load(Ordering::Relaxed) {
+        if self.moved.is_set() {
             return Err(io::Error::other("this end was sent to another process").into());
         }
         Ok(())

@@ -20,6 +20,7 @@ use std::task::{Context, Poll, Waker};
 use super::departure::Departure;
 use super::flusher::{self, is_fd_congestion};
 use super::gather::Gathering;
+use super::moved::Moved;
 use super::outbox::Outbox;
 use super::socket::Socket;
 use crate::error::SendError;
@@ -43,6 +44,8 @@ pub(super) struct Line {
     pub(super) outbox: Outbox,
     pub(super) gathering: Gathering,
     state: State,
+    /// Behind [`State::Moved`].
+    moved: Moved,
     pub(super) mover: Mover,
     /// Who waits, by ticket: in the order in which they came.
     waiting: BTreeMap<u64, Waiting>,
@@ -102,6 +105,7 @@ impl Sending {
             outbox: Outbox::default(),
             gathering: Gathering::default(),
             state: State::Open,
+            moved: Moved::default(),
             mover: Mover::None,
             waiting: BTreeMap::new(),
             tickets: SINK,
@@ -204,6 +208,7 @@ impl Sending {
         }
         let given = give()?;
         line.state = State::Moved;
+        line.moved.set();
         Ok(given)
     }
 
@@ -258,7 +263,11 @@ impl Sending {
     }
 
     pub(super) fn line(&self) -> MutexGuard<'_, Line> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        if line.state == State::Moved && !line.moved.is_set() {
+            line.state = State::Open;
+        }
+        line
     }
 }
 

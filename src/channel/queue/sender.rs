@@ -14,6 +14,7 @@ use futures::Sink;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::packet::Packet;
+use crate::channel::moved::Move;
 use crate::channel::socket::Socket;
 use crate::channel::turns::Turns;
 use crate::channel::{flusher, travel};
@@ -117,7 +118,7 @@ impl<T: Serialize> QueueSender<T> {
     ///
     /// # Errors
     ///
-    /// `Full` and `Closed` give it back; `Refused` for an item that can't be sent.
+    /// `Full` and `Closed` give it back as it was; `Refused` for an item that can't be sent.
     ///
     /// # Examples
     ///
@@ -137,19 +138,18 @@ impl<T: Serialize> QueueSender<T> {
     /// ```
     pub fn try_send(&self, item: T) -> Result<(), TrySendError<T>> {
         let Some(shared) = &self.shared else { return Err(TrySendError::Closed(item)) };
-        let packet = match Packet::new(&item, self.limits) {
-            Ok(packet) => packet,
-            Err(error) => return Err(TrySendError::Refused(error)),
-        };
-        match packet.send(&shared.socket) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock || flusher::is_fd_congestion(&error) => {
-                Err(TrySendError::Full(item))
-            }
-            Err(error) => match sent(error) {
-                SendError::Closed => Err(TrySendError::Closed(item)),
-                error => Err(TrySendError::Refused(error)),
-            },
+        // Whether there is room says only the send itself: other processes send, too.
+        let (packet, its_ends) = Move::begin(|| Packet::new(&item, self.limits));
+        let packet = packet.map_err(TrySendError::Refused)?;
+        let Err(error) = packet.send(&shared.socket) else { return Ok(()) };
+        drop(packet);
+        its_ends.call_off();
+        if error.kind() == io::ErrorKind::WouldBlock || flusher::is_fd_congestion(&error) {
+            return Err(TrySendError::Full(item));
+        }
+        match sent(error) {
+            SendError::Closed => Err(TrySendError::Closed(item)),
+            error => Err(TrySendError::Refused(error)),
         }
     }
 }
