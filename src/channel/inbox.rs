@@ -108,6 +108,8 @@ pub(crate) struct Inbox {
     /// The body of a large frame that is under way.
     large: Option<Large>,
     state: State,
+    /// Whether fds of the frame that was taken last could not be taken in.
+    fds_lost: bool,
     /// Whether the last read took all that was there: the socket then says when there is more, and to try once more before
     /// that would only cost a call.
     drained: bool,
@@ -121,7 +123,7 @@ impl Inbox {
     /// An inbox that goes on where another one stood; see [`unread`](Self::unread).
     pub(crate) fn resume(max_body: usize, bytes: BytesMut, batches: VecDeque<Batch>) -> Self {
         let decoder = Decoder::new(max_body);
-        Self { bytes, batches, decoder, large: None, state: State::Open, drained: false }
+        Self { bytes, batches, decoder, large: None, state: State::Open, fds_lost: false, drained: false }
     }
 
     /// Bounds the bodies that come from now on, in bytes.
@@ -273,6 +275,11 @@ impl Inbox {
         Ok(Frame { kind: head.kind, id: head.id, body, more: Extra::default(), fds })
     }
 
+    /// Whether the frame that was taken last lacks fds that came with it, as this process had none free.
+    pub(crate) fn has_lost_fds(&self) -> bool {
+        self.fds_lost
+    }
+
     /// What is here of the frame that is under way.
     fn here(&self) -> &[u8] {
         self.large.as_ref().map_or(&self.bytes, Large::here)
@@ -287,6 +294,7 @@ impl Inbox {
         if self.batches.front().is_some_and(|batch| batch.within == 0) {
             return Err(self.refuse("file descriptors that no frame announced"));
         }
+        self.fds_lost = batch.as_ref().is_some_and(|batch| batch.lost);
         match batch {
             Some(batch) if batch.fds.len() != head.fds && !batch.lost => {
                 Err(self.refuse("another number of file descriptors than announced"))

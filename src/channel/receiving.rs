@@ -17,6 +17,9 @@ use crate::error::RecvError;
 use crate::sys::socket as sys;
 use crate::wire::frame::{Frame, Limits, VALUE};
 
+/// Why a value can't be decoded whose fds this process had no room for.
+const FDS_LOST: &str = "file descriptors of the message could not be taken in: too many are open here";
+
 /// The receiving side of a socket.
 #[derive(Debug)]
 pub(crate) struct Receiving {
@@ -148,7 +151,11 @@ impl Receiving {
     fn value<T: DeserializeOwned>(&mut self, frame: Result<Option<Frame>, RecvError>) -> Result<Option<T>, RecvError> {
         let broken = match frame {
             Ok(None) => return Ok(None),
-            Ok(Some(frame)) if frame.kind == VALUE => return value::decode(frame).map(Some),
+            Ok(Some(frame)) if frame.kind == VALUE => {
+                return value::decode(frame).map(Some).map_err(|error| {
+                    if self.inbox.has_lost_fds() { RecvError::Decode(FDS_LOST.into()) } else { error }
+                });
+            }
             Ok(Some(_)) => self.inbox.refuse("a frame that is no value"),
             Err(error) => error,
         };
