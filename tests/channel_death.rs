@@ -3,9 +3,12 @@
 #![expect(clippy::needless_pass_by_value, reason = "a task owns its arguments")]
 
 use std::os::unix::process::ExitStatusExt as _;
+use std::time::Duration;
 
-use futures::{FutureExt as _, StreamExt as _};
+use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
 use multiproc::{Duplex, Receiver, RecvError, SendError, Sender, channel, duplex, spawn_process, task};
+
+mod support;
 
 multiproc::test_support!();
 
@@ -170,4 +173,32 @@ async fn what_was_sent_just_before_an_exit_arrives() {
         assert_eq!(ours.recv().await.unwrap(), None);
         drop(child);
     }
+}
+
+/// Feeds until no more is let in: the socket is full, and the end has some of its own. Then it is dropped.
+async fn feed_all(mut tx: Sender<Vec<u8>>, fed: Sender<u32>) -> u32 {
+    let mut count = 0;
+    while let Some(result) = tx.feed(vec![1; 32_751]).now_or_never() {
+        result.unwrap();
+        count += 1;
+    }
+    drop(tx);
+    fed.send(count).await.unwrap();
+    count
+}
+
+/// The process exited as soon as its task had returned, and what had not left was lost; the receiver read a clean end.
+#[tokio::test]
+async fn a_process_whose_task_has_returned_stays_until_what_it_fed_has_left() {
+    let ((tx, mut rx), (fed, mut was_fed)) = (channel::<Vec<u8>>().unwrap(), channel().unwrap());
+    let child = spawn_process(task!(feed_all(tx, fed).await)).await.unwrap();
+    let process = support::Other::new(child.id().unwrap());
+    let count = was_fed.recv().await.unwrap().unwrap();
+    // Nothing tells that it stays, so it gets far longer than an exit takes.
+    assert!(!process.has_ended_within(Duration::from_millis(300)), "it has gone, and what it owed with it");
+    for n in 0..count {
+        assert!(rx.recv().await.unwrap().is_some(), "{n} of {count}");
+    }
+    assert!(rx.recv().await.unwrap().is_none());
+    assert_eq!(child.join().await.unwrap(), count);
 }

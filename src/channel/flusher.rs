@@ -4,7 +4,7 @@
 //! cheaper by a few microseconds, but would stop when that runtime does, and the peer would wait in the middle of a frame.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -16,6 +16,9 @@ use crate::sys::socket::Ready;
 
 /// How long to wait before fds are tried again.
 pub(super) const FD_PAUSE: Duration = Duration::from_millis(5);
+
+/// How long an exit waits while nothing at all moves: a peer may be waiting for that very exit before it reads.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whether the user has as many fds under way in sockets as one process may have open; `ETOOMANYREFS` in unix(7). It
 /// passes when receivers receive, and nothing tells when.
@@ -31,12 +34,23 @@ pub(super) async fn pause() -> io::Result<()> {
 /// Sends what is under way until nothing is. If there can be no thread, the sending side fails.
 pub(super) fn start(sending: Arc<Sending>) {
     match runtime() {
-        Ok(runtime) => drop(runtime.spawn(flush(sending))),
+        Ok(runtime) => drop(runtime.spawn(flush(sending, OWED.begin()))),
         Err(error) => sending.fail(&error),
     }
 }
 
-async fn flush(sending: Arc<Sending>) {
+/// Waits until this process owes nothing; for its exit, which takes the thread along. It gives up when nothing at all has
+/// moved for [`PATIENCE`].
+pub(crate) fn finish() {
+    OWED.settle(PATIENCE);
+}
+
+/// Says that something has moved, so that [`finish`] goes on waiting.
+pub(super) fn moved() {
+    OWED.change(|count| count.moves += 1);
+}
+
+async fn flush(sending: Arc<Sending>, _debt: Debt<'static>) {
     loop {
         // Where the socket was full once it soon is again.
         match sending.socket().when_often(Ready::Write, || sending.advance()).await {
@@ -44,6 +58,71 @@ async fn flush(sending: Arc<Sending>) {
             Err(error) if is_fd_congestion(&error) => tokio::time::sleep(FD_PAUSE).await,
             Err(error) => return sending.fail(&error),
         }
+    }
+}
+
+static OWED: Owed = Owed::new();
+
+/// What is left to the thread.
+#[derive(Debug)]
+struct Owed {
+    count: Mutex<Count>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Count {
+    /// The ends that are being flushed.
+    ends: usize,
+    /// How often anything has moved.
+    moves: u64,
+}
+
+/// An end that is being flushed, until it is dropped.
+struct Debt<'a>(&'a Owed);
+
+impl Owed {
+    const fn new() -> Self {
+        Self { count: Mutex::new(Count { ends: 0, moves: 0 }), changed: Condvar::new() }
+    }
+
+    fn begin(&self) -> Debt<'_> {
+        self.change(|count| count.ends += 1);
+        Debt(self)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Count)) {
+        change(&mut self.count());
+        self.changed.notify_all();
+    }
+
+    /// Waits until nothing is owed. Says whether it came to that.
+    fn settle(&self, patience: Duration) -> bool {
+        let mut count = self.count();
+        while count.ends > 0 {
+            let moves = count.moves;
+            let still = |count: &mut Count| count.ends > 0 && count.moves == moves;
+            let waited = self.changed.wait_timeout_while(count, patience, still);
+            let (next, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            if timeout.timed_out() {
+                return false;
+            }
+            count = next;
+        }
+        true
+    }
+
+    fn count(&self) -> MutexGuard<'_, Count> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Debt<'_> {
+    fn drop(&mut self) {
+        self.0.change(|count| {
+            count.ends -= 1;
+            count.moves += 1;
+        });
     }
 }
 
@@ -70,5 +149,24 @@ pub(super) fn runtime() -> io::Result<Handle> {
             }
             Err(error)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_waits_for_what_is_owed_and_gives_up_when_nothing_moves() {
+        let owed = Owed::new();
+        assert!(owed.settle(Duration::ZERO), "nothing was owed");
+        let debt = owed.begin();
+        assert!(!owed.settle(Duration::from_millis(1)), "nothing has moved");
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| owed.settle(Duration::from_mins(1)));
+            owed.change(|count| count.moves += 1);
+            drop(debt);
+            assert!(waiting.join().unwrap());
+        });
     }
 }

@@ -25,7 +25,7 @@ mod cost;
 mod departure;
 mod duplex;
 mod fd;
-mod flusher;
+pub(crate) mod flusher;
 mod gather;
 pub(crate) mod inbox;
 mod listener;

@@ -25,7 +25,10 @@ use crate::wire::frame::Limits;
 /// leaves whole, and what waits together leaves in one write. It is also a [`Sink`], which gathers fed messages.
 ///
 /// Dropping it is how the receiver learns that nothing more comes: it receives what was sent, and then the end. Messages
-/// that a `Sink` was fed and that have not left are still sent.
+/// that a `Sink` was fed and that have not left are still sent, in the background. A process that ends because its task has
+/// returned waits for that while the receiver takes anything, unless it is killed: a host gives it a few seconds to exit, so
+/// read what it sends before or while you join it. `std::process::exit` does not wait, nor does the end of the host's `main`:
+/// flush or close the sink before those.
 ///
 /// It is a value that can be sent itself. That moves it: the sender that was encoded refuses to go on. It is refused while
 /// a message of its own is under way.

@@ -218,11 +218,16 @@ impl Sending {
         if line.mover != Mover::Flusher {
             return Ok(());
         }
+        let before = line.outbox.sent();
         let result = line.flush(&self.socket);
+        let moved = line.outbox.sent() != before;
         if result.is_ok() {
             line.mover = Mover::None;
         }
         release(line);
+        if moved {
+            flusher::moved();
+        }
         result
     }
 

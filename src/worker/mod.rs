@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use crate::channel::flusher;
 use crate::channel::inbox::Inbox;
 use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
@@ -181,6 +182,8 @@ fn serve(socket: &Socket, slot: Slot, able: Result<(), String>) -> ! {
     let said = socket.block_when(Ready::Write, || outbox.flush(socket));
     let (Ok(()), Ok((hello, ledger))) = (said, greeted) else { process::exit(start::EXIT_NO_PARENT) };
     let code = serve::Server::new(socket, inbox, &hello, ledger).run();
+    // What the task's ends were left with; the thread that sends it ends with the process.
+    flusher::finish();
     process::exit(code)
 }
 

@@ -94,10 +94,13 @@ impl Other {
     /// Waits for its end.
     #[track_caller]
     pub(crate) fn ends_within(&self, limit: Duration) {
+        assert!(self.has_ended_within(limit), "process {} goes on: {:?} {}", self.pid, self.command(), self.state());
+    }
+
+    pub(crate) fn has_ended_within(&self, limit: Duration) -> bool {
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
         let limit = Timespec::try_from(limit).unwrap();
-        let ready = rustix::io::retry_on_intr(|| poll(&mut fds, Some(&limit))).unwrap();
-        assert_eq!(ready, 1, "process {} goes on: {:?} {}", self.pid, self.command(), self.state());
+        rustix::io::retry_on_intr(|| poll(&mut fds, Some(&limit))).unwrap() == 1
     }
 
     /// Waits for its end and until nothing is left of it, not even a zombie.
