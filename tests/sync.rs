@@ -5,6 +5,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use futures::future::join_all;
 use multiproc::sync::{Barrier, BarrierWait, Event, Semaphore};
@@ -306,4 +307,27 @@ fn they_are_made_and_used_without_a_runtime() {
         event.blocking_wait().unwrap();
     });
     event.blocking_clear().unwrap();
+}
+
+/// Past 1024 waits, the call that was to end them waited behind them.
+#[tokio::test]
+async fn three_thousand_tasks_of_a_process_wait_for_one_event_and_are_told() {
+    let event = Event::new().unwrap();
+    let mut waits: Vec<_> = (0..3000).map(|_| Box::pin(event.wait())).collect();
+    for wait in &mut waits {
+        assert!(poll_once(wait).await.is_pending());
+    }
+    tokio::time::timeout(Duration::from_mins(1), event.set()).await.expect("it waits behind them").unwrap();
+    for told in join_all(waits).await {
+        told.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn three_thousand_tasks_of_a_process_meet_at_one_barrier() {
+    let barrier = Barrier::new(3000).unwrap();
+    let all = join_all((0..3000).map(|_| barrier.wait()));
+    for met in tokio::time::timeout(Duration::from_mins(1), all).await.expect("the last ones wait behind the first") {
+        met.unwrap();
+    }
 }

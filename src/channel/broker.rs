@@ -19,11 +19,17 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Client, Duplex, duplex, flusher, serve};
+use super::service::{Bound, serve_within};
+use super::{Client, Duplex, duplex, flusher};
 use crate::error::CallError;
 
 /// The most holders of one broker. Each costs its process a socket, and any holder can make others.
 const MOST_HOLDERS: usize = if cfg!(test) { 8 } else { 4096 };
+
+/// The most questions of one holder that are open at once, over all its clones in a process; one more is an error. They
+/// must not wait for each other, for one may be what the others wait for. The asking side holds a future for each, so what
+/// the broker holds for it is in proportion.
+const MOST_ASKED: usize = if cfg!(test) { 64 } else { 1 << 20 };
 
 /// What the broker does for one holder. Dropping it is the holder's end, after which nobody asks any more.
 pub(crate) trait Desk: Send + Sync + Sized + 'static {
@@ -65,12 +71,16 @@ impl<D: Desk> Holder<D> {
         if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
             flusher::runtime()?.spawn(attend::<D>(theirs, Arc::new(shared), role, (places, place)));
         }
-        Ok(Self { client: Client::new(ours) })
+        Ok(Self::over(ours))
+    }
+
+    fn over(end: Duplex<Said<D>, Option<D::Answer>>) -> Self {
+        Self { client: Client::bounded(end, Bound::Refuse(MOST_ASKED)) }
     }
 
     /// Makes another holder.
     pub(crate) fn share(&self, role: D::Role) -> io::Result<Self> {
-        Ok(Self { client: Client::new(self.another(role)?) })
+        Ok(Self::over(self.another(role)?))
     }
 
     fn another(&self, role: D::Role) -> io::Result<Duplex<Said<D>, Option<D::Answer>>> {
@@ -104,7 +114,7 @@ impl<D: Desk> Holder<D> {
     }
 
     pub(crate) fn deserialize<'de, De: Deserializer<'de>>(deserializer: De) -> Result<Self, De::Error> {
-        Ok(Self { client: Client::new(Duplex::deserialize(deserializer)?) })
+        Ok(Self::over(Duplex::deserialize(deserializer)?))
     }
 }
 
@@ -143,7 +153,7 @@ fn attend<D: Desk>(
             }
         };
         // However it ended: the holder is no more.
-        let _ = serve(end, handle).await;
+        let _ = serve_within(MOST_ASKED, end, handle).await;
         drop(place);
     })
 }
@@ -191,5 +201,38 @@ mod tests {
         for holder in holders.iter().chain([&first]) {
             holder.blocking_ask(()).unwrap();
         }
+    }
+
+    /// Never answers.
+    struct Silent;
+
+    impl Desk for Silent {
+        type Role = ();
+        type Request = ();
+        type Answer = ();
+        type Shared = ();
+
+        fn open(_: &Arc<()>, (): ()) -> Self {
+            Self
+        }
+
+        async fn handle(self: &Arc<Self>, (): ()) {
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test]
+    async fn one_question_too_many_is_an_error_and_none_when_another_is_withdrawn() {
+        use futures::FutureExt as _;
+
+        let holder = Holder::<Silent>::found((), ()).unwrap();
+        let ask = || Box::pin(holder.ask(()));
+        let mut open: Vec<_> = (0..MOST_ASKED).map(|_| ask()).collect();
+        for question in &mut open {
+            assert!(question.now_or_never().is_none());
+        }
+        assert!(matches!(ask().now_or_never(), Some(Err(CallError::Io(_)))));
+        open.pop();
+        assert!(ask().now_or_never().is_none());
     }
 }

@@ -15,7 +15,7 @@ use tokio::runtime::{Handle, Id};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
-use super::MAX_CALLS;
+use super::Bound;
 use crate::channel::departure::Departure;
 use crate::channel::duplex::Sides;
 use crate::channel::flusher;
@@ -29,6 +29,7 @@ pub(crate) struct Calls {
     sides: Mutex<Sides>,
     table: Mutex<Table>,
     free: Semaphore,
+    bound: Bound,
 }
 
 #[derive(Debug, Default)]
@@ -112,12 +113,13 @@ impl End {
 }
 
 impl Calls {
-    pub(crate) fn new(sides: Sides) -> Arc<Self> {
+    pub(crate) fn new(sides: Sides, bound: Bound) -> Arc<Self> {
         Arc::new(Self {
             sending: Arc::clone(&sides.sending),
             sides: Mutex::new(sides),
             table: Mutex::default(),
-            free: Semaphore::new(MAX_CALLS),
+            free: Semaphore::new(bound.most()),
+            bound,
         })
     }
 
@@ -132,7 +134,12 @@ impl Calls {
         place: impl FnOnce() -> Place,
     ) -> Result<Frame, CallError> {
         // Given back after the cancellation was posted: then the server never has more than it may.
-        let _one_of_them = self.free.acquire().await.map_err(|_| CallError::Closed)?;
+        let _one_of_them = match self.bound {
+            Bound::Wait(_) => self.free.acquire().await.map_err(|_| CallError::Closed)?,
+            Bound::Refuse(most) => {
+                self.free.try_acquire().map_err(|_| io::Error::other(format!("{most} others wait already")))?
+            }
+        };
         let mut call = self.open(place())?;
         let mut leaving = Some(self.sending.send(Frame { id: call.id, ..request }));
         poll_fn(|cx| call.poll(cx, &mut leaving)).await

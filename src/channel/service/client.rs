@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::calls::{Calls, Place};
+use super::{Bound, MAX_CALLS};
 use crate::channel::block::block_on;
 use crate::channel::duplex::Sides;
 use crate::channel::{Duplex, travel, value};
@@ -58,11 +59,16 @@ pub struct Client<Req, Resp> {
 impl<Req, Resp> Client<Req, Resp> {
     /// Makes a client of one end. The end's limit for messages holds for requests and answers.
     pub fn new(end: Duplex<Req, Resp>) -> Self {
-        Self::over(end.into_sides())
+        Self::bounded(end, Bound::Wait(MAX_CALLS))
     }
 
-    fn over(sides: Sides) -> Self {
-        Self { limits: sides.receiving.limits(), calls: Calls::new(sides), call: PhantomData }
+    /// As [`new`](Self::new), with another bound on the calls that are open.
+    pub(crate) fn bounded(end: Duplex<Req, Resp>, bound: Bound) -> Self {
+        Self::over(end.into_sides(), bound)
+    }
+
+    fn over(sides: Sides, bound: Bound) -> Self {
+        Self { limits: sides.receiving.limits(), calls: Calls::new(sides, bound), call: PhantomData }
     }
 }
 
@@ -135,7 +141,7 @@ impl<Req, Resp> Serialize for Client<Req, Resp> {
 impl<'de, Req, Resp> Deserialize<'de> for Client<Req, Resp> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (sending, receiving) = travel::deserialize_both(deserializer)?;
-        Ok(Self::over(Sides::with(sending, receiving)))
+        Ok(Self::over(Sides::with(sending, receiving), Bound::Wait(MAX_CALLS)))
     }
 }
 

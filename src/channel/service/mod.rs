@@ -7,14 +7,33 @@
 //! ```
 //!
 //! A client has at most [`MAX_CALLS`] calls open, so that is all that a server holds, and a cancellation never waits
-//! behind more requests than that. `calls.rs` is the client's table of them.
+//! behind more requests than that. Where a call may be what ends other calls, as with `broker.rs`, such a bound would have
+//! it wait behind them: there the bound is far away and is an error. `calls.rs` is the client's table of them.
 
 mod calls;
 mod client;
 mod serve;
 
 pub use client::Client;
+pub(crate) use serve::serve_within;
 pub use serve::{blocking_serve, serve};
 
 /// How many calls a client has open at once; more wait in it.
 const MAX_CALLS: usize = 1024;
+
+/// How many calls a client may have open, and what becomes of one more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Bound {
+    /// It waits until one of them is over.
+    Wait(usize),
+    /// It fails.
+    Refuse(usize),
+}
+
+impl Bound {
+    pub(crate) fn most(self) -> usize {
+        match self {
+            Self::Wait(most) | Self::Refuse(most) => most,
+        }
+    }
+}

@@ -60,7 +60,22 @@ const MAX_REASON: usize = 1024;
 /// # Ok(())
 /// # }
 /// ```
-pub async fn serve<Req, Resp, F, Fut>(end: Duplex<Resp, Req>, mut handler: F) -> Result<(), RecvError>
+pub async fn serve<Req, Resp, F, Fut>(end: Duplex<Resp, Req>, handler: F) -> Result<(), RecvError>
+where
+    Req: DeserializeOwned,
+    Resp: Serialize,
+    F: FnMut(Req) -> Fut,
+    Fut: Future<Output = Resp>,
+{
+    serve_within(MAX_CALLS, end, handler).await
+}
+
+/// As [`serve`], for a client that has at most so many calls open.
+pub(crate) async fn serve_within<Req, Resp, F, Fut>(
+    most: usize,
+    end: Duplex<Resp, Req>,
+    mut handler: F,
+) -> Result<(), RecvError>
 where
     Req: DeserializeOwned,
     Resp: Serialize,
@@ -78,7 +93,7 @@ where
                 open.remove(&id);
             }
             // A client that keeps to its limit never waits here, and what it only tells is done at once.
-            if running.len() < 2 * MAX_CALLS { sides.receiving.poll_frame(cx) } else { Poll::Pending }
+            if running.len() < 2 * most { sides.receiving.poll_frame(cx) } else { Poll::Pending }
         });
         let Some(frame) = next.await? else { return Ok(()) };
         let id = frame.id;
