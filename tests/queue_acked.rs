@@ -2,15 +2,21 @@
 
 #![expect(clippy::needless_pass_by_value, reason = "a task owns its arguments")]
 
+use std::fs::File;
 use std::io::{PipeWriter, Read as _, Write as _};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
+use multiproc::sync::Event;
 use multiproc::{AckedQueue, AckedReceiver, Fd, RecvError, SendError, Sender, channel, spawn_process, task};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Deserializer, Serialize};
+
+mod support;
 
 multiproc::test_support!();
 
@@ -288,4 +294,31 @@ async fn an_item_whose_decoder_panics_goes_back() {
         delivery.ack().unwrap();
     }
     queue.finished().await;
+}
+
+/// It waited for what happens next in the queue, and nothing does.
+#[test]
+fn an_item_that_was_asked_for_while_no_fd_was_free_comes_when_there_are_some() {
+    support::alone("an_item_that_was_asked_for_while_no_fd_was_free_comes_when_there_are_some", || {
+        support::block_on(async {
+            let limit = Rlimit { current: Some(64), maximum: getrlimit(Resource::Nofile).maximum };
+            setrlimit(Resource::Nofile, limit).unwrap();
+            let null = || File::open("/dev/null");
+            let (queue, witness) = (AckedQueue::new(), Event::new().unwrap());
+            let mut rx = queue.receiver().unwrap();
+            queue.send(Fd::from(null().unwrap())).await.unwrap();
+            // The runtime's own fds for both sockets, and the thread.
+            assert!(!witness.is_set().await.unwrap());
+            let taken: Vec<_> = std::iter::from_fn(|| null().ok()).collect();
+            let mut asks = pin!(rx.recv());
+            assert!(asks.as_mut().now_or_never().is_none());
+            // The same thread answers these, after it has heard that.
+            for _ in 0..5 {
+                assert!(!witness.is_set().await.unwrap());
+            }
+            drop(taken);
+            let got = tokio::time::timeout(Duration::from_mins(1), asks).await.expect("it never comes");
+            got.unwrap().unwrap().ack().unwrap();
+        });
+    });
 }

@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::mem;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio::time::sleep;
 
 use super::{ACK, AGAIN, ASK, BACK, END, LEAVE, word};
+use crate::channel::flusher;
 use crate::channel::inbox::Inbox;
 use crate::channel::sending::Sending;
 use crate::wire::extra::Extra;
@@ -42,6 +45,8 @@ struct State {
     last_receiver: u64,
     /// No more items will be put in.
     closed: bool,
+    /// Somebody comes back soon to give what there was no fd for.
+    retrying: bool,
 }
 
 #[derive(Debug)]
@@ -77,7 +82,7 @@ type Leaving = Vec<(Arc<Sending>, Frame)>;
 
 impl Broker {
     /// Takes an item in when there is room for it.
-    pub(super) async fn put(&self, frame: Frame) {
+    pub(super) async fn put(self: &Arc<Self>, frame: Frame) {
         let mut frame = Some(frame);
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
@@ -90,7 +95,7 @@ impl Broker {
         }
     }
 
-    fn try_put(&self, frame: &mut Option<Frame>) -> bool {
+    fn try_put(self: &Arc<Self>, frame: &mut Option<Frame>) -> bool {
         let mut state = self.state();
         if !state.has_room() {
             return false;
@@ -116,7 +121,7 @@ impl Broker {
     }
 
     /// Says that no more items will come.
-    pub(super) fn close(&self) {
+    pub(super) fn close(self: &Arc<Self>) {
         let mut state = self.state();
         state.closed = true;
         self.release(state);
@@ -136,7 +141,7 @@ impl Broker {
         self.gone(who);
     }
 
-    fn enter(&self, sending: &Arc<Sending>) -> u64 {
+    fn enter(self: &Arc<Self>, sending: &Arc<Sending>) -> u64 {
         let mut state = self.state();
         state.last_receiver += 1;
         let who = state.last_receiver;
@@ -146,7 +151,7 @@ impl Broker {
     }
 
     /// Takes a receiver's word. `false`: it makes no sense.
-    fn hear(&self, who: u64, frame: &Frame) -> bool {
+    fn hear(self: &Arc<Self>, who: u64, frame: &Frame) -> bool {
         let mut state = self.state();
         match frame.kind {
             ASK if !state.asking.contains(&who) => state.asking.push_back(who),
@@ -159,7 +164,7 @@ impl Broker {
         true
     }
 
-    fn gone(&self, who: u64) {
+    fn gone(self: &Arc<Self>, who: u64) {
         let mut state = self.state();
         state.receivers.remove(&who);
         state.asking.retain(|asking| *asking != who);
@@ -172,14 +177,38 @@ impl Broker {
     }
 
     /// Ends an access: gives what can be given, and tells those who wait.
-    fn release(&self, mut state: MutexGuard<'_, State>) {
-        let leaving = state.give();
+    fn release(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        let mut leaving = Leaving::new();
+        let retry = state.give(&mut leaving).is_err() && !mem::replace(&mut state.retrying, true);
         drop(state);
+        if retry {
+            self.retry();
+        }
         for (sending, frame) in leaving {
             // A receiver that can't be sent to is going, and its reader sees that.
             let _ = sending.post(frame);
         }
         self.changed.notify_waiters();
+    }
+}
+
+impl Broker {
+    /// Gives again in a while: nothing tells when there are fds again.
+    fn retry(self: &Arc<Self>) {
+        let broker = Arc::downgrade(self);
+        let again = async move {
+            sleep(flusher::FD_PAUSE).await;
+            // With nobody left to give to, it is gone.
+            let Some(broker) = broker.upgrade() else { return };
+            let mut state = broker.state();
+            state.retrying = false;
+            broker.release(state);
+        };
+        match flusher::runtime() {
+            Ok(runtime) => drop(runtime.spawn(again)),
+            // There is none only where there is no receiver either.
+            Err(_) => self.state().retrying = false,
+        }
     }
 }
 
@@ -224,12 +253,10 @@ impl State {
         }
     }
 
-    /// Gives items to those who ask; or the end, to all.
-    fn give(&mut self) -> Leaving {
-        let mut leaving = Leaving::new();
+    /// Gives items to those who ask; or the end, to all. An error is that an item has no fds for its duplicates, and waits.
+    fn give(&mut self, leaving: &mut Leaving) -> io::Result<()> {
         while let (Some(item), Some(&who)) = (self.waiting.front(), self.asking.front()) {
-            // With no fd free for a duplicate the item waits for what happens next.
-            let Ok(frame) = item.frame() else { break };
+            let frame = item.frame()?;
             self.asking.pop_front();
             let Some(receiver) = self.receivers.get_mut(&who) else { continue };
             let Some(item) = self.waiting.pop_front() else { break };
@@ -240,10 +267,10 @@ impl State {
         }
         if self.closed && self.is_done() {
             self.asking.clear();
-            for receiver in std::mem::take(&mut self.receivers).into_values() {
+            for receiver in mem::take(&mut self.receivers).into_values() {
                 leaving.push((receiver.sending, word(END, 0)));
             }
         }
-        leaving
+        Ok(())
     }
 }
