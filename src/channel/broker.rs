@@ -217,7 +217,7 @@ mod tests {
         }
 
         async fn handle(self: &Arc<Self>, (): ()) {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

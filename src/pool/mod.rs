@@ -158,7 +158,8 @@ impl ProcessPool {
     /// Submits a task: a future that waits for a free slot, and then for the result.
     ///
     /// It does nothing until it is polled. A hundred thousand of them at once are fine: each holds its own encoded task,
-    /// and they run in the order in which they were first polled.
+    /// and they are sent to workers in the order in which they were first polled. Small ones are sent some at a time, so with more
+    /// than one worker a task may begin some milliseconds after one that was polled later.
     ///
     /// # Errors
     ///
