@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use multiproc::{ProcessPool, TaskError, call, task};
-use pool_support::{Ledger, Meeting, endless, is_gone, meet, meet_and_give_pid, note, pid, until, within};
+use pool_support::{
+    Ledger, Meeting, endless, is_gone, is_pending, kill, meet, meet_and_give_pid, note, pid, until, within,
+};
 use serde::{Deserialize, Serialize};
 
 multiproc::test_support!();
@@ -297,6 +299,24 @@ async fn a_task_that_is_behind_one_that_times_out_is_not_ended_for_it() {
         assert_eq!(pool.status().counts.timed_out, timed_out);
         within(pool.close()).await;
     }
+}
+
+/// Its worker does not come to it, as it is stopped; nobody looks for its end all the time meanwhile.
+#[tokio::test]
+async fn a_time_of_nothing_begins_with_the_task_too() {
+    let pool = ProcessPool::new(1);
+    let worker = within(pool.submit(task!(pid()))).await.unwrap();
+    kill(worker, libc::SIGSTOP);
+    let late = pool.submit(task!(endless())).timeout(Duration::ZERO);
+    let mut late = std::pin::pin!(late);
+    // It is with the worker, or waits for one that comes to it.
+    for _ in 0..100 {
+        assert!(is_pending(&mut late).await);
+        tokio::task::yield_now().await;
+    }
+    kill(worker, libc::SIGCONT);
+    assert!(matches!(within(late).await, Err(TaskError::TimedOut)));
+    within(pool.close()).await;
 }
 
 #[tokio::test]

@@ -39,6 +39,9 @@ const LATE: Duration = Duration::from_millis(5);
 /// What takes no longer than this is not shared: to wake another worker would take as long.
 const UNSHARED: Duration = Duration::from_micros(50);
 
+/// From one look whether a task that has a timeout is begun to the next, at least.
+const LEAST_LOOK: Duration = Duration::from_millis(1);
+
 /// No task takes less than this, whatever its worker says.
 const LEAST: Duration = Duration::from_nanos(200);
 
@@ -310,7 +313,8 @@ impl Desk {
         let now = Instant::now();
         let Some(first) = self.sent.front().map(|first| first.id) else { return false };
         if self.is_before_first() {
-            self.since = now;
+            // To be looked at again when that time is over, but not all the time.
+            self.since = now + LEAST_LOOK.saturating_sub(timeout);
             return false;
         }
         if self.clocked != first {
