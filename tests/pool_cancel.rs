@@ -228,3 +228,29 @@ async fn many_cancelled_among_many_leave_the_others_alone() {
     assert_eq!(entries, (0..1000).filter(|id| id % 3 != 0).collect::<Vec<_>>());
     within(pool.close()).await;
 }
+
+fn spin(time: Duration) {
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < time {
+        std::hint::spin_loop();
+    }
+}
+
+/// The worker has just answered another task, and says so together with what comes next.
+#[tokio::test]
+async fn a_task_that_has_just_begun_behind_another_is_cancelled_with_its_pool() {
+    for _ in 0..10 {
+        let pool = ProcessPool::builder().workers(1).cancel_grace(Duration::from_millis(50)).build().unwrap();
+        let meeting = Meeting::new();
+        within(join_all((0..4).map(|_| pool.submit(task!(spin(Duration::from_micros(20))))))).await;
+        // The other two are sent together once this one is answered.
+        let before = tokio::spawn(pool.submit(task!(spin(Duration::from_micros(300)))));
+        let first = tokio::spawn(pool.submit(task!(spin(Duration::from_micros(20)))));
+        let second = tokio::spawn(pool.submit(task!(meet_and_hang(meeting.place(), 0))));
+        let _guest = meeting.guest().await;
+        within(pool.cancel()).await;
+        within(before).await.unwrap().unwrap();
+        assert!(matches!(within(first).await.unwrap(), Ok(()) | Err(TaskError::Cancelled)));
+        assert!(matches!(within(second).await.unwrap(), Err(TaskError::Cancelled)));
+    }
+}

@@ -18,7 +18,7 @@ use crate::sys::socket::Ready;
 pub(super) const FD_PAUSE: Duration = Duration::from_millis(5);
 
 /// How long an exit waits while nothing at all moves: a peer may be waiting for that very exit before it reads.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Whether the user has as many fds under way in sockets as one process may have open; `ETOOMANYREFS` in unix(7). It
 /// passes when receivers receive, and nothing tells when.

@@ -203,6 +203,10 @@ impl Shared {
             Self::put_back(&mut state, back);
         }
         if desk.load() > 0 {
+            // The bell that rang for it may have been heard together with what was answered before it.
+            if state.phase == Phase::Cancelled || desk.first().is_some_and(|job| !job.is_wanted()) {
+                seat.bell.notify_one();
+            }
             if worn || surplus {
                 desk.apply(Event::Retire);
             }

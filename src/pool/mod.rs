@@ -105,6 +105,15 @@ pub struct ProcessPool {
 /// Cancels the pool when the last handle is gone; futures and supervisors hold the shared state, not this.
 struct Owner(Arc<Shared>);
 
+/// A slot for a task that is being encoded; other people's code may panic there.
+struct Reserved<'a>(&'a Arc<Shared>);
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.0.unreserve();
+    }
+}
+
 impl Drop for Owner {
     fn drop(&mut self) {
         // In a forked copy of this process the workers are the original's, and a lock may be held for good.
@@ -209,16 +218,12 @@ impl ProcessPool {
             Err(TaskError::Closed) => return Err(TrySubmitError::Closed(task)),
             Err(error) => return Err(TrySubmitError::Refused(error)),
         }
-        match submit::prepare(self.shared(), &task, Wishes::default(), Awaits::Slot) {
-            Ok(job) => {
-                self.shared().submit_reserved(&job);
-                Ok(TaskHandle::new(Claim::new(job)))
-            }
-            Err(error) => {
-                self.shared().unreserve();
-                Err(TrySubmitError::Refused(error))
-            }
-        }
+        let slot = Reserved(self.shared());
+        let job = submit::prepare(self.shared(), &task, Wishes::default(), Awaits::Slot);
+        let job = job.map_err(TrySubmitError::Refused)?;
+        std::mem::forget(slot);
+        self.shared().submit_reserved(&job);
+        Ok(TaskHandle::new(Claim::new(job)))
     }
 
     /// Runs a function on each input and streams the results, in the order of the inputs.

@@ -57,7 +57,7 @@ impl Shared {
             return true;
         }
         // It has not begun even the first of them, so that one stays.
-        while let Some(job) = state.waiting.pop_front() {
+        while let Some(job) = state.next_wanted() {
             if seat.desk().send(job, seat) {
                 state.after.write(seat);
                 break;
@@ -89,10 +89,10 @@ impl Shared {
             return Some(false);
         }
         let back = desk.take_back();
-        let is_last = desk.load() == 1;
-        if !is_last {
-            // It has ended just now, and its answer is on its way; the next one's time begins.
-            desk.restart_clock();
+        // With another one behind it that is begun it has ended just now, and its answer is on its way. That is so once.
+        let is_last = desk.load() == 1 || !desk.excuse();
+        if desk.load() == 0 {
+            seat.bell.notify_one();
         }
         drop(desk);
         Self::put_back(&mut state, back);
@@ -105,6 +105,8 @@ impl Shared {
     pub(super) fn review(self: &Arc<Self>, seat: &Arc<Seat>) -> Review {
         let mut state = self.state();
         if state.phase == Phase::Cancelled {
+            let back = seat.desk().take_back();
+            Self::put_back(&mut state, back);
             return Review::Unwanted;
         }
         let mut desk = seat.desk();
@@ -131,7 +133,9 @@ impl Shared {
         }
         match desk.first() {
             // With another one behind it that is begun, it has ended, and its answer is on its way.
-            Some(job) if !job.is_wanted() && desk.load() == 1 => Review::Unwanted,
+            Some(job) if !job.is_wanted() && !desk.is_before_first() && (desk.load() == 1 || desk.is_long()) => {
+                Review::Unwanted
+            }
             None if desk.state == WorkerState::Busy => Review::Unloaded,
             _ => Review::Fine,
         }

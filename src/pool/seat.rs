@@ -4,6 +4,7 @@
 //! needs a clock, wakes the supervisor. Whoever wants a task's worker ended leaves a word here; the supervisor, which
 //! alone knows whether that task is still the one that runs, acts on it.
 
+mod clock;
 mod writing;
 
 use std::collections::VecDeque;
@@ -38,9 +39,6 @@ const LATE: Duration = Duration::from_millis(5);
 
 /// What takes no longer than this is not shared: to wake another worker would take as long.
 const UNSHARED: Duration = Duration::from_micros(50);
-
-/// From one look whether a task that has a timeout is begun to the next, at least.
-const LEAST_LOOK: Duration = Duration::from_millis(1);
 
 /// No task takes less than this, whatever its worker says.
 const LEAST: Duration = Duration::from_nanos(200);
@@ -87,6 +85,8 @@ pub(super) struct Desk {
     seen: Seen,
     /// The task for which its worker was asked when it began it, which is done once.
     clocked: u64,
+    /// The task that was said to have ended although its answer had not come, which is believed once.
+    excused: u64,
     /// Of the chunk of this number so many calls had been made when somebody looked.
     call: (u64, u32, Instant),
 }
@@ -156,6 +156,7 @@ impl Desk {
             last_id: 0,
             seen: Seen::default(),
             clocked: 0,
+            excused: 0,
             call: (0, 0, Instant::now()),
         }
     }
@@ -258,13 +259,8 @@ impl Desk {
             && self.since.elapsed() >= time
     }
 
-    /// Whether tasks wait behind one that has run for long.
-    pub(super) fn is_late(&self) -> bool {
-        self.has_tasks_ahead() && self.since.elapsed() >= LATE && !self.is_before_first()
-    }
-
     /// Whether it has not begun its first task.
-    fn is_before_first(&self) -> bool {
+    pub(super) fn is_before_first(&self) -> bool {
         let begun = self.ledger.as_ref().map_or(0, |ledger| ledger.begun());
         self.sent.front().is_some_and(|first| first.id > begun)
     }
@@ -300,47 +296,6 @@ impl Desk {
     /// Whether its first task is the one that had not been begun at the last look.
     fn waits_for_begin(&self) -> bool {
         self.sent.front().is_some_and(|first| self.seen.first == Some((first.id, false)))
-    }
-
-    /// Its first task's time begins now.
-    pub(super) fn restart_clock(&mut self) {
-        self.since = Instant::now();
-        self.call.0 = 0;
-    }
-
-    /// Whether its first task, whose time was up if it began when it was sent, has run for too long. What is not begun doesn't run.
-    pub(super) fn is_too_long(&mut self, timeout: Duration) -> bool {
-        let now = Instant::now();
-        let Some(first) = self.sent.front().map(|first| first.id) else { return false };
-        if self.is_before_first() {
-            // To be looked at again when that time is over, but not all the time.
-            self.since = now + LEAST_LOOK.saturating_sub(timeout);
-            return false;
-        }
-        if self.clocked != first {
-            self.clocked = first;
-            let began = self.ledger.as_ref().and_then(|ledger| now.checked_sub(ledger.began_ago()));
-            self.since = self.since.max(began.unwrap_or(self.since));
-        }
-        self.runs_since().elapsed() >= timeout && !self.has_come_on()
-    }
-
-    /// Since when the first task runs; if it is a chunk, the call of it that runs, at the latest.
-    pub(super) fn runs_since(&self) -> Instant {
-        let Some(first) = self.sent.front() else { return self.since };
-        if self.call.0 == first.id { self.call.2 } else { self.since }
-    }
-
-    /// A chunk's time is up. `true`: it has come on since it was looked at last, so it is another call that has to be waited
-    /// for, from now on.
-    pub(super) fn has_come_on(&mut self) -> bool {
-        let Some((Sent { id, job }, ledger)) = self.sent.front().zip(self.ledger.as_ref()) else { return false };
-        let before = if self.call.0 == *id { self.call.1 } else { 0 };
-        let parts = if job.is_chunk { ledger.kept_parts(*id) } else { 0 };
-        if parts > before {
-            self.call = (*id, parts, Instant::now());
-        }
-        parts > before
     }
 
     /// Asks the first task to stop by itself, and gives its number.
