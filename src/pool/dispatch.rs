@@ -191,10 +191,7 @@ impl Shared {
         worn: bool,
     ) -> Turn {
         let mut state = self.state();
-        for &ending in endings {
-            state.counts.add(ending);
-        }
-        state.resume(unfinished);
+        state.take_in(endings, unfinished);
         let surplus = state.seats.len() > state.target && state.staying() > state.target;
         let mut desk = seat.desk();
         let over = worn || surplus || desk.state == WorkerState::Draining || state.phase == Phase::Cancelled;

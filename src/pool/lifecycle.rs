@@ -27,10 +27,7 @@ impl Shared {
     /// Counts what a worker has answered that is given no more tasks, and lets chunks go on elsewhere.
     pub(super) fn take_in(self: &Arc<Self>, answered: &[Ending], unfinished: impl IntoIterator<Item = Arc<Job>>) {
         let mut state = self.state();
-        for &ending in answered {
-            state.counts.add(ending);
-        }
-        state.resume(unfinished);
+        state.take_in(answered, unfinished);
         self.dispatch(&mut state);
     }
 
@@ -45,10 +42,7 @@ impl Shared {
         error: impl Fn(&Job) -> TaskError,
     ) -> bool {
         let mut state = self.state();
-        for &ending in answered {
-            state.counts.add(ending);
-        }
-        state.resume(unfinished);
+        state.take_in(answered, unfinished);
         let mut desk = seat.desk();
         desk.apply(Event::Ended);
         let (begun, rest) = desk.take_all();

@@ -295,8 +295,16 @@ impl State {
         self.waiting.insert(place, job);
     }
 
+    /// Counts what a worker has answered, and lets its chunks go on.
+    pub(super) fn take_in(&mut self, answered: &[Ending], unfinished: impl IntoIterator<Item = Arc<Job>>) {
+        for &ending in answered {
+            self.counts.add(ending);
+        }
+        self.resume(unfinished);
+    }
+
     /// Puts chunks that are to go on back into the queue.
-    pub(super) fn resume(&mut self, unfinished: impl IntoIterator<Item = Arc<Job>>) {
+    fn resume(&mut self, unfinished: impl IntoIterator<Item = Arc<Job>>) {
         for job in unfinished {
             if self.phase == Phase::Cancelled {
                 // It was nowhere to be found when the others were cancelled.

@@ -190,9 +190,7 @@ impl Broker {
         }
         self.changed.notify_waiters();
     }
-}
 
-impl Broker {
     /// Gives again in a while: nothing tells when there are fds again.
     fn retry(self: &Arc<Self>) {
         let broker = Arc::downgrade(self);
