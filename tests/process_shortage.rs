@@ -10,6 +10,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use multiproc::sync::Semaphore;
 use multiproc::{
     AckedQueue, Command, CommandError, Listener, ProcessPool, RecvError, SendError, SharedBytes, SharedBytesMut,
@@ -54,6 +55,30 @@ fn a_worker_that_can_have_no_thread_says_so() {
                 }
             }
             assert!(eventually(within(Duration::from_secs(5)), || children().is_empty()));
+        });
+    });
+}
+
+/// The thread that sends what a full socket could not take has a runtime, which has fds.
+#[test]
+fn a_message_that_fills_its_socket_while_no_fd_is_free_arrives_all_the_same() {
+    alone("a_message_that_fills_its_socket_while_no_fd_is_free_arrives_all_the_same", || {
+        block_on(async {
+            let limit = Rlimit { current: Some(64), maximum: rustix::process::getrlimit(Resource::Nofile).maximum };
+            rustix::process::setrlimit(Resource::Nofile, limit).unwrap();
+            let (tx, mut rx) = channel::<Vec<u8>>().unwrap();
+            let taken: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+            {
+                let mut sending = std::pin::pin!(tx.send(vec![1; 2_000_000]));
+                assert!(sending.as_mut().now_or_never().is_none(), "it is more than the socket takes");
+                assert_eq!(rx.recv().await.unwrap().unwrap().len(), 2_000_000);
+                sending.await.unwrap();
+            }
+            drop(taken);
+            tx.send(vec![2; 1_000_000]).now_or_never();
+            drop(tx);
+            assert_eq!(rx.recv().await.unwrap().unwrap().len(), 1_000_000);
+            assert!(rx.recv().await.unwrap().is_none());
         });
     });
 }

@@ -33,9 +33,15 @@ pub(super) async fn pause() -> io::Result<()> {
 
 /// Sends what is under way until nothing is. If there can be no thread, the sending side fails.
 pub(super) fn start(sending: Arc<Sending>) {
-    match runtime() {
-        Ok(runtime) => drop(runtime.spawn(flush(sending, OWED.begin()))),
-        Err(error) => sending.fail(&error),
+    let debt = OWED.begin();
+    if let Ok(runtime) = runtime() {
+        drop(runtime.spawn(flush(sending, debt)));
+        return;
+    }
+    // A runtime has fds of its own, and there may be none just now.
+    let theirs = Arc::clone(&sending);
+    if let Err(error) = spawn_thread(move || flush_alone(&theirs, debt)) {
+        sending.fail(&error);
     }
 }
 
@@ -56,6 +62,17 @@ async fn flush(sending: Arc<Sending>, _debt: Debt<'static>) {
         match sending.socket().when_often(Ready::Write, || sending.advance()).await {
             Ok(()) => return,
             Err(error) if is_fd_congestion(&error) => tokio::time::sleep(FD_PAUSE).await,
+            Err(error) => return sending.fail(&error),
+        }
+    }
+}
+
+/// As [`flush`], on a thread for this end alone.
+fn flush_alone(sending: &Sending, _debt: Debt<'_>) {
+    loop {
+        match sending.socket().block_when(Ready::Write, || sending.advance()) {
+            Ok(()) => return,
+            Err(error) if is_fd_congestion(&error) => thread::sleep(FD_PAUSE),
             Err(error) => return sending.fail(&error),
         }
     }
@@ -135,13 +152,9 @@ pub(super) fn runtime() -> io::Result<Handle> {
     }
     let runtime = Arc::new(Builder::new_current_thread().enable_all().build()?);
     let theirs = Arc::clone(&runtime);
-    let started = thread::Builder::new().name("multiproc-flush".into()).stack_size(128 << 10).spawn(move || {
-        // The program's signal handlers run on its own threads.
-        SignalMask::full().install();
-        theirs.block_on(std::future::pending::<()>());
-    });
+    let started = spawn_thread(move || theirs.block_on(std::future::pending::<()>()));
     match started {
-        Ok(_) => Ok(slot.insert(runtime.handle().clone()).clone()),
+        Ok(()) => Ok(slot.insert(runtime.handle().clone()).clone()),
         Err(error) => {
             // To drop it is a panic in a runtime, where our callers are.
             if let Some(runtime) = Arc::into_inner(runtime) {
@@ -150,6 +163,17 @@ pub(super) fn runtime() -> io::Result<Handle> {
             Err(error)
         }
     }
+}
+
+fn spawn_thread(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let thread = thread::Builder::new().name("multiproc-flush".into()).stack_size(128 << 10);
+    thread
+        .spawn(|| {
+            // The program's signal handlers run on its own threads.
+            SignalMask::full().install();
+            work();
+        })
+        .map(drop)
 }
 
 #[cfg(test)]
