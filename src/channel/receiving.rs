@@ -141,8 +141,13 @@ impl Receiving {
         Ok(given)
     }
 
+    /// Whether another process has this side now.
+    pub(crate) fn is_moved(&self) -> bool {
+        self.moved.is_set()
+    }
+
     fn check(&self) -> Result<(), RecvError> {
-        if self.moved.is_set() {
+        if self.is_moved() {
             return Err(io::Error::other("this end was sent to another process").into());
         }
         Ok(())

@@ -9,13 +9,14 @@ use std::task::Poll;
 use bytes::BytesMut;
 
 use super::inbox::Inbox;
+use super::moved::Move;
 use super::socket::Socket;
-use super::{Receiver, SharedBytes, SharedBytesMut, value};
-use crate::error::RecvError;
+use super::{Client, Duplex, Receiver, SharedBytes, SharedBytesMut, value};
+use crate::error::{CallError, RecvError};
 use crate::sys::memory;
 use crate::sys::socket::{self, Ready, Wait};
 use crate::wire::extra::Extra;
-use crate::wire::frame::{Frame, VALUE};
+use crate::wire::frame::{ANSWER, Frame, VALUE};
 use crate::wire::held::Held;
 
 /// A frame's bytes.
@@ -264,5 +265,27 @@ fn a_large_frame_is_whole_or_truncated_wherever_its_sender_ends() {
             }
         }
         writer.join().unwrap();
+    }
+}
+
+/// Its reader took it for the end of all answers.
+#[tokio::test]
+async fn a_client_whose_move_is_called_off_goes_on_though_its_reader_has_seen_the_move() {
+    let (theirs, ours) = socket::stream_pair().unwrap();
+    let client = Client::<u8, u8>::new(Duplex::new(ours));
+    let answer = |id, value: u8| wire(&Frame { kind: ANSWER, id, ..value::encode(&value, usize::MAX).unwrap() });
+    // The calls between them are refused.
+    for id in [1, 3, 5] {
+        let call = client.call(0);
+        write(&theirs, &answer(id, 7));
+        assert_eq!(call.await.unwrap(), 7, "call {id}");
+        let ((), its_move) = Move::begin(|| drop(value::encode(&client, usize::MAX).unwrap()));
+        assert!(matches!(client.call(0).await, Err(CallError::Io(_))), "it is under way");
+        // What nobody waits for wakes the reader.
+        write(&theirs, &answer(100, 7));
+        for _ in 0..5 {
+            tokio::task::yield_now().await;
+        }
+        its_move.call_off();
     }
 }

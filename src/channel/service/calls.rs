@@ -188,10 +188,14 @@ impl Calls {
         Ok(call)
     }
 
-    /// Takes what has arrived. Ready when nothing more will.
-    fn poll_read(&self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Takes what has arrived, for the reader at this place. Ready when nothing more will.
+    fn poll_read(&self, cx: &mut Context<'_>, place: Place) -> Poll<Over> {
         loop {
             let mut sides = self.sides.lock().unwrap_or_else(PoisonError::into_inner);
+            if sides.receiving.is_moved() {
+                drop(sides);
+                return self.poll_step_down(cx, place);
+            }
             let end = match ready!(sides.receiving.poll_frame(cx)) {
                 Ok(Some(frame)) if matches!(frame.kind, ANSWER | REFUSAL) => {
                     drop(sides);
@@ -204,8 +208,21 @@ impl Calls {
             };
             drop(sides);
             self.ended(end);
-            return Poll::Ready(());
+            return Poll::Ready(Over::Ended);
         }
+    }
+
+    /// Takes a reader out of the table that has nothing to read: another process has the client. That may yet be called off,
+    /// and then the next call has a reader of its own.
+    fn poll_step_down(&self, cx: &mut Context<'_>, place: Place) -> Poll<Over> {
+        let mut table = self.table();
+        if table.open.values().any(|slot| slot.waits_at(place)) {
+            // It was called off in this moment, or this call is about to fail.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        table.readers.retain(|reader| reader.place != place);
+        Poll::Ready(Over::SteppedDown)
     }
 
     fn answered(&self, frame: Frame) {
@@ -284,17 +301,28 @@ impl Slot {
 
 /// A reader's task. It keeps the client alive only while it reads.
 struct Reading {
+    /// Empty once it is out of the table.
     calls: Weak<Calls>,
     place: Place,
 }
 
+/// Why a reader ends.
+enum Over {
+    Ended,
+    /// It is out of the table already.
+    SteppedDown,
+}
+
 impl Reading {
-    async fn run(self) {
-        poll_fn(|cx| match self.calls.upgrade() {
-            Some(calls) => calls.poll_read(cx),
-            None => Poll::Ready(()),
+    async fn run(mut self) {
+        let over = poll_fn(|cx| match self.calls.upgrade() {
+            Some(calls) => calls.poll_read(cx, self.place),
+            None => Poll::Ready(Over::Ended),
         })
         .await;
+        if matches!(over, Over::SteppedDown) {
+            self.calls = Weak::new();
+        }
     }
 }
 
