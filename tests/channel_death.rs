@@ -202,3 +202,18 @@ async fn a_process_whose_task_has_returned_stays_until_what_it_fed_has_left() {
     assert!(rx.recv().await.unwrap().is_none());
     assert_eq!(child.join().await.unwrap(), count);
 }
+
+/// What was fed had not left, and is nowhere.
+#[tokio::test]
+async fn a_flush_after_the_end_of_a_peer_that_has_not_read_all_is_an_error() {
+    let (mut tx, rx) = channel::<Vec<u8>>().unwrap();
+    tx.feed(vec![7; 4 << 20]).await.unwrap();
+    assert!(tx.flush().now_or_never().is_none(), "it is more than the socket takes");
+    drop(rx);
+    // Somebody has seen the end by now.
+    assert!(matches!(Sender::send(&tx, Vec::new()).await, Err(SendError::Closed)));
+    for _ in 0..2 {
+        assert!(matches!(tx.flush().await, Err(SendError::Closed)));
+        assert!(matches!(tx.close().await, Err(SendError::Closed)));
+    }
+}

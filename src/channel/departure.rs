@@ -11,9 +11,9 @@ use std::thread;
 
 use tokio::task::coop;
 
-use super::sending::{Attempt, Line, Mover, Sending, Until, release};
+use super::block;
+use super::sending::{Attempt, Line, Mover, Sending, Until};
 use super::socket::Socket;
-use super::{block, flusher};
 use crate::error::SendError;
 use crate::sys::socket::{self, Ready};
 use crate::wire::frame::Frame;
@@ -93,18 +93,16 @@ impl<'a> Departure<'a> {
                 line.mover = Mover::None;
             }
             let attempted = self.attempt(&mut line, self.sending.socket(), None);
-            let mut start = false;
+            let (mut former, mut start) = (None, false);
             moving = attempted.is_ok() && line.mover == Mover::None && !line.congested;
             if moving {
                 line.mover = Mover::Thread;
             } else if let Ok(until) = attempted {
-                line.wait(&mut self.ticket, until, &waker);
+                former = line.wait(&mut self.ticket, until, &waker);
                 start = line.appoint_flusher();
             }
-            release(line);
-            if start {
-                flusher::start(Arc::clone(self.sending));
-            }
+            self.sending.release(line, start);
+            drop(former);
             match attempted {
                 Err(result) => {
                     self.over = true;

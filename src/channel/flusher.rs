@@ -68,7 +68,7 @@ async fn flush(sending: Arc<Sending>, _debt: Debt<'static>) {
 }
 
 /// As [`flush`], on a thread for this end alone.
-fn flush_alone(sending: &Sending, _debt: Debt<'_>) {
+fn flush_alone(sending: &Arc<Sending>, _debt: Debt<'_>) {
     loop {
         match sending.socket().block_when(Ready::Write, || sending.advance()) {
             Ok(()) => return,

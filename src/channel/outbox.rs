@@ -61,6 +61,13 @@ impl Part {
         }
     }
 
+    fn into_whole(self) -> Option<Bytes> {
+        match self {
+            Self::Gathered(_) => None,
+            Self::Whole(bytes) => Some(bytes),
+        }
+    }
+
     fn advance(&mut self, count: usize) {
         match self {
             Self::Gathered(bytes) => bytes.advance(count),
@@ -115,13 +122,19 @@ impl Outbox {
 
     /// Sends what leaves without waiting. `Ok` says that all has left; `WouldBlock` that some is still here.
     pub(crate) fn flush(&mut self, socket: impl AsFd) -> io::Result<()> {
+        self.flush_into(socket, &mut Vec::new())
+    }
+
+    /// As [`flush`](Self::flush), under a lock: what has left may be bytes whose owner is other people's code, which is to run
+    /// when the lock is gone.
+    pub(crate) fn flush_into(&mut self, socket: impl AsFd, spent: &mut Vec<Bytes>) -> io::Result<()> {
         while !self.pieces.is_empty() {
-            let sent = self.send_pieces(&socket)?;
-            self.advance(sent);
+            let count = self.send_pieces(&socket)?;
+            self.advance(count, spent);
         }
         while !self.gathered.is_empty() {
-            let sent = socket::send(&socket, &[IoSlice::new(&self.gathered)], &[])?;
-            self.advance(sent);
+            let count = socket::send(&socket, &[IoSlice::new(&self.gathered)], &[])?;
+            self.advance(count, spent);
         }
         Ok(())
     }
@@ -153,9 +166,9 @@ impl Outbox {
         }
     }
 
-    /// Throws away what has not left: nobody will read it.
-    pub(crate) fn abandon(&mut self) {
-        self.pieces = VecDeque::new();
+    /// Throws away what has not left: nobody will read it. Gives others' bytes back, as [`flush_into`](Self::flush_into) does.
+    pub(crate) fn abandon(&mut self, spent: &mut Vec<Bytes>) {
+        spent.extend(mem::take(&mut self.pieces).into_iter().filter_map(|piece| piece.bytes.into_whole()));
         self.gathered = BytesMut::new();
         self.pushed = self.sent;
     }
@@ -179,7 +192,7 @@ impl Outbox {
         self.sent
     }
 
-    fn advance(&mut self, mut count: usize) {
+    fn advance(&mut self, mut count: usize, spent: &mut Vec<Bytes>) {
         self.sent += count as u64;
         while count > 0
             && let Some(first) = self.pieces.front_mut()
@@ -192,11 +205,13 @@ impl Outbox {
                 return;
             }
             count -= len;
-            if let Some(Piece { bytes: Part::Gathered(mut bytes), .. }) = self.pieces.pop_front()
-                && self.gathered.capacity() == 0
-            {
-                bytes.clear();
-                self.gathered = bytes;
+            match self.pieces.pop_front().map(|piece| piece.bytes) {
+                Some(Part::Gathered(mut bytes)) if self.gathered.capacity() == 0 => {
+                    bytes.clear();
+                    self.gathered = bytes;
+                }
+                Some(Part::Whole(bytes)) => spent.push(bytes),
+                _ => {}
             }
         }
         if count < self.gathered.len() {

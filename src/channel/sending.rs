@@ -13,9 +13,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
 
 use super::departure::Departure;
 use super::flusher::{self, is_fd_congestion};
@@ -54,6 +57,10 @@ pub(super) struct Line {
     news: bool,
     /// What stopped the last flush was not a full socket but [`is_fd_congestion`].
     pub(super) congested: bool,
+    /// Something that was let in did not leave before the end.
+    lost: bool,
+    /// Others' bytes that have left: to let go of them runs their code, once the line is free.
+    spent: Vec<Bytes>,
 }
 
 /// How the sending side stands.
@@ -79,7 +86,7 @@ pub(super) enum Mover {
 }
 
 #[derive(Debug)]
-struct Waiting {
+pub(super) struct Waiting {
     until: Until,
     waker: Waker,
 }
@@ -111,6 +118,8 @@ impl Sending {
             tickets: SINK,
             news: false,
             congested: false,
+            lost: false,
+            spent: Vec::new(),
         };
         Self { socket, line: Mutex::new(line), due: AtomicUsize::new(0) }
     }
@@ -140,16 +149,14 @@ impl Sending {
         let end = line.outbox.push(frame);
         let attempted = line.attempt(&self.socket, Until::Left(end));
         let start = attempted.is_ok() && line.appoint_flusher();
-        release(line);
-        if start {
-            flusher::start(Arc::clone(self));
-        }
+        self.release(line, start);
         attempted.map_or_else(|result| result, |_| Ok(()))
     }
 
     /// Takes a ticket out of the line.
     pub(super) fn leave(&self, ticket: u64) {
-        self.line().waiting.remove(&ticket);
+        let gone = self.line().waiting.remove(&ticket);
+        drop(gone);
     }
 
     /// Waits until a frame may be pushed; for a `Sink`.
@@ -168,6 +175,10 @@ impl Sending {
     /// Waits until all that was pushed has left; for a `Sink`.
     pub(crate) fn poll_left(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         self.settle(cx, &mut Some(SINK), |line, socket, _| {
+            if line.lost {
+                // Nothing is under way any more, but it did not leave.
+                line.check().map_err(Err)?;
+            }
             let end = line.outbox.pushed();
             line.attempt(socket, Until::Left(end))
         })
@@ -192,10 +203,7 @@ impl Sending {
         }
         let owes = !line.outbox.is_empty();
         let start = owes && line.appoint_flusher();
-        release(line);
-        if start {
-            flusher::start(Arc::clone(self));
-        }
+        self.release(line, start);
         owes
     }
 
@@ -213,7 +221,7 @@ impl Sending {
     }
 
     /// Moves what leaves now; the flusher calls it. `Ok` ends its job.
-    pub(super) fn advance(&self) -> io::Result<()> {
+    pub(super) fn advance(self: &Arc<Self>) -> io::Result<()> {
         let mut line = self.line();
         if line.mover != Mover::Flusher {
             return Ok(());
@@ -224,18 +232,19 @@ impl Sending {
         if result.is_ok() {
             line.mover = Mover::None;
         }
-        release(line);
         if moved {
             flusher::moved();
         }
+        // With a panic of what it runs it would be the flusher's task that ends.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.release(line, false)));
         result
     }
 
     /// Ends this side for a failure, and says so to everyone.
-    pub(super) fn fail(&self, error: &io::Error) {
+    pub(super) fn fail(self: &Arc<Self>, error: &io::Error) {
         let mut line = self.line();
         line.end(&self.socket, error);
-        release(line);
+        self.release(line, false);
     }
 
     /// Attempts something, and where it has to wait, sees to it that the wait ends.
@@ -247,15 +256,13 @@ impl Sending {
     ) -> Poll<Result<(), SendError>> {
         let mut line = self.line();
         let attempted = attempt(&mut line, &self.socket, cx.waker());
-        let mut start = false;
+        let (mut former, mut start) = (None, false);
         if let Ok(until @ (Until::Room | Until::Left(_))) = attempted {
-            line.wait(ticket, until, cx.waker());
+            former = line.wait(ticket, until, cx.waker());
             start = line.appoint_flusher();
         }
-        release(line);
-        if start {
-            flusher::start(Arc::clone(self));
-        }
+        self.release(line, start);
+        drop(former);
         match attempted {
             Ok(Until::Return) => {
                 // Not tokio's `yield_now`, which leaves it to the runtime: a thread of that may be blocked in this very poll.
@@ -265,6 +272,28 @@ impl Sending {
             Ok(_) => Poll::Pending,
             Err(result) => Poll::Ready(result),
         }
+    }
+
+    /// Ends an access. With the line free it has the flusher begin, if it was appointed, and runs what is other people's code:
+    /// wakes everyone whose wait is over, and lets go of what has left.
+    ///
+    /// Of those who wait for room that is all: one may never be polled again, and must not keep the room from the others.
+    pub(super) fn release(self: &Arc<Self>, mut line: MutexGuard<'_, Line>, start: bool) {
+        let spent = mem::take(&mut line.spent);
+        let mut told = Vec::new();
+        if mem::take(&mut line.news) && !line.waiting.is_empty() {
+            let mut waiting = mem::take(&mut line.waiting);
+            told.extend(waiting.extract_if(.., |_, waiting| line.outcome(waiting.until).is_some()));
+            line.waiting = waiting;
+        }
+        drop(line);
+        if start {
+            flusher::start(Arc::clone(self));
+        }
+        for (_, told) in told {
+            told.waker.wake();
+        }
+        drop(spent);
     }
 
     pub(super) fn line(&self) -> MutexGuard<'_, Line> {
@@ -321,7 +350,7 @@ impl Line {
     fn flush(&mut self, socket: &Socket) -> io::Result<()> {
         self.gathering.end();
         let before = self.outbox.sent();
-        let result = self.outbox.flush(socket);
+        let result = self.outbox.flush_into(socket, &mut self.spent);
         self.news |= self.outbox.sent() != before;
         self.congested = result.as_ref().is_err_and(is_fd_congestion);
         if let Err(error) = &result
@@ -341,7 +370,8 @@ impl Line {
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => State::Closed,
             _ => State::Failed(error.raw_os_error().unwrap_or(libc::EIO)),
         };
-        self.outbox.abandon();
+        self.lost |= !self.outbox.is_empty();
+        self.outbox.abandon(&mut self.spent);
         self.mover = Mover::None;
         self.news = true;
         // A peer in the middle of a frame learns that it is cut.
@@ -356,26 +386,13 @@ impl Line {
         free
     }
 
-    pub(super) fn wait(&mut self, ticket: &mut Option<u64>, until: Until, waker: &Waker) {
+    /// Gives what waited under this ticket before, which is dropped when the line is free: a waker is other people's code.
+    #[must_use]
+    pub(super) fn wait(&mut self, ticket: &mut Option<u64>, until: Until, waker: &Waker) -> Option<Waiting> {
         let ticket = *ticket.get_or_insert_with(|| {
             self.tickets += 1;
             self.tickets
         });
-        self.waiting.insert(ticket, Waiting { until, waker: waker.clone() });
-    }
-}
-
-/// Ends an access, and wakes everyone whose wait is over by it. Of those who wait for room that is all: one may never be
-/// polled again, and must not keep the room from the others.
-pub(super) fn release(mut line: MutexGuard<'_, Line>) {
-    if !mem::take(&mut line.news) || line.waiting.is_empty() {
-        return;
-    }
-    let mut waiting = mem::take(&mut line.waiting);
-    let told: Vec<_> = waiting.extract_if(.., |_, waiting| line.outcome(waiting.until).is_some()).collect();
-    line.waiting = waiting;
-    drop(line);
-    for (_, told) in told {
-        told.waker.wake();
+        self.waiting.insert(ticket, Waiting { until, waker: waker.clone() })
     }
 }

@@ -163,7 +163,9 @@ impl Job {
     pub(super) fn poll_assigned(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut cell = self.cell();
         if matches!(cell.stage, Stage::Queued) {
-            cell.waker = Some(cx.waker().clone());
+            let former = cell.waker.replace(cx.waker().clone());
+            drop(cell);
+            drop(former);
             Poll::Pending
         } else {
             Poll::Ready(())
@@ -196,8 +198,7 @@ impl Job {
                 true
             }
             Err(error) => {
-                cell.settle(Stage::Resolved(Err(Box::new(TaskError::Encode(error.into())))));
-                wake(cell);
+                settle(cell, Stage::Resolved(Err(Box::new(TaskError::Encode(error.into())))));
                 false
             }
         }
@@ -231,10 +232,9 @@ impl Job {
 
     /// Resolves it, if nothing has before.
     pub(super) fn resolve(&self, outcome: Outcome) {
-        let mut cell = self.cell();
+        let cell = self.cell();
         if matches!(cell.stage, Stage::Queued | Stage::Assigned | Stage::Sent(_)) {
-            cell.settle(Stage::Resolved(outcome));
-            wake(cell);
+            settle(cell, Stage::Resolved(outcome));
         }
     }
 
@@ -260,26 +260,20 @@ impl Job {
     }
 
     fn end_early(&self, stage: Stage) -> Option<Arc<Seat>> {
-        let mut cell = self.cell();
-        match &cell.stage {
-            Stage::Resolved(_) | Stage::Gone => None,
-            Stage::Sent(seat) => {
-                let seat = Arc::clone(seat);
-                cell.settle(stage);
-                wake(cell);
-                Some(seat)
-            }
-            Stage::Queued | Stage::Assigned => {
-                cell.settle(stage);
-                wake(cell);
-                None
-            }
-        }
+        let cell = self.cell();
+        let seat = match &cell.stage {
+            Stage::Resolved(_) | Stage::Gone => return None,
+            Stage::Sent(seat) => Some(Arc::clone(seat)),
+            Stage::Queued | Stage::Assigned => None,
+        };
+        settle(cell, stage);
+        seat
     }
 
     /// Nobody will wait for it, and it is to run all the same.
     pub(super) fn detach(&self) {
-        self.cell().waker = None;
+        let waker = self.cell().waker.take();
+        drop(waker);
     }
 
     pub(super) fn poll_outcome(&self, cx: &mut Context<'_>) -> Poll<Outcome> {
@@ -289,10 +283,10 @@ impl Job {
             Stage::Gone => Poll::Ready(Err(TaskError::Cancelled.into())),
             stage => {
                 cell.stage = stage;
-                match &mut cell.waker {
-                    Some(waker) => waker.clone_from(cx.waker()),
-                    waker => *waker = Some(cx.waker().clone()),
-                }
+                let known = cell.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+                let former = if known { None } else { cell.waker.replace(cx.waker().clone()) };
+                drop(cell);
+                drop(former);
                 Poll::Pending
             }
         }
@@ -338,30 +332,23 @@ impl Job {
     }
 }
 
-impl Cell {
-    /// Ends it, and lets go of what it carried.
-    fn settle(&mut self, stage: Stage) {
-        self.span.note_outcome(match &stage {
-            Stage::Resolved(Ok(_)) => "ok",
-            Stage::Resolved(Err(error)) => error.kind(),
-            _ => "cancelled",
-        });
-        self.stage = stage;
-        self.body = Held::default();
-        if let Some(rare) = &mut self.rare {
-            rare.more = Extra::default();
-            rare.fds = Extra::default();
-        }
-    }
-}
-
-/// Wakes whoever waits and ends the span, after the lock is gone: both run other people's code.
-fn wake(mut cell: MutexGuard<'_, Cell>) {
+/// Ends it. Then, with the lock gone, as all that is other people's code: wakes whoever waits, ends the span, and lets go of
+/// what it carried.
+fn settle(mut cell: MutexGuard<'_, Cell>, stage: Stage) {
+    cell.span.note_outcome(match &stage {
+        Stage::Resolved(Ok(_)) => "ok",
+        Stage::Resolved(Err(error)) => error.kind(),
+        _ => "cancelled",
+    });
+    cell.stage = stage;
     let waker = cell.waker.take();
     let span = std::mem::take(&mut cell.span);
+    let body = std::mem::take(&mut cell.body);
+    let rest = cell.rare.as_mut().map(|rare| (std::mem::take(&mut rare.more), std::mem::take(&mut rare.fds)));
     drop(cell);
     span.end();
     if let Some(waker) = waker {
         waker.wake();
     }
+    drop((body, rest));
 }

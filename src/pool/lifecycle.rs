@@ -53,7 +53,7 @@ impl Shared {
         if std::mem::take(&mut desk.holds_permit) {
             self.release(&mut state);
         }
-        desk.clear();
+        desk.clear(&mut state.after.spent);
         drop(desk);
         // Where nothing was begun, the first task may have been the reason; those behind it never are.
         let suspect = begun.is_empty();
@@ -198,7 +198,7 @@ impl Shared {
         if desk.holds_permit {
             self.release(&mut state);
         }
-        desk.clear();
+        desk.clear(&mut state.after.spent);
         drop(desk);
         state.counts.cancelled += begun.len() as u64;
         state.after.resolve.extend(begun.into_iter().map(|job| (job, TaskError::Cancelled)));

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::job::Job;
@@ -182,8 +183,10 @@ impl Desk {
         running.any(|sent| std::ptr::eq(Arc::as_ptr(&sent.job), job)).then(|| self.pid()).flatten()
     }
 
-    /// Clears the desk after a process; no task may lie on it.
-    pub(super) fn clear(&mut self) {
+    /// Clears the desk after a process; no task may lie on it. What could not be written may be others' bytes, whose end is
+    /// their code: it is to be dropped without a lock.
+    pub(super) fn clear(&mut self, spent: &mut Vec<Bytes>) {
+        self.outbox.abandon(spent);
         *self = Self::empty();
     }
 

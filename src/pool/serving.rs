@@ -89,10 +89,10 @@ impl Supervisor {
                             Review::Unloaded => break self.shared.answered(&self.seat, &[], [], false),
                         }
                     }
-                    written = socket.when(Ready::Write, || self.seat.desk().write(&socket)), if unwritten => {
+                    written = socket.when(Ready::Write, || self.seat.write_rest(&socket)), if unwritten => {
                         if written.is_err() {
                             // It is ending. What is left of the tasks can't be sent, and the end will be seen.
-                            self.seat.desk().abandon();
+                            self.seat.abandon();
                         }
                     }
                     // What it has answered by now is in time.

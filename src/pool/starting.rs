@@ -104,7 +104,7 @@ impl Supervisor {
     /// Writes all that is in the outbox, or has somebody else write it who is about to.
     async fn write_all(&self, socket: &Socket) -> io::Result<()> {
         while !self.seat.desk().is_written() {
-            socket.when(Ready::Write, || self.seat.desk().write(socket)).await?;
+            socket.when(Ready::Write, || self.seat.write_rest(socket)).await?;
             // To whoever has it lent. That is another thread, between two system calls.
             tokio::task::yield_now().await;
         }

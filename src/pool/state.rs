@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Instant;
 
+use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
@@ -85,6 +86,8 @@ pub(super) struct After {
     pub(super) supervise: Vec<Arc<Seat>>,
     pub(super) resolve: Vec<(Arc<Job>, TaskError)>,
     pub(super) wake: Vec<Waker>,
+    /// What was to be sent to workers that are gone.
+    pub(super) spent: Vec<Bytes>,
     watch: bool,
     watch_ahead: bool,
     /// Whose outbox is to be written. One place is enough: few accesses give tasks to more than one worker.
@@ -101,7 +104,12 @@ impl After {
     }
 
     fn is_empty(&self) -> bool {
-        self.supervise.is_empty() && self.resolve.is_empty() && self.wake.is_empty() && !self.watch && !self.watch_ahead
+        self.supervise.is_empty()
+            && self.resolve.is_empty()
+            && self.wake.is_empty()
+            && self.spent.is_empty()
+            && !self.watch
+            && !self.watch_ahead
     }
 }
 
@@ -137,7 +145,7 @@ impl Drop for Locked<'_> {
             }
             return;
         }
-        let After { supervise, resolve, wake, watch, watch_ahead, .. } = std::mem::take(&mut state.after);
+        let After { supervise, resolve, wake, spent, watch, watch_ahead, .. } = std::mem::take(&mut state.after);
         let runtime = state.runtime.clone();
         drop(state);
         if let Some(seat) = write {
@@ -156,6 +164,7 @@ impl Drop for Locked<'_> {
         for seat in supervise {
             supervisor::spawn(runtime.as_ref(), Arc::clone(self.shared), seat);
         }
+        drop(spent);
     }
 }
 

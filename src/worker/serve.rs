@@ -198,7 +198,13 @@ fn flush(outbox: &mut Outbox, socket: &Socket) -> io::Result<()> {
     if outbox.is_empty() {
         return Ok(());
     }
-    socket.block_when(Ready::Write, || outbox.flush(socket))
+    let mut spent = Vec::new();
+    let flushed = socket.block_when(Ready::Write, || outbox.flush_into(socket, &mut spent));
+    if !spent.is_empty() {
+        // Bytes whose owner is the task's code, which may panic once more.
+        let _ = panic::catch(|| drop(spent));
+    }
+    flushed
 }
 
 /// With `panic = "abort"` the hook is the last thing that runs, so it tells the parent itself.

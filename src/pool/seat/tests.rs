@@ -72,7 +72,7 @@ fn what_is_given_while_somebody_writes_leaves_behind_that_and_once() {
     let (socket, mut first) = desk.lend_outbox().unwrap();
     desk.outbox.push(frame(2));
     assert!(desk.lend_outbox().is_none(), "two writers at a time");
-    assert!(!desk.is_unwritten() && desk.write(&socket).is_ok(), "nor is the supervisor one");
+    assert!(!desk.is_unwritten() && desk.write(&socket, &mut Vec::new()).is_ok(), "nor is the supervisor one");
     first.flush(&*socket).unwrap();
     let (socket, mut second) = desk.take_outbox(socket, first, true).expect("there is more");
     second.flush(&*socket).unwrap();
@@ -92,7 +92,7 @@ fn what_did_not_fit_is_back_on_the_desk_in_its_order() {
     desk.outbox.push(frame(2));
     assert!(desk.take_outbox(Arc::clone(&socket), unsent, false).is_none(), "it is the supervisor's now");
     assert!(desk.is_unwritten());
-    desk.write(&socket).unwrap();
+    desk.write(&socket, &mut Vec::new()).unwrap();
     let mut inbox = Inbox::new(1024);
     let ids = [(); 2].map(|()| inbox.try_frame(&peer).unwrap().unwrap().id);
     assert_eq!(ids, [1, 2]);
@@ -103,7 +103,7 @@ fn the_next_process_gets_nothing_that_was_for_the_one_before() {
     let ((old, _peer), (new, _new_peer)) = (pair(), pair());
     let mut desk = desk_with(&old, 1);
     let (old, unsent) = desk.lend_outbox().unwrap();
-    desk.clear();
+    desk.clear(&mut Vec::new());
     assert!(desk.take_outbox(Arc::clone(&old), unsent, false).is_none());
     assert!(desk.outbox.is_empty());
 

@@ -7,6 +7,8 @@ use std::io;
 use std::mem;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::{Desk, Seat};
 use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
@@ -19,16 +21,30 @@ impl Seat {
     /// Writes what was put into the outbox, here and now, and leaves to the supervisor what does not fit, and the end of
     /// its worker.
     pub(in crate::pool) fn write(&self) {
+        // Dropped last: others' bytes, whose end is their code.
+        let mut spent = Vec::new();
         let mut lent = self.desk().lend_outbox();
         let mut rounds = 0;
         while let Some((socket, mut outbox)) = lent {
             rounds += 1;
-            let goes_on = outbox.flush(&*socket).is_ok() && rounds < MOST_ROUNDS;
+            let goes_on = outbox.flush_into(&*socket, &mut spent).is_ok() && rounds < MOST_ROUNDS;
             lent = self.desk().take_outbox(socket, outbox, goes_on);
             if !goes_on {
                 self.bell.notify_one();
             }
         }
+    }
+
+    /// Writes what fits of what is left, unless somebody else does.
+    pub(in crate::pool) fn write_rest(&self, socket: &Socket) -> io::Result<()> {
+        let mut spent = Vec::new();
+        self.desk().write(socket, &mut spent)
+    }
+
+    /// Throws away what can't be written any more.
+    pub(in crate::pool) fn abandon(&self) {
+        let mut spent = Vec::new();
+        self.desk().outbox.abandon(&mut spent);
     }
 }
 
@@ -63,6 +79,11 @@ impl Desk {
         None
     }
 
+    /// Writes what fits, unless somebody else does.
+    pub(super) fn write(&mut self, socket: &Socket, spent: &mut Vec<Bytes>) -> io::Result<()> {
+        if self.lent { Ok(()) } else { self.outbox.flush_into(socket, spent) }
+    }
+
     /// Puts a frame into the outbox that is no task from outside.
     pub(in crate::pool) fn push(&mut self, frame: Frame) {
         self.outbox.push(frame);
@@ -76,15 +97,5 @@ impl Desk {
     /// Whether there is nothing to write, for anybody.
     pub(in crate::pool) fn is_written(&self) -> bool {
         !self.lent && self.outbox.is_empty()
-    }
-
-    /// Throws away what can't be written any more.
-    pub(in crate::pool) fn abandon(&mut self) {
-        self.outbox.abandon();
-    }
-
-    /// Writes what fits, unless somebody else does.
-    pub(in crate::pool) fn write(&mut self, socket: &Socket) -> io::Result<()> {
-        if self.lent { Ok(()) } else { self.outbox.flush(socket) }
     }
 }

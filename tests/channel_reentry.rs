@@ -1,0 +1,109 @@
+//! Channels: what runs other people's code, the end of a value or of a waker, runs it where it can do no harm.
+
+use std::future::Future as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Wake, Waker};
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use multiproc::{Sender, channel};
+
+multiproc::test_support!();
+
+/// More than the socket takes at once.
+const LARGE: usize = 4 << 20;
+
+/// Bytes that do something when the last of them is gone.
+struct Owner<F: FnMut()>(Vec<u8>, F);
+
+impl<F: FnMut()> AsRef<[u8]> for Owner<F> {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl<F: FnMut()> Drop for Owner<F> {
+    fn drop(&mut self) {
+        (self.1)();
+    }
+}
+
+/// It was a deadlock: the line was locked.
+#[tokio::test]
+async fn bytes_whose_owner_uses_the_channel_when_they_have_left_may_do_so() {
+    let (tx, mut rx) = channel::<Bytes>().unwrap();
+    let tx = Arc::new(tx);
+    let again = Arc::downgrade(&tx);
+    let owner = Owner(vec![1; LARGE], move || {
+        if let Some(tx) = again.upgrade() {
+            assert!(tx.send(Bytes::from_static(b"free")).now_or_never().is_some_and(|sent| sent.is_ok()));
+        }
+    });
+    let theirs = Arc::clone(&tx);
+    let sending = std::thread::spawn(move || theirs.blocking_send(Bytes::from_owner(owner)));
+    assert_eq!(rx.recv().await.unwrap().unwrap().len(), LARGE);
+    assert_eq!(rx.recv().await.unwrap().unwrap(), "free");
+    sending.join().unwrap().unwrap();
+    drop(tx);
+    assert!(rx.recv().await.unwrap().is_none());
+}
+
+/// Bytes were sent twice.
+#[tokio::test]
+async fn an_owner_that_panics_when_its_bytes_have_left_cuts_no_message() {
+    let (tx, mut rx) = channel::<(Bytes, String)>().unwrap();
+    let owner = || Bytes::from_owner(Owner(vec![1; 100 << 10], || panic!("of the owner")));
+    let sends = |bytes: Bytes, text: &str| {
+        let sending = tx.send((bytes, text.to_owned()));
+        catch_unwind(AssertUnwindSafe(|| sending.now_or_never().is_some_and(|sent| sent.is_ok())))
+    };
+    assert!(sends(owner(), "first").is_err());
+    assert!(sends(Bytes::new(), "second").unwrap());
+    // And one that is sent by the thread for what a full socket can't take.
+    let mut waits = Box::pin(tx.send((Bytes::from(vec![1; LARGE]), String::new())));
+    assert!(waits.as_mut().now_or_never().is_none());
+    let mut behind = Box::pin(tx.send((owner(), "third".to_owned())));
+    assert!(behind.as_mut().now_or_never().is_none());
+    let received = async {
+        let mut texts = Vec::new();
+        for _ in 0..5 {
+            texts.push(rx.recv().await.unwrap().unwrap().1);
+        }
+        texts
+    };
+    let last = async {
+        waits.await.unwrap();
+        // Whoever sends it last has the panic.
+        let _ = AssertUnwindSafe(behind).catch_unwind().await;
+        tx.send((Bytes::new(), "last".to_owned())).await.unwrap();
+    };
+    assert_eq!(tokio::join!(received, last).0, ["first", "second", "", "third", "last"]);
+}
+
+/// As in executors whose wakers are what keeps a task: its future goes with the last of them.
+struct Task(Weak<Sender<Vec<u8>>>);
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {}
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        if let Some(tx) = self.0.upgrade() {
+            drop(tx.send(Vec::new()).now_or_never());
+        }
+    }
+}
+
+#[test]
+fn a_waker_that_uses_the_channel_when_it_is_dropped_may_do_so() {
+    let (tx, _rx) = channel::<Vec<u8>>().unwrap();
+    let tx = Arc::new(tx);
+    let mut send = pin!(tx.send(vec![7; LARGE]));
+    for _ in 0..3 {
+        let waker = Waker::from(Arc::new(Task(Arc::downgrade(&tx))));
+        assert!(send.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    }
+}
