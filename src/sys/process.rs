@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::retry_on_intr;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, waitpid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -156,7 +157,8 @@ fn send(pidfd: BorrowedFd<'_>, signal: i32, flags: libc::c_uint) -> io::Result<(
 pub(crate) fn has_writer(pipe: impl AsFd) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::empty())];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    matches!(poll(&mut fds, Some(&now)), Ok(0))
+    // Even a call that does not wait is ended by a signal.
+    matches!(retry_on_intr(|| poll(&mut fds, Some(&now))), Ok(0))
 }
 
 /// Writes into a pipe; write(2). A pipe that nobody reads is `EPIPE` and never a SIGPIPE.
@@ -325,6 +327,54 @@ mod tests {
         // Only once the background sleep is gone, too, has the pipe no writer.
         poll(&mut [PollFd::new(out, PollFlags::IN)], None).unwrap();
         assert!(!has_writer(out));
+    }
+
+    /// Has a signal that is handled come to the calling thread every 20 µs; timer_create(2).
+    struct Storm(libc::timer_t);
+
+    impl Storm {
+        fn new() -> Self {
+            extern "C" fn ignore(_: libc::c_int) {}
+            let signal = libc::SIGRTMIN() + 7;
+            let every = libc::timespec { tv_sec: 0, tv_nsec: 20_000 };
+            let interval = libc::itimerspec { it_interval: every, it_value: every };
+            // SAFETY: all are plain C structs, for which all-zero is valid, and which live as long as the calls. The handler
+            // does nothing.
+            unsafe {
+                let mut action: libc::sigaction = mem::zeroed();
+                action.sa_sigaction = ignore as extern "C" fn(libc::c_int) as usize;
+                assert_eq!(libc::sigaction(signal, &raw const action, ptr::null_mut()), 0);
+                let mut event: libc::sigevent = mem::zeroed();
+                event.sigev_notify = libc::SIGEV_THREAD_ID;
+                event.sigev_signo = signal;
+                event.sigev_notify_thread_id = libc::gettid();
+                let mut timer = mem::zeroed();
+                assert_eq!(libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer), 0);
+                assert_eq!(libc::timer_settime(timer, 0, &raw const interval, ptr::null_mut()), 0);
+                Self(timer)
+            }
+        }
+    }
+
+    impl Drop for Storm {
+        fn drop(&mut self) {
+            // SAFETY: the timer is there until now.
+            unsafe { libc::timer_delete(self.0) };
+        }
+    }
+
+    #[test]
+    fn a_signal_is_no_answer_to_whether_a_writer_is_left_or_a_socket_has_ended() {
+        let (read, _write) = io::pipe().unwrap();
+        let (socket, _peer) = crate::sys::socket::stream_pair().unwrap();
+        let _storm = Storm::new();
+        let mut interrupted = 0;
+        while interrupted < 500 {
+            let mut fds = [PollFd::new(&read, PollFlags::empty())];
+            interrupted += u32::from(poll(&mut fds, Some(&Timespec::default())).is_err());
+            assert!(has_writer(&read));
+            assert!(!crate::sys::socket::has_ended(&socket).unwrap());
+        }
     }
 
     #[test]

@@ -313,7 +313,8 @@ pub(crate) fn wait(socket: impl AsFd, ready: Ready) -> io::Result<()> {
 /// Whether nothing more can come into the socket besides what is in it: `POLLRDHUP` in poll(2).
 pub(crate) fn has_ended(socket: impl AsFd) -> io::Result<bool> {
     let mut fds = [PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::RDHUP)];
-    poll(&mut fds, Some(&Timespec::default()))?;
+    // Even a call that does not wait is ended by a signal.
+    rustix::io::retry_on_intr(|| poll(&mut fds, Some(&Timespec::default())))?;
     Ok(!fds[0].revents().is_empty())
 }
 
