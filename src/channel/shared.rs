@@ -56,9 +56,12 @@ impl SharedBytesMut {
 
     /// Makes them unchangeable, for this process and everyone else, and for good.
     ///
+    /// It costs no copy, unless some other thread is just forking: the kernel seals nothing that another process could
+    /// write, so until that one has executed its program the bytes are copied.
+    ///
     /// # Errors
     ///
-    /// If the system refuses: no range of addresses is left.
+    /// If the system refuses: no range of addresses is left; or, for a copy, no memory or no free fd.
     pub fn freeze(self) -> io::Result<SharedBytes> {
         Ok(SharedBytes { sealed: Arc::new(self.draft.seal()?) })
     }

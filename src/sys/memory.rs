@@ -95,8 +95,15 @@ impl Draft {
         let len = mapping.len;
         // The kernel refuses the seal while anything can write.
         drop(mapping);
-        fcntl_add_seals(&fd, SEALS | SealFlags::SEAL)?;
-        Sealed::new(fd, len)
+        match fcntl_add_seals(&fd, SEALS | SealFlags::SEAL) {
+            // A process that another thread forked has a copy of the mapping until it executes its program. To keep it from
+            // having one (`MADV_DONTFORK`) would end a copy of this program that goes on and looks there.
+            Err(Errno::BUSY) => Sealed::written(len, |file| io::copy(&mut File::from(fd), file).map(drop)),
+            sealed => {
+                sealed?;
+                Sealed::new(fd, len)
+            }
+        }
     }
 }
 
@@ -115,11 +122,16 @@ impl Sealed {
     /// Makes one of bytes that are here already. They are written into the file, whose pages the kernel then neither clears
     /// first nor maps: that is half the price of a draft that they are copied into.
     pub(crate) fn copy(bytes: &[u8]) -> io::Result<Self> {
-        let mut file = File::from(memfd(bytes.len(), MemfdFlags::ALLOW_SEALING)?);
-        file.write_all(bytes)?;
+        Self::written(bytes.len(), |file| file.write_all(bytes))
+    }
+
+    /// Makes one of what is written into the file.
+    fn written(len: usize, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<Self> {
+        let mut file = File::from(memfd(len, MemfdFlags::ALLOW_SEALING)?);
+        write(&mut file)?;
         let fd = file.into();
         fcntl_add_seals(&fd, SEALS | SealFlags::SEAL)?;
-        Self::new(fd, bytes.len())
+        Self::new(fd, len)
     }
 
     /// Maps a memfd of just `len` bytes. Its seals and its size are looked at first: it may come from anybody.
@@ -215,6 +227,22 @@ mod tests {
         assert!(Mapping::new(&writer, 10_000, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED).is_err());
         assert!(fcntl_add_seals(&writer, SealFlags::FUTURE_WRITE).is_err());
         assert_eq!(sealed.bytes(), [7; 10_000]);
+    }
+
+    #[test]
+    fn what_a_forked_copy_could_still_write_is_sealed_as_a_copy() {
+        for len in [1, 10_000, 5 << 20] {
+            let mut draft = Draft::new(len).unwrap();
+            draft.bytes_mut().fill(7);
+            // As a process has it that was forked, until it executes its program.
+            let theirs = Mapping::new(&draft.fd, len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED).unwrap();
+            let sealed = draft.seal().unwrap();
+            // SAFETY: the mapping is writable and has a byte, and nobody else looks at it.
+            unsafe { theirs.start.as_ptr().write_volatile(1) };
+            assert!(sealed.bytes().iter().all(|byte| *byte == 7));
+            assert_eq!(sealed.bytes().len(), len);
+            assert!(fcntl_get_seals(&sealed.fd).unwrap().contains(SEALS));
+        }
     }
 
     #[test]
