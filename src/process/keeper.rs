@@ -167,12 +167,7 @@ impl Keeper {
         if let Some(keeper) = KEEPER.get() {
             return Ok(keeper);
         }
-        let epoll = above_stdio(epoll::create(epoll::CreateFlags::CLOEXEC)?)?;
-        let bell = above_stdio(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)?;
-        epoll::add(&epoll, &bell, EventData::new_u64(BELL), EventFlags::IN | EventFlags::ET)?;
-        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        let alarm = above_stdio(timerfd_create(TimerfdClockId::Monotonic, flags)?)?;
-        epoll::add(&epoll, &alarm, EventData::new_u64(ALARM), EventFlags::IN | EventFlags::ET)?;
+        let new = Self::new()?;
         // The thread waits for KEEPER to be set, so it starts first: if it can't, nothing has happened.
         let (ready, set) = std::sync::mpsc::sync_channel::<()>(1);
         thread::Builder::new().name("multiproc-keeper".into()).stack_size(512 << 10).spawn(move || {
@@ -184,9 +179,20 @@ impl Keeper {
                 keeper.run();
             }
         })?;
-        let keeper = KEEPER.get_or_init(|| Self { epoll, bell, alarm, desk: Mutex::default() });
+        let keeper = KEEPER.get_or_init(|| new);
         let _ = ready.send(());
         Ok(keeper)
+    }
+
+    /// One without a thread.
+    fn new() -> io::Result<Self> {
+        let epoll = above_stdio(epoll::create(epoll::CreateFlags::CLOEXEC)?)?;
+        let bell = above_stdio(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)?;
+        epoll::add(&epoll, &bell, EventData::new_u64(BELL), EventFlags::IN | EventFlags::ET)?;
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let alarm = above_stdio(timerfd_create(TimerfdClockId::Monotonic, flags)?)?;
+        epoll::add(&epoll, &alarm, EventData::new_u64(ALARM), EventFlags::IN | EventFlags::ET)?;
+        Ok(Self { epoll, bell, alarm, desk: Mutex::default() })
     }
 
     fn run(&self) {
@@ -259,7 +265,9 @@ impl Keeper {
 
     fn look(&self, key: u64, agenda: &mut Agenda) {
         let Some(kept) = self.desk().kept.get(&key).cloned() else { return };
-        match kept.look() {
+        // Who waits is woken last of all, and that may panic. What else has come is an event of another child's, and comes once.
+        let seen = catch_unwind(AssertUnwindSafe(|| kept.look())).unwrap_or_else(|_| kept.look());
+        match seen {
             // It was an event of something else, and the next one is to come, too.
             Seen::Running => {
                 if let Some(pidfd) = kept.pidfd() {

@@ -226,3 +226,40 @@ fn a_call_is_made_when_it_is_due_and_again_until_it_says_so() {
         assert!(*time >= Duration::from_millis(least), "{times:?}");
     }
 }
+
+/// A keeper whose turns the test takes, and whose children are nobody else's.
+fn by_hand() -> Keeper {
+    let keeper = Keeper::new().unwrap();
+    keeper.desk().last_key = 1 << 32;
+    keeper
+}
+
+#[test]
+fn a_waker_that_panics_costs_no_other_child_its_end() {
+    struct Panics;
+    impl std::task::Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("a waker that panics");
+        }
+    }
+    let keeper = by_hand();
+    let children = [(); 3].map(|()| {
+        let terms = Terms { drain: Duration::ZERO, ..Terms::default() };
+        let started = keeper.start(Request { command: sh("exit 3"), terms });
+        started.map_err(|refused| refused.error).unwrap().child
+    });
+    let waker = std::task::Waker::from(Arc::new(Panics));
+    let waiting = children.each_ref().map(|child| {
+        let mut waiting = Box::pin(child.kept().exited());
+        assert!(waiting.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+        waiting
+    });
+    keeper.listen_to_young(&mut keeper.desk());
+    for pidfd in children.iter().filter_map(|child| child.kept().pidfd()) {
+        rustix::event::poll(&mut [rustix::event::PollFd::new(&*pidfd, rustix::event::PollFlags::IN)], None).unwrap();
+    }
+    let turn = catch_unwind(AssertUnwindSafe(|| keeper.turn(&mut Agenda::default())));
+    assert!(children.iter().all(|child| is_gone(child.kept().pid())), "all were heard of in that turn");
+    assert!(turn.is_ok() && keeper.desk().kept.is_empty());
+    drop(waiting);
+}
