@@ -152,6 +152,10 @@ const LEFT_ALONE: Duration = Duration::from_millis(10);
 /// How many are left so at a time: what has ended and is not seen is a zombie, and has an fd.
 const MOST_YOUNG: usize = 8;
 
+/// How long one wait is at the most. From 2^31 milliseconds on it would take epoll_pwait2(2), which kernels before 5.11 and
+/// some sandboxes refuse.
+const LONGEST_WAIT: Duration = Duration::from_hours(1);
+
 /// How a child is listened to: its end is one event, and that it is reaped no other.
 const ONCE: EventFlags = EventFlags::IN.union(EventFlags::ONESHOT);
 
@@ -331,7 +335,7 @@ impl Keeper {
         let next = agenda.next().chain(desk.to_kill.iter().map(|(_, at)| *at)).chain(calls).min()?;
         // A millisecond more than is left, so that it has passed when epoll, which counts in milliseconds, wakes.
         let left = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-        Timespec::try_from(left).ok()
+        Timespec::try_from(left.min(LONGEST_WAIT)).ok()
     }
 
     /// Starts a child and keeps it, on this thread.

@@ -263,3 +263,12 @@ fn a_waker_that_panics_costs_no_other_child_its_end() {
     assert!(turn.is_ok() && keeper.desk().kept.is_empty());
     drop(waiting);
 }
+
+#[test]
+fn a_deadline_however_far_off_is_a_short_wait() {
+    // Past 24 days the wait is one that kernels before 5.11 and some sandboxes refuse.
+    let keeper = by_hand();
+    keeper.desk().to_kill.push((1, Instant::now() + Duration::from_hours(24 * 365)));
+    let wait = keeper.timeout(&Agenda::default()).unwrap();
+    assert!(wait.tv_sec <= 60 * 60, "{wait:?}");
+}
