@@ -2,10 +2,13 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use multiproc::{Process, ProcessBuilder, SpawnError, TaskError, call, spawn_process, task};
+use futures::FutureExt as _;
+use multiproc::{
+    Duplex, Process, ProcessBuilder, Sender, SpawnError, TaskError, call, channel, duplex, spawn_process, task,
+};
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use support::{Other, alone, block_on, children, running};
@@ -263,4 +266,38 @@ fn futures_are_send_and_handles_are_shared() {
         let _ = child.stop(Duration::ZERO).await;
         let _ = child.join().await;
     }));
+}
+
+/// Sends until something is still under way, and returns when that has left, too.
+async fn fill(tx: Sender<Vec<u8>>, mut go: Duplex<u32, ()>) {
+    let mut count = 0;
+    let mut last = loop {
+        count += 1;
+        let mut send = Box::pin(tx.send(vec![7; 40_000]));
+        // The first time it may wait for others to come along.
+        if send.as_mut().now_or_never().is_none() && send.as_mut().now_or_never().is_none() {
+            break send;
+        }
+    };
+    go.send(count).await.unwrap();
+    go.recv().await.unwrap();
+    assert!(last.as_mut().now_or_never().is_some(), "there is room by now");
+}
+
+/// The socket had room for the last of it, and does not say so: that it does only once it is mostly empty.
+#[tokio::test]
+async fn an_exit_does_not_wait_where_all_has_left_already() {
+    let (tx, mut rx) = channel().unwrap();
+    let (mut go, theirs) = duplex().unwrap();
+    let child = spawn_process(task!(fill(tx, theirs).await)).await.unwrap();
+    let count = go.recv().await.unwrap().unwrap();
+    rx.recv().await.unwrap().unwrap();
+    let begun = Instant::now();
+    go.send(()).await.unwrap();
+    child.join().await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(3), "for so long it waits for what nobody takes");
+    for _ in 1..count {
+        rx.recv().await.unwrap().unwrap();
+    }
+    assert_eq!(rx.recv().await.unwrap(), None);
 }

@@ -33,14 +33,13 @@ pub(super) async fn pause() -> io::Result<()> {
 
 /// Sends what is under way until nothing is. If there can be no thread, the sending side fails.
 pub(super) fn start(sending: Arc<Sending>) {
-    let debt = OWED.begin();
     if let Ok(runtime) = runtime() {
-        drop(runtime.spawn(flush(sending, debt)));
+        drop(runtime.spawn(flush(sending)));
         return;
     }
     // A runtime has fds of its own, and there may be none just now.
     let theirs = Arc::clone(&sending);
-    if let Err(error) = spawn_thread(move || flush_alone(&theirs, debt)) {
+    if let Err(error) = spawn_thread(move || flush_alone(&theirs)) {
         sending.fail(&error);
     }
 }
@@ -51,12 +50,18 @@ pub(crate) fn finish() {
     OWED.settle(PATIENCE);
 }
 
+/// Something is left to the thread from now on. Others may send it sooner: a socket that has some room says so only once it
+/// has much, and until then the thread waits.
+pub(super) fn owe() -> Debt<'static> {
+    OWED.begin()
+}
+
 /// Says that something has moved, so that [`finish`] goes on waiting.
 pub(super) fn moved() {
     OWED.change(|count| count.moves += 1);
 }
 
-async fn flush(sending: Arc<Sending>, _debt: Debt<'static>) {
+async fn flush(sending: Arc<Sending>) {
     loop {
         // Where the socket was full once it soon is again.
         match sending.socket().when_often(Ready::Write, || sending.advance()).await {
@@ -68,7 +73,7 @@ async fn flush(sending: Arc<Sending>, _debt: Debt<'static>) {
 }
 
 /// As [`flush`], on a thread for this end alone.
-fn flush_alone(sending: &Arc<Sending>, _debt: Debt<'_>) {
+fn flush_alone(sending: &Arc<Sending>) {
     loop {
         match sending.socket().block_when(Ready::Write, || sending.advance()) {
             Ok(()) => return,
@@ -89,14 +94,15 @@ struct Owed {
 
 #[derive(Debug)]
 struct Count {
-    /// The ends that are being flushed.
+    /// The ends that have something under way.
     ends: usize,
     /// How often anything has moved.
     moves: u64,
 }
 
-/// An end that is being flushed, until it is dropped.
-struct Debt<'a>(&'a Owed);
+/// What one end owes, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Debt<'a>(&'a Owed);
 
 impl Owed {
     const fn new() -> Self {

@@ -21,7 +21,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 
 use super::departure::Departure;
-use super::flusher::{self, is_fd_congestion};
+use super::flusher::{self, Debt, is_fd_congestion};
 use super::gather::Gathering;
 use super::moved::Moved;
 use super::outbox::Outbox;
@@ -50,6 +50,8 @@ pub(super) struct Line {
     /// Behind [`State::Moved`].
     moved: Moved,
     pub(super) mover: Mover,
+    /// While the flusher is to send something.
+    debt: Option<Debt<'static>>,
     /// Who waits, by ticket: in the order in which they came.
     waiting: BTreeMap<u64, Waiting>,
     tickets: u64,
@@ -114,6 +116,7 @@ impl Sending {
             state: State::Open,
             moved: Moved::default(),
             mover: Mover::None,
+            debt: None,
             waiting: BTreeMap::new(),
             tickets: SINK,
             news: false,
@@ -279,6 +282,7 @@ impl Sending {
     ///
     /// Of those who wait for room that is all: one may never be polled again, and must not keep the room from the others.
     pub(super) fn release(self: &Arc<Self>, mut line: MutexGuard<'_, Line>, start: bool) {
+        line.account();
         let spent = mem::take(&mut line.spent);
         let mut told = Vec::new();
         if mem::take(&mut line.news) && !line.waiting.is_empty() {
@@ -384,6 +388,14 @@ impl Line {
             self.mover = Mover::Flusher;
         }
         free
+    }
+
+    /// An exit waits for what the flusher is to send, and no longer: others may have sent it.
+    fn account(&mut self) {
+        let owes = self.mover == Mover::Flusher && !self.outbox.is_empty();
+        if owes != self.debt.is_some() {
+            self.debt = owes.then(flusher::owe);
+        }
     }
 
     /// Gives what waited under this ticket before, which is dropped when the line is free: a waker is other people's code.
