@@ -7,10 +7,12 @@ use std::io::{PipeReader, PipeWriter, Read as _, Seek as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
+use futures::FutureExt as _;
 use multiproc::{
-    AckedQueue, Duplex, Fd, Receiver, RecvError, SendError, Sender, TrySendError, channel, duplex, queue,
-    spawn_process, task,
+    AckedQueue, Duplex, Fd, ProcessPool, QueueSender, Receiver, RecvError, SendError, Sender, TrySendError, channel,
+    duplex, queue, spawn_process, task,
 };
 use rustix::process::{Resource, Rlimit, Uid, getrlimit, setrlimit};
 use rustix::thread::set_thread_res_uid;
@@ -235,17 +237,17 @@ async fn a_consumer_that_may_not_take_an_items_fds_leaves_it_to_others() {
 }
 
 /// A user may have only so many fds under way; root may have more, so this thread becomes somebody else.
-fn many_under_way(
-    tx: Sender<Vec<Sender<u8>>>,
-    queue_tx: multiproc::QueueSender<Vec<Sender<u8>>>,
-    mut go: Duplex<(), ()>,
-) {
+fn become_somebody(user: u32) {
     if rustix::process::geteuid().is_root() {
-        let nobody = Uid::from_raw(65534);
-        set_thread_res_uid(nobody, nobody, nobody).unwrap();
+        let user = Uid::from_raw(user);
+        set_thread_res_uid(user, user, user).unwrap();
     }
     let before = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: Some(150), maximum: before.maximum }).unwrap();
+}
+
+fn many_under_way(tx: Sender<Vec<Sender<u8>>>, queue_tx: QueueSender<Vec<Sender<u8>>>, mut go: Duplex<(), ()>) {
+    become_somebody(65534);
     let ends = || (0..20).map(|_| channel().unwrap().0).collect::<Vec<_>>();
     go.blocking_send(()).unwrap();
     for _ in 0..20 {
@@ -253,6 +255,17 @@ fn many_under_way(
         queue_tx.blocking_send(ends()).unwrap();
     }
     let _ = go.blocking_recv();
+}
+
+/// Waits until the process sleeps, or has ended.
+async fn until_asleep(pid: u32) {
+    let running = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(") ").next().is_some_and(|state| state.starts_with(['R', 'D']))
+    };
+    while running() {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]
@@ -263,14 +276,91 @@ async fn with_too_many_fds_under_way_a_send_waits() {
     let child = spawn_process(task!(many_under_way(tx, queue_tx, theirs))).await.unwrap();
     go.recv().await.unwrap().unwrap();
     // Until it waits for the limit.
-    let stat = format!("/proc/{}/stat", child.id().unwrap());
-    while !std::fs::read_to_string(&stat).unwrap().rsplit(") ").next().unwrap().starts_with('S') {
-        tokio::task::yield_now().await;
-    }
+    until_asleep(child.id().unwrap()).await;
     for _ in 0..20 {
         assert_eq!(rx.recv().await.unwrap().unwrap().len(), 20);
         assert_eq!(queue_rx.recv().await.unwrap().unwrap().len(), 20);
     }
     drop(go);
     child.join().await.unwrap();
+}
+
+type Many = Vec<Sender<u8>>;
+
+/// Has as many fds under way as this user may have.
+fn congest(tx: &QueueSender<Many>) {
+    let ends = || (0..20).map(|_| channel().unwrap().0).collect::<Vec<_>>();
+    while tx.try_send(ends()).is_ok() {}
+}
+
+fn null() -> Fd<File> {
+    File::open("/dev/null").unwrap().into()
+}
+
+fn give_past_the_limit(tx: QueueSender<Many>, go: Duplex<(), ()>) -> Fd<File> {
+    become_somebody(65533);
+    congest(&tx);
+    go.blocking_send(()).unwrap();
+    null()
+}
+
+#[tokio::test]
+async fn with_too_many_fds_under_way_a_result_waits() {
+    let (tx, rx) = queue().unwrap();
+    let (mut go, theirs) = duplex().unwrap();
+    let child = spawn_process(task!(give_past_the_limit(tx, theirs))).await.unwrap();
+    go.recv().await.unwrap().unwrap();
+    until_asleep(child.id().unwrap()).await;
+    while rx.recv().await.unwrap().is_some() {}
+    child.join().await.unwrap();
+}
+
+fn take(fd: Fd<File>) -> u32 {
+    drop(fd);
+    7
+}
+
+/// Polls what is not to end yet until all has happened on this thread that does not wait for anything.
+async fn waits<F: Future>(mut future: std::pin::Pin<&mut F>) {
+    for _ in 0..1000 {
+        assert!(future.as_mut().now_or_never().is_none(), "it ended");
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A pool that has nothing but this thread to send with.
+async fn use_a_pool_past_the_limit() {
+    become_somebody(65532);
+    let (tx, rx) = queue().unwrap();
+    // No failed start is forgiven.
+    let pool = || ProcessPool::builder().workers(1).restart_limit(0, Duration::from_hours(1)).build().unwrap();
+    let never = pool();
+    let pool = pool();
+    congest(&tx);
+    let mut first = std::pin::pin!(pool.submit(task!(take(null()))));
+    waits(first.as_mut()).await;
+    while rx.try_recv().is_ok() {}
+    assert_eq!(first.await.unwrap(), 7, "its worker's ledger is an fd, too");
+
+    congest(&tx);
+    let mut second = std::pin::pin!(pool.submit(task!(take(null()))));
+    waits(second.as_mut()).await;
+    while rx.try_recv().is_ok() {}
+    assert_eq!(second.await.unwrap(), 7);
+    assert_eq!(pool.status().counts.restarts, 0);
+
+    congest(&tx);
+    let mut third = std::pin::pin!(pool.submit(task!(take(null()))));
+    waits(third.as_mut()).await;
+    pool.cancel().await;
+    assert!(third.await.is_err(), "what waits can be cancelled");
+    let mut fourth = std::pin::pin!(never.submit(task!(take(null()))));
+    waits(fourth.as_mut()).await;
+    never.cancel().await;
+    assert!(fourth.await.is_err());
+}
+
+#[tokio::test]
+async fn with_too_many_fds_under_way_a_pool_waits() {
+    spawn_process(task!(use_a_pool_past_the_limit().await)).await.unwrap().join().await.unwrap();
 }

@@ -22,12 +22,12 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Whether the user has as many fds under way in sockets as one process may have open; `ETOOMANYREFS` in unix(7). It
 /// passes when receivers receive, and nothing tells when.
-pub(super) fn is_fd_congestion(error: &io::Error) -> bool {
+pub(crate) fn is_fd_congestion(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ETOOMANYREFS)
 }
 
 /// Waits until fds may be tried again. The caller's own runtime may have no timers.
-pub(super) async fn pause() -> io::Result<()> {
+pub(crate) async fn pause() -> io::Result<()> {
     runtime()?.spawn(tokio::time::sleep(FD_PAUSE)).await.map_err(io::Error::other)
 }
 
@@ -74,12 +74,8 @@ async fn flush(sending: Arc<Sending>) {
 
 /// As [`flush`], on a thread for this end alone.
 fn flush_alone(sending: &Arc<Sending>) {
-    loop {
-        match sending.socket().block_when(Ready::Write, || sending.advance()) {
-            Ok(()) => return,
-            Err(error) if is_fd_congestion(&error) => thread::sleep(FD_PAUSE),
-            Err(error) => return sending.fail(&error),
-        }
+    if let Err(error) = sending.socket().block_when(Ready::Write, || sending.advance()) {
+        sending.fail(&error);
     }
 }
 

@@ -8,12 +8,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::thread;
 
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Handle, Id};
 use tokio::task::{coop, yield_now};
 
-use super::flusher;
+use super::flusher::{self, FD_PAUSE, is_fd_congestion};
 use super::turns::Turns;
 use crate::sys::socket::{self, Ready};
 
@@ -74,19 +75,27 @@ impl Socket {
         self.give_up(|_| true);
     }
 
-    /// Runs `io` until it does not say `WouldBlock`, and waits for readiness in between.
+    /// Runs `io` until it does not say `WouldBlock`, and waits for readiness in between. That too many fds are under way
+    /// ([`is_fd_congestion`]) passes, too, and nothing says when: then it tries again after a pause.
     ///
     /// Tries before it waits: what is there already costs no trip through the reactor. Any number of tasks may wait.
     ///
     /// # Cancel safety
     /// Cancel-safe if `io` is all or nothing: nothing is held between two calls of it.
     pub(crate) async fn when<R>(&self, ready: Ready, mut io: impl FnMut() -> io::Result<R>) -> io::Result<R> {
-        match io() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            result => return result,
+        loop {
+            let result = match io() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let _place = Place { socket: self, ready };
+                    self.when_ready(ready, &mut io).await
+                }
+                result => result,
+            };
+            match result {
+                Err(error) if is_fd_congestion(&error) => flusher::pause().await?,
+                result => return result,
+            }
         }
-        let _place = Place { socket: self, ready };
-        self.when_ready(ready, io).await
     }
 
     /// As [`when`](Self::when), for whoever waits often: a registration to write stays, too.
@@ -190,6 +199,7 @@ impl Socket {
         loop {
             match io() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket::wait(self, ready)?,
+                Err(error) if is_fd_congestion(&error) => thread::sleep(FD_PAUSE),
                 result => return result,
             }
         }

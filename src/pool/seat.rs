@@ -72,6 +72,8 @@ pub(super) struct Desk {
     outbox: Outbox,
     /// Whether somebody is writing what was in the outbox, and will come back for what has been put there since.
     lent: bool,
+    /// Whether too many fds were under way when the supervisor wrote last.
+    congested: bool,
     /// Tasks that were sent and not answered, oldest first. The first one runs, or is about to.
     sent: VecDeque<Sent>,
     /// Since when the first of them has been the first.
@@ -149,6 +151,7 @@ impl Desk {
             ledger: None,
             outbox: Outbox::default(),
             lent: false,
+            congested: false,
             sent: VecDeque::new(),
             since: Instant::now(),
             pace: None,
@@ -272,8 +275,9 @@ impl Desk {
     pub(super) fn look(&mut self) -> bool {
         let first = self.sent.front().map(|first| (first.id, !self.is_before_first()));
         let moved = first != self.seen.first && self.state != WorkerState::Stalled;
-        // A large task is on its way for as long as it takes.
-        if moved || self.lent || self.outbox.sent() != self.seen.sent || !self.is_to_be_watched() {
+        // A large task is on its way for as long as it takes, and so is one with fds.
+        let travels = self.lent || self.outbox.sent() != self.seen.sent || self.is_congested();
+        if moved || travels || !self.is_to_be_watched() {
             self.seen = Seen { first, sent: self.outbox.sent(), looks: 0 };
             return false;
         }

@@ -30,9 +30,14 @@ impl Supervisor {
     pub(super) async fn start(&self) -> Result<Process, SpawnError> {
         let settings = &self.shared.settings;
         let name = format!("{}-{}", settings.name, self.seat.index);
-        // This takes a millisecond or so, and is not given up half-way: then nobody would know when the process has ended.
         let place = message::Seat { pool: settings.name.clone(), index: self.seat.index as u64 };
-        let mut worker = start::launch(&settings.plan, &name, Some(place), None).await?;
+        let words = tokio::select! {
+            biased;
+            () = self.unneeded() => return Err(SpawnError::Cancelled),
+            words = start::first_words(&settings.plan, &name, Some(place), None) => words?,
+        };
+        // This takes a millisecond or so, and is not given up half-way: then nobody would know when the process has ended.
+        let mut worker = start::launch(&settings.plan, &name, words).await?;
         let kept = worker.child.kept().clone();
         let mut listeners = self.listen(&mut worker)?;
         let ready = tokio::select! {

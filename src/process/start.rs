@@ -21,6 +21,7 @@ use super::keeper::{self, Terms};
 use super::kept::KillOnDrop;
 use super::program::{Born, EnvChange, Launch, Plain, Program, spawn_std};
 use super::within::within;
+use crate::channel::flusher::{self, is_fd_congestion};
 use crate::channel::inbox::Inbox;
 use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
@@ -218,23 +219,33 @@ pub(crate) fn permitted() -> Result<u32, SpawnError> {
 /// # Cancel safety
 /// Dropping it kills what has been started by then.
 pub(crate) async fn start(plan: &Plan, name: &str, first: Option<Frame>) -> Result<Worker, SpawnError> {
-    let mut worker = launch(plan, name, None, first).await?;
+    let words = first_words(plan, name, None, first).await?;
+    let mut worker = launch(plan, name, words).await?;
     worker.shake_hands(plan).await?;
     Ok(worker)
 }
 
-/// The first half of [`start`]: the process is there, and has yet to [shake hands](Worker::shake_hands).
+/// What a worker will find in its socket.
+#[must_use]
+pub(crate) struct FirstWords {
+    ours: Socket,
+    theirs: OwnedFd,
+    /// What is left of them.
+    outbox: Outbox,
+    ledger: Option<Ledger>,
+}
+
+/// The first step of [`start`]: there is no process yet. It waits only while too many fds are under way for one more.
 ///
 /// # Cancel safety
-/// As for `start`.
-pub(crate) async fn launch(
+/// Dropping it leaves nothing.
+pub(crate) async fn first_words(
     plan: &Plan,
     name: &str,
     seat: Option<Seat>,
     first: Option<Frame>,
-) -> Result<Worker, SpawnError> {
+) -> Result<FirstWords, SpawnError> {
     let depth = permitted()?;
-    let slot = plan.slot();
     let hello = Hello {
         image: image::id().map_err(SpawnError::Executable)?,
         depth,
@@ -255,6 +266,7 @@ pub(crate) async fn launch(
             Some(ledger)
         }
     };
+    let slot = plan.slot();
     if matches!(slot, Slot::Stdout | Slot::Stderr) {
         // A host that has closed it has nothing to pass on.
         if let Ok(stream) = socket::duplicate(slot.fd()) {
@@ -262,7 +274,7 @@ pub(crate) async fn launch(
         }
     }
     let (ours, theirs) = socket::stream_pair()?;
-    let socket = Socket::new(ours);
+    let ours = Socket::new(ours);
     let mut outbox = Outbox::default();
     outbox.push(hello);
     if let Some(first) = first {
@@ -270,10 +282,24 @@ pub(crate) async fn launch(
     }
     // Before the start, so that a worker whose parent dies at once still knows what it was meant to be; what is large may
     // have to wait for its reader.
-    match outbox.flush(&socket) {
-        Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
-        _ => {}
+    loop {
+        match outbox.flush(&ours) {
+            Err(error) if is_fd_congestion(&error) && outbox.sent() == 0 => flusher::pause().await?,
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock && !is_fd_congestion(&error) => {
+                return Err(error.into());
+            }
+            _ => return Ok(FirstWords { ours, theirs, outbox, ledger }),
+        }
     }
+}
+
+/// The second step of [`start`]: the process is there, and has yet to [shake hands](Worker::shake_hands).
+///
+/// # Cancel safety
+/// As for `start`.
+pub(crate) async fn launch(plan: &Plan, name: &str, words: FirstWords) -> Result<Worker, SpawnError> {
+    let FirstWords { ours, theirs, outbox, ledger } = words;
+    let slot = plan.slot();
     let mut program = plan.program.clone();
     program.arg0 = Some(arg0(slot, name));
     let launch: Box<dyn Launch> = match &plan.template {
@@ -291,7 +317,7 @@ pub(crate) async fn launch(
     let started = started.map_err(|error| plan.explain(error))?;
     let worker = Worker {
         child: started.child,
-        socket,
+        socket: ours,
         inbox: Inbox::new(plan.max_body),
         outbox,
         stdin: started.stdin,

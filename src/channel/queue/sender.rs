@@ -106,12 +106,7 @@ impl<T: Serialize> QueueSender<T> {
         let packet = Packet::new(&item, self.limits)?;
         drop(item);
         let socket = &self.shared()?.socket;
-        loop {
-            match socket.block_when(Ready::Write, || packet.send(socket)) {
-                Err(error) if flusher::is_fd_congestion(&error) => std::thread::sleep(flusher::FD_PAUSE),
-                result => return result.map_err(sent),
-            }
-        }
+        socket.block_when(Ready::Write, || packet.send(socket)).map_err(sent)
     }
 
     /// Sends an item if there is room for it now.

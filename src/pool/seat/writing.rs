@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Desk, Seat};
+use crate::channel::flusher::is_fd_congestion;
 use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
 use crate::wire::frame::Frame;
@@ -81,7 +82,12 @@ impl Desk {
 
     /// Writes what fits, unless somebody else does.
     pub(super) fn write(&mut self, socket: &Socket, spent: &mut Vec<Bytes>) -> io::Result<()> {
-        if self.lent { Ok(()) } else { self.outbox.flush_into(socket, spent) }
+        if self.lent {
+            return Ok(());
+        }
+        let result = self.outbox.flush_into(socket, spent);
+        self.congested = result.as_ref().is_err_and(is_fd_congestion);
+        result
     }
 
     /// Puts a frame into the outbox that is no task from outside.
@@ -92,6 +98,11 @@ impl Desk {
     /// Whether there is something that the supervisor has to write.
     pub(in crate::pool) fn is_unwritten(&self) -> bool {
         !self.lent && !self.outbox.is_empty()
+    }
+
+    /// Whether it waits for others to take in fds, which says nothing of its worker.
+    pub(super) fn is_congested(&self) -> bool {
+        self.congested && self.is_unwritten()
     }
 
     /// Whether there is nothing to write, for anybody.
