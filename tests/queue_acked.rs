@@ -322,3 +322,23 @@ fn an_item_that_was_asked_for_while_no_fd_was_free_comes_when_there_are_some() {
         });
     });
 }
+
+/// The stream's end was taken for the queue's, so the item stayed with a receiver that was gone.
+#[tokio::test]
+async fn an_item_that_was_too_large_for_the_stream_goes_back_while_another_is_worked_on() {
+    let queue = AckedQueue::new();
+    let mut small = queue.receiver().unwrap().max_message(50);
+    queue.send("a".to_owned()).await.unwrap();
+    queue.send("b".repeat(100)).await.unwrap();
+    let first = small.next().await.unwrap().unwrap();
+    assert!(matches!(small.next().await, Some(Err(RecvError::TooLarge { len: 101, max: 50 }))));
+    assert!(small.next().await.is_none());
+    drop(small);
+    let mut other = queue.receiver().unwrap();
+    let got = tokio::time::timeout(Duration::from_mins(1), other.recv()).await.expect("it never comes");
+    let second = got.unwrap().unwrap();
+    assert!(second.len() == 100 && second.is_redelivered());
+    second.ack().unwrap();
+    first.ack().unwrap();
+    queue.finished().await;
+}

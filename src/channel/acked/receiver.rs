@@ -31,6 +31,8 @@ pub struct AckedReceiver<T> {
     sending: Arc<Sending>,
     receiving: Receiving,
     stage: Stage,
+    /// The stream of items has given an error that is its end.
+    over: bool,
     item: PhantomData<fn() -> T>,
 }
 
@@ -51,7 +53,7 @@ impl<T> AckedReceiver<T> {
     }
 
     fn with(sending: Sending, receiving: Receiving, stage: Stage) -> Self {
-        Self { sending: Arc::new(sending), receiving, stage, item: PhantomData }
+        Self { sending: Arc::new(sending), receiving, stage, over: false, item: PhantomData }
     }
 
     /// Bounds each item to `bytes` when encoded; 2 GiB by default and at the most.
@@ -150,10 +152,12 @@ impl<T: DeserializeOwned> Stream for AckedReceiver<T> {
     type Item = Result<Delivery<T>, RecvError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let delivery = ready!(self.poll_delivery(cx));
-        if !matches!(delivery, Ok(_) | Err(RecvError::Decode(_))) {
-            self.stage = Stage::Over;
+        if self.over {
+            return Poll::Ready(None);
         }
+        let delivery = ready!(self.poll_delivery(cx));
+        // The stage stays: what was asked for may be here, and goes back when this is dropped.
+        self.over = !matches!(delivery, Ok(_) | Err(RecvError::Decode(_)));
         Poll::Ready(delivery.transpose())
     }
 }
