@@ -342,3 +342,33 @@ async fn an_item_that_was_too_large_for_the_stream_goes_back_while_another_is_wo
     first.ack().unwrap();
     queue.finished().await;
 }
+
+/// It counted as done, and was lost. The consumer has few fds, and uses them up.
+async fn poor(mut rx: AckedReceiver<Fd<File>>, by_stream: bool) -> bool {
+    let limit = Rlimit { current: Some(64), maximum: getrlimit(Resource::Nofile).maximum };
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let (runs, ran) = channel::<()>().unwrap();
+    drop(runs);
+    assert!({ ran }.recv().await.unwrap().is_none(), "the runtime has its own fds");
+    let taken: Vec<_> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+    let refused = if by_stream { rx.next().await.unwrap() } else { rx.recv().await.map(Option::unwrap) };
+    assert!(matches!(&refused, Err(RecvError::Io(error)) if error.to_string().contains("it went back")), "{refused:?}");
+    // Else it would come and go back for ever.
+    assert!(!by_stream || rx.next().await.is_none(), "the stream goes on");
+    drop(taken);
+    let delivery = rx.recv().await.unwrap().unwrap();
+    let is_redelivered = delivery.is_redelivered();
+    delivery.ack().unwrap();
+    is_redelivered
+}
+
+#[tokio::test]
+async fn an_item_whose_consumer_has_no_fd_free_goes_back() {
+    for by_stream in [false, true] {
+        let queue = AckedQueue::new();
+        let consumer = spawn_process(task!(poor(queue.receiver().unwrap(), by_stream).await)).await.unwrap();
+        queue.send(Fd::from(File::open("/dev/zero").unwrap())).await.unwrap();
+        assert!(consumer.join().await.unwrap());
+        queue.finished().await;
+    }
+}

@@ -118,6 +118,11 @@ impl Receiving {
         }
     }
 
+    /// Whether the frame that was taken last lacks fds, as this process had none free for them.
+    pub(crate) fn has_lost_fds(&self) -> bool {
+        self.inbox.has_lost_fds()
+    }
+
     /// Ends the stream for what the peer did.
     pub(crate) fn refuse(&mut self, reason: &'static str) -> RecvError {
         self.inbox.refuse(reason)

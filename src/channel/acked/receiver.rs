@@ -3,6 +3,7 @@
 use std::any::type_name;
 use std::fmt;
 use std::future::poll_fn;
+use std::io;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
@@ -21,6 +22,9 @@ use crate::channel::socket::Socket;
 use crate::channel::{travel, value};
 use crate::error::{RecvError, SendError};
 use crate::wire::frame::{Frame, Limits, VALUE};
+
+/// Why an item went back whose fds this process had no room for.
+const NO_ROOM: &str = "file descriptors of the item could not be taken in: too many are open here, and it went back";
 
 /// A consumer of an [`AckedQueue`](crate::AckedQueue), made by its [`receiver`](crate::AckedQueue::receiver).
 ///
@@ -90,7 +94,9 @@ impl<T: DeserializeOwned> AckedReceiver<T> {
     /// # Errors
     ///
     /// `Decode` for an item that can't be decoded: nobody could, so it counts as done. `Truncated` if the process of the
-    /// queue ended. `Io` if the system refuses.
+    /// queue ended. `Io` if the system refuses. That is also said of an item with fds where this process has too many open
+    /// to take them in: it goes back to the queue, and may come here again when the next one is asked for. So do that when
+    /// there is room, or leave it to others; the `Stream` ends.
     ///
     /// # Cancel safety
     ///
@@ -132,6 +138,9 @@ impl<T: DeserializeOwned> AckedReceiver<T> {
                 let claim = Claim { id: frame.id, sending: Arc::clone(&self.sending) };
                 match value::decode(frame) {
                     Ok(item) => Ok(Some(Delivery { item, claim, again })),
+                    // Another one may have room. An error that ends the `Stream`, else it would get the item again at once,
+                    // and for ever.
+                    Err(_) if self.receiving.has_lost_fds() => Err(io::Error::other(NO_ROOM).into()),
                     Err(error) => {
                         let _ = claim.give_up(ACK);
                         Err(error)
