@@ -372,3 +372,33 @@ async fn an_item_whose_consumer_has_no_fd_free_goes_back() {
         queue.finished().await;
     }
 }
+
+/// What became of the item could not be said any more, and the queue waited for it for good.
+#[tokio::test]
+async fn a_receiver_does_not_travel_while_a_delivery_of_its_own_is_out() {
+    let queue = AckedQueue::<u32>::new();
+    let (tx, mut moved) = channel::<AckedReceiver<u32>>().unwrap();
+    queue.send(1).await.unwrap();
+    queue.send(2).await.unwrap();
+    for n in [1, 2] {
+        let mut rx = queue.receiver().unwrap();
+        let delivery = rx.recv().await.unwrap().unwrap();
+        let refused = tx.send(rx).await;
+        assert!(
+            matches!(&refused, Err(SendError::Encode(why)) if why.to_string().contains("still out")),
+            "{refused:?}"
+        );
+        assert_eq!(*delivery, n);
+        delivery.ack().unwrap();
+    }
+    queue.finished().await;
+    let mut rx = queue.receiver().unwrap();
+    queue.send(3).await.unwrap();
+    drop(rx.recv().await.unwrap().unwrap());
+    tx.send(rx).await.unwrap();
+    let mut rx = moved.recv().await.unwrap().unwrap();
+    let delivery = rx.recv().await.unwrap().unwrap();
+    assert!(*delivery == 3 && delivery.is_redelivered());
+    delivery.ack().unwrap();
+    queue.finished().await;
+}

@@ -13,6 +13,7 @@ use std::task::{Context, Poll, ready};
 
 use futures::Stream;
 use serde::de::DeserializeOwned;
+use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{ACK, AGAIN, ASK, BACK, END, LEAVE, word};
@@ -28,15 +29,18 @@ const NO_ROOM: &str = "file descriptors of the item could not be taken in: too m
 
 /// A consumer of an [`AckedQueue`](crate::AckedQueue), made by its [`receiver`](crate::AckedQueue::receiver).
 ///
-/// It asks for one item at a time, so a slow consumer holds back nobody's work. It is a [`Stream`] too, and a value that
-/// can be sent to another process, which moves it. Dropping it gives back what it has not handed out; deliveries that it
-/// has handed out can still be acknowledged.
+/// It asks for one item at a time, so a slow consumer holds back nobody's work. It is a [`Stream`] too. Dropping it gives
+/// back what it has not handed out; deliveries that it has handed out can still be acknowledged.
+///
+/// It is a value that can be sent to another process, which moves it. It is refused while a [`Delivery`] of its own is out.
 pub struct AckedReceiver<T> {
     sending: Arc<Sending>,
     receiving: Receiving,
     stage: Stage,
     /// The stream of items has given an error that is its end.
     over: bool,
+    /// One more for each delivery that is out.
+    out: Arc<()>,
     item: PhantomData<fn() -> T>,
 }
 
@@ -57,7 +61,7 @@ impl<T> AckedReceiver<T> {
     }
 
     fn with(sending: Sending, receiving: Receiving, stage: Stage) -> Self {
-        Self { sending: Arc::new(sending), receiving, stage, over: false, item: PhantomData }
+        Self { sending: Arc::new(sending), receiving, stage, over: false, out: Arc::default(), item: PhantomData }
     }
 
     /// Bounds each item to `bytes` when encoded; 2 GiB by default and at the most.
@@ -135,7 +139,7 @@ impl<T: DeserializeOwned> AckedReceiver<T> {
                 self.stage = Stage::Idle;
                 let again = frame.kind == AGAIN;
                 // First: where the item's own decoder panics, it goes back.
-                let claim = Claim { id: frame.id, sending: Arc::clone(&self.sending) };
+                let claim = Claim { id: frame.id, sending: Arc::clone(&self.sending), _out: Arc::clone(&self.out) };
                 match value::decode(frame) {
                     Ok(item) => Ok(Some(Delivery { item, claim, again })),
                     // Another one may have room. An error that ends the `Stream`, else it would get the item again at once,
@@ -173,6 +177,12 @@ impl<T: DeserializeOwned> Stream for AckedReceiver<T> {
 
 impl<T> Serialize for AckedReceiver<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // What becomes of an item is said through this end, which is another's then.
+        if Arc::strong_count(&self.out) > 1 {
+            return Err(S::Error::custom(
+                "an item of this receiver is still out: acknowledge or drop it before sending the receiver",
+            ));
+        }
         (Sides(&self.sending, &self.receiving), self.stage).serialize(serializer)
     }
 }
@@ -250,6 +260,8 @@ impl<T: fmt::Debug> fmt::Debug for Delivery<T> {
 struct Claim {
     id: u64,
     sending: Arc<Sending>,
+    /// Given up last, when all is said.
+    _out: Arc<()>,
 }
 
 impl Claim {
