@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio::task::coop;
 use tokio::time::sleep;
 
 use super::{ACK, AGAIN, ASK, BACK, END, LEAVE, word};
@@ -137,6 +138,8 @@ impl Broker {
             if !self.hear(who, &frame) {
                 break;
             }
+            // One that always has something to say must not keep the others of this thread from running.
+            coop::consume_budget().await;
         }
         self.gone(who);
     }
@@ -155,8 +158,8 @@ impl Broker {
         let mut state = self.state();
         match frame.kind {
             ASK if !state.asking.contains(&who) => state.asking.push_back(who),
-            ACK => state.ack(who, frame.id),
-            BACK => state.take_back(|id, holder| holder == who && id == frame.id),
+            ACK if state.has(who, frame.id) => drop(state.given.remove(&frame.id)),
+            BACK if state.has(who, frame.id) => state.take_back(|id, _| id == frame.id),
             LEAVE => state.leave(who),
             _ => return false,
         }
@@ -224,10 +227,9 @@ impl State {
         self.waiting.push_back(item);
     }
 
-    fn ack(&mut self, who: u64, id: u64) {
-        if self.given.get(&id).is_some_and(|(holder, _)| *holder == who) {
-            self.given.remove(&id);
-        }
+    /// Whether an item is with this receiver, which says once what becomes of it.
+    fn has(&self, who: u64, id: u64) -> bool {
+        self.given.get(&id).is_some_and(|(holder, _)| *holder == who)
     }
 
     /// Puts items that somebody has in front of those that wait, in the order in which they were sent.
@@ -270,5 +272,43 @@ impl State {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+    use crate::channel::socket::Socket;
+    use crate::sys::socket;
+
+    fn pair() -> (Arc<Sending>, Arc<Sending>) {
+        let (ours, theirs) = socket::stream_pair().unwrap();
+        let side = |fd| Arc::new(Sending::new(Arc::new(Socket::new(fd))));
+        (side(ours), side(theirs))
+    }
+
+    /// It kept the one thread for itself.
+    #[tokio::test]
+    async fn a_receiver_that_always_says_something_lets_others_run() {
+        let (ours, theirs) = pair();
+        for _ in 0..1000 {
+            theirs.post(word(LEAVE, 0)).unwrap();
+        }
+        drop(theirs);
+        let serving = tokio::spawn(Arc::<Broker>::default().serve(ours));
+        // Its turn comes when the first one's is over.
+        let other = tokio::spawn(async move { serving.is_finished() });
+        assert!(!other.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_receiver_that_speaks_of_an_item_that_it_has_not_is_cut_off() {
+        for kind in [ACK, BACK] {
+            let (ours, theirs) = pair();
+            theirs.post(word(kind, u64::MAX)).unwrap();
+            assert!(Arc::<Broker>::default().serve(ours).now_or_never().is_some());
+        }
     }
 }
