@@ -6,10 +6,12 @@ use std::fs::File;
 use std::io::{PipeWriter, Read as _, Write as _};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _};
 use multiproc::sync::Event;
 use multiproc::{AckedQueue, AckedReceiver, Fd, RecvError, SendError, Sender, channel, spawn_process, task};
@@ -400,5 +402,43 @@ async fn a_receiver_does_not_travel_while_a_delivery_of_its_own_is_out() {
     let delivery = rx.recv().await.unwrap().unwrap();
     assert!(*delivery == 3 && delivery.is_redelivered());
     delivery.ack().unwrap();
+    queue.finished().await;
+}
+
+/// The bytes of an item, which do something when they are done with.
+struct Owner<F: Fn()>(Vec<u8>, F);
+
+impl<F: Fn()> AsRef<[u8]> for Owner<F> {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl<F: Fn()> Drop for Owner<F> {
+    fn drop(&mut self) {
+        (self.1)();
+    }
+}
+
+/// They were dropped while the queue was locked, and it waited for itself for good.
+#[tokio::test]
+async fn the_owner_of_an_items_bytes_may_use_the_queue_when_they_are_done_with_and_panic() {
+    let queue = Arc::new(AckedQueue::<Bytes>::new());
+    let mut rx = queue.receiver().unwrap();
+    let weak = Arc::downgrade(&queue);
+    let owner = Owner(vec![1; 1 << 17], move || {
+        if let Some(queue) = weak.upgrade() {
+            queue.blocking_send(Bytes::from_static(b"again")).unwrap();
+        }
+        panic!("not the receiver's fault");
+    });
+    queue.send(Bytes::from_owner(owner)).await.unwrap();
+    // What comes next finds the receiver as it was.
+    for len in [1 << 17, 5] {
+        let got = tokio::time::timeout(Duration::from_mins(1), rx.recv()).await.expect("the queue is locked");
+        let delivery = got.unwrap().unwrap();
+        assert_eq!(delivery.len(), len);
+        delivery.ack().unwrap();
+    }
     queue.finished().await;
 }

@@ -4,6 +4,7 @@ use std::any::type_name;
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
+use std::mem;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -287,10 +288,13 @@ impl Desk for Board {
     async fn handle(self: &Arc<Self>, request: Request) -> Answer {
         match request {
             Request::Put(encoded) => {
+                let mut value = Kept(Arc::new(encoded));
                 self.newest.send_modify(|newest| {
                     newest.number += 1;
-                    newest.value = Kept(Arc::new(encoded));
+                    mem::swap(&mut newest.value, &mut value);
                 });
+                // The old one goes when nothing is locked: its bytes may have an owner, and its fds are closed.
+                drop(value);
                 Answer::Done
             }
             Request::Next(seen) => {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use super::{ACK, AGAIN, ASK, BACK, END, LEAVE, word};
 use crate::channel::flusher;
 use crate::channel::inbox::Inbox;
 use crate::channel::sending::Sending;
+use crate::task::panic_message;
 use crate::wire::extra::Extra;
 use crate::wire::frame::{Frame, VALUE};
 use crate::wire::held::Held;
@@ -75,6 +77,14 @@ impl Item {
         let fds = self.fds.duplicate()?;
         let kind = if self.again { AGAIN } else { VALUE };
         Ok(Frame { kind, id: self.id, body: self.body.clone(), more: self.more.clone(), fds })
+    }
+}
+
+/// Drops what may be somebody else's code: the owner of an item's bytes. That may use the queue, so this is for when no lock
+/// is held, and if it panics that is nothing to the receivers.
+fn discard<T>(spent: T) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(spent))) {
+        panic_message(payload);
     }
 }
 
@@ -156,14 +166,16 @@ impl Broker {
     /// Takes a receiver's word. `false`: it makes no sense.
     fn hear(self: &Arc<Self>, who: u64, frame: &Frame) -> bool {
         let mut state = self.state();
+        let mut done = None;
         match frame.kind {
             ASK if !state.asking.contains(&who) => state.asking.push_back(who),
-            ACK if state.has(who, frame.id) => drop(state.given.remove(&frame.id)),
+            ACK if state.has(who, frame.id) => done = state.given.remove(&frame.id),
             BACK if state.has(who, frame.id) => state.take_back(|id, _| id == frame.id),
             LEAVE => state.leave(who),
             _ => return false,
         }
         self.release(state);
+        discard(done);
         true
     }
 
