@@ -8,7 +8,8 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use multiproc::{Process, SpawnError, TaskError, spawn_process, task};
+use multiproc::sync::Semaphore;
+use multiproc::{AckedQueue, Process, SpawnError, SyncError, TaskError, spawn_process, task};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use support::{Other, alone, block_on, died, processes_with, running};
 
@@ -373,6 +374,38 @@ fn a_forked_copy_of_the_host_gets_an_error_at_once() {
                 assert!(place.exists());
                 drop(listener);
                 assert!(!place.exists());
+            }
+        }
+    });
+}
+
+/// They waited for a thread that was not there.
+#[test]
+fn in_a_copy_of_this_process_what_needs_its_thread_is_an_error_that_says_so() {
+    alone("in_a_copy_of_this_process_what_needs_its_thread_is_an_error_that_says_so", || {
+        let lock = Semaphore::new(1).unwrap();
+        let held = lock.blocking_acquire().unwrap();
+        let says_so = |error: &std::io::Error| error.to_string().contains("forked");
+        // SAFETY: no other thread of this process holds a lock that the copy needs: all of them wait for something to do.
+        match unsafe { libc::fork() } {
+            0 => {
+                let are_refused = Semaphore::new(1).is_err_and(|error| says_so(&error))
+                    && AckedQueue::<u8>::new().receiver().is_err_and(|error| says_so(&error))
+                    && matches!(lock.blocking_acquire(), Err(SyncError::Io(error)) if says_so(&error));
+                // It is the original's.
+                drop(held);
+                // SAFETY: it ends this process, and runs nothing of the original's.
+                unsafe { libc::_exit(i32::from(!are_refused)) }
+            }
+            copy => {
+                Other::new(copy.try_into().unwrap()).ends_within(Duration::from_secs(30));
+                let mut status = 0;
+                // SAFETY: `status` is live.
+                assert_eq!(unsafe { libc::waitpid(copy, &raw mut status, 0) }, copy);
+                assert_eq!(std::process::ExitStatus::from_raw(status).code(), Some(0));
+                assert!(block_on(lock.try_acquire()).unwrap().is_none(), "the copy has given it back");
+                drop(held);
+                drop(lock.blocking_acquire().unwrap());
             }
         }
     });

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
 
 use super::sending::Sending;
+use crate::sys::home::Home;
 use crate::sys::process::SignalMask;
 use crate::sys::socket::Ready;
 
@@ -145,9 +146,21 @@ impl Drop for Debt<'_> {
     }
 }
 
+/// Refuses to go on in a copy of the process that the thread is in: nobody would ever send or answer there, and what a copy
+/// says through ends that it has with the original is taken for the original's.
+pub(super) fn no_forked_copy() -> io::Result<()> {
+    static HOME: Home = Home::new();
+    HOME.settle().map_err(|process| {
+        io::Error::other(format!(
+            "this process is a copy that process {process} forked, without the thread that sends and answers"
+        ))
+    })
+}
+
 /// The runtime of that thread, which is there whatever becomes of the program's own. What runs on it must never block.
 pub(super) fn runtime() -> io::Result<Handle> {
     static RUNTIME: Mutex<Option<Handle>> = Mutex::new(None);
+    no_forked_copy()?;
     let mut slot = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(handle) = &*slot {
         return Ok(handle.clone());

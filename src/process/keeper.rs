@@ -24,7 +24,6 @@ use std::mem::{self, MaybeUninit};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -41,6 +40,7 @@ pub(super) use self::request::{Refused, Request};
 use super::kept::{Kept, KillOnDrop, Leavings, Seen};
 use super::program::Launch;
 pub(super) use super::starter::spawn_async;
+use crate::sys::home::Home;
 use crate::sys::process::{SignalMask, kill_and_reap, open_pidfd, peek_exit};
 use crate::sys::socket::above_stdio;
 use crate::sys::spawn::{Fate, empty_cradles};
@@ -58,25 +58,20 @@ pub(super) fn start(request: Request) -> Result<Started, Box<Refused>> {
     }
 }
 
-/// The process that our threads are in; 0 before there are any.
-static PROCESS: AtomicU32 = AtomicU32::new(0);
+static HOME: Home = Home::new();
 
 /// Whether this is a copy of a process that our threads are in: see [`no_forked_copy`].
 pub(crate) fn is_forked_copy() -> bool {
-    let process = PROCESS.load(Ordering::Relaxed);
-    process != 0 && process != std::process::id()
+    HOME.is_elsewhere()
 }
 
-/// Refuses to go on in a copy of the process that our threads are in: fork(2) copies none of them, so nobody would ever
-/// start or reap anything there, and a lock that one of them held is held for good.
+/// Refuses to go on in a copy of the process that our threads are in: nobody would ever start or reap anything there.
 pub(super) fn no_forked_copy() -> io::Result<()> {
-    let here = std::process::id();
-    match PROCESS.compare_exchange(0, here, Ordering::Relaxed, Ordering::Relaxed) {
-        Err(process) if process != here => Err(io::Error::other(format!(
+    HOME.settle().map_err(|process| {
+        io::Error::other(format!(
             "this process is a copy that process {process} forked, without the threads that start and reap children"
-        ))),
-        _ => Ok(()),
-    }
+        ))
+    })
 }
 
 /// Has the keeper look at a child that it keeps.

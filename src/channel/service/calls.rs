@@ -147,6 +147,7 @@ impl Calls {
 
     /// Posts a request whose answer nobody waits for.
     pub(crate) fn tell(&self, request: Frame) -> Result<(), SendError> {
+        flusher::no_forked_copy()?;
         let id = self.table().next();
         self.sending.post(Frame { id, ..request })
     }
@@ -162,6 +163,10 @@ impl Calls {
     }
 
     fn open(self: &Arc<Self>, place: Place) -> Result<Call<'_>, CallError> {
+        if place == Place::Flusher {
+            // That reader is in the table, but it is not there.
+            flusher::no_forked_copy()?;
+        }
         let mut table = self.table();
         if let Some(end) = &table.end {
             return Err(end.error(CallError::Closed));

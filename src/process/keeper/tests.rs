@@ -1,6 +1,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 
