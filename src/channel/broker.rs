@@ -19,12 +19,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::service::{Bound, serve_within};
+use super::service::{Bound, serve_within, turn_away};
 use super::{Client, Duplex, duplex, flusher};
 use crate::error::CallError;
 
-/// The most holders of one broker. Each costs its process a socket, and any holder can make others.
-const MOST_HOLDERS: usize = if cfg!(test) { 8 } else { 4096 };
+/// The most holders of one broker that others have made than its own process. Each costs that process a socket, and it is
+/// not asked. What it makes itself is bounded by the fds that it may have.
+const MOST_FOREIGN: usize = if cfg!(test) { 8 } else { 4096 };
 
 /// The most questions of one holder that are open at once, over all its clones in a process; one more is an error. They
 /// must not wait for each other, for one may be what the others wait for. The asking side holds a future for each, so what
@@ -61,31 +62,41 @@ type End<D> = Duplex<Option<<D as Desk>::Answer>, Said<D>>;
 /// One who has a desk at the broker; a value that can be sent any number of times.
 pub(crate) struct Holder<D: Desk> {
     client: Client<Said<D>, Option<D::Answer>>,
+    /// Where it is in this process, and this holder was made here.
+    broker: Option<Arc<Broker<D>>>,
+}
+
+struct Broker<D: Desk> {
+    shared: Arc<D::Shared>,
+    /// For the holders that others make.
+    places: Arc<Semaphore>,
 }
 
 impl<D: Desk> Holder<D> {
     /// Makes a broker in this process, and its first holder. The broker ends with the last one.
     pub(crate) fn found(shared: D::Shared, role: D::Role) -> io::Result<Self> {
         let (ours, theirs) = duplex()?;
-        let places = Arc::new(Semaphore::new(MOST_HOLDERS));
-        if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-            flusher::runtime()?.spawn(attend::<D>(theirs, Arc::new(shared), role, (places, place)));
-        }
-        Ok(Self::over(ours))
+        let broker = Broker { shared: Arc::new(shared), places: Arc::new(Semaphore::new(MOST_FOREIGN)) };
+        let broker = Arc::new(broker);
+        flusher::runtime()?.spawn(attend::<D>(theirs, Arc::clone(&broker), role, None));
+        Ok(Self::over(ours, Some(broker)))
     }
 
-    fn over(end: Duplex<Said<D>, Option<D::Answer>>) -> Self {
-        Self { client: Client::bounded(end, Bound::Refuse(MOST_ASKED)) }
+    fn over(end: Duplex<Said<D>, Option<D::Answer>>, broker: Option<Arc<Broker<D>>>) -> Self {
+        Self { client: Client::bounded(end, Bound::Refuse(MOST_ASKED)), broker }
     }
 
     /// Makes another holder.
     pub(crate) fn share(&self, role: D::Role) -> io::Result<Self> {
-        Ok(Self::over(self.another(role)?))
+        Ok(Self::over(self.another(role)?, self.broker.clone()))
     }
 
     fn another(&self, role: D::Role) -> io::Result<Duplex<Said<D>, Option<D::Answer>>> {
         let (ours, theirs) = duplex()?;
-        self.client.tell(Said::Share(role, Box::new(theirs))).map_err(io::Error::other)?;
+        match &self.broker {
+            Some(broker) => drop(flusher::runtime()?.spawn(attend(theirs, Arc::clone(broker), role, None))),
+            None => self.client.tell(Said::Share(role, Box::new(theirs))).map_err(io::Error::other)?,
+        }
         Ok(ours)
     }
 
@@ -114,7 +125,7 @@ impl<D: Desk> Holder<D> {
     }
 
     pub(crate) fn deserialize<'de, De: Deserializer<'de>>(deserializer: De) -> Result<Self, De::Error> {
-        Ok(Self::over(Duplex::deserialize(deserializer)?))
+        Ok(Self::over(Duplex::deserialize(deserializer)?, None))
     }
 }
 
@@ -124,22 +135,22 @@ impl<D: Desk> fmt::Debug for Holder<D> {
     }
 }
 
-/// Serves one holder to its end, in its place among the broker's.
+/// Serves one holder to its end, in its place if it needs one.
 fn attend<D: Desk>(
     end: End<D>,
-    shared: Arc<D::Shared>,
+    broker: Arc<Broker<D>>,
     role: D::Role,
-    (places, place): (Arc<Semaphore>, OwnedSemaphorePermit),
+    place: Option<OwnedSemaphorePermit>,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-    let desk = Arc::new(D::open(&shared, role));
+    let desk = Arc::new(D::open(&broker.shared, role));
     Box::pin(async move {
         let handle = |said| {
             let asked = match said {
                 Said::Do(request) => Some(request),
                 Said::Share(role, end) => {
-                    // One too many sees its end closed.
-                    if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-                        tokio::spawn(attend::<D>(*end, Arc::clone(&shared), role, (Arc::clone(&places), place)));
+                    match Arc::clone(&broker.places).try_acquire_owned() {
+                        Ok(place) => drop(tokio::spawn(attend(*end, Arc::clone(&broker), role, Some(place)))),
+                        Err(_) => turn_away(*end, &format!("other processes have made {MOST_FOREIGN} more of it")),
                     }
                     None
                 }
@@ -181,24 +192,35 @@ mod tests {
     }
 
     #[test]
-    fn one_holder_too_many_is_turned_away_and_a_place_that_is_free_again_is_given() {
+    fn holders_that_are_made_here_are_not_counted() {
         let first = Holder::<Counted>::found((), ()).unwrap();
-        let mut holders: Vec<_> = (1..MOST_HOLDERS).map(|_| first.share(()).unwrap()).collect();
+        let holders: Vec<_> = (0..3 * MOST_FOREIGN).map(|_| first.share(()).unwrap()).collect();
         for holder in &holders {
             holder.blocking_ask(()).unwrap();
         }
-        for _ in 0..3 {
-            let refused = first.share(()).unwrap().blocking_ask(());
-            assert!(matches!(refused, Err(CallError::Closed | CallError::Unanswered)), "{refused:?}");
-            first.blocking_ask(()).unwrap();
+    }
+
+    #[test]
+    fn one_holder_too_many_is_told_so_and_a_place_that_is_free_again_is_given() {
+        let first = Holder::<Counted>::found((), ()).unwrap();
+        // As if it had come to another process.
+        let foreign = Holder::<Counted>::over(first.another(()).unwrap(), None);
+        let mut holders: Vec<_> = (0..MOST_FOREIGN).map(|_| foreign.share(()).unwrap()).collect();
+        for holder in &holders {
+            holder.blocking_ask(()).unwrap();
+        }
+        for _ in 0..100 {
+            let refused = foreign.share(()).unwrap().blocking_ask(());
+            assert!(matches!(refused, Err(CallError::Refused { .. })), "{refused:?}");
+            foreign.blocking_ask(()).unwrap();
         }
         holders.pop();
         // The end of one is seen in its own time.
         let begun = std::time::Instant::now();
-        while first.share(()).unwrap().blocking_ask(()).is_err() {
+        while foreign.share(()).unwrap().blocking_ask(()).is_err() {
             assert!(begun.elapsed().as_secs() < 60, "its place is not free again");
         }
-        for holder in holders.iter().chain([&first]) {
+        for holder in holders.iter().chain([&first, &foreign]) {
             holder.blocking_ask(()).unwrap();
         }
     }

@@ -12,6 +12,13 @@ pub enum SyncError {
     /// The process that made it has ended.
     #[error("the process that made it has ended")]
     Closed,
+    /// The process that made it serves no more like this one: other processes have made as many of it as they may.
+    #[error("the process that made it refused: {reason}")]
+    #[non_exhaustive]
+    Refused {
+        /// What it says.
+        reason: String,
+    },
     /// The system refused.
     #[error("cannot ask the process that made it")]
     Io(#[from] io::Error),
@@ -21,6 +28,7 @@ impl From<CallError> for SyncError {
     fn from(error: CallError) -> Self {
         match error {
             CallError::Closed | CallError::Unanswered => Self::Closed,
+            CallError::Refused { reason } => Self::Refused { reason },
             CallError::Io(error) => Self::Io(error),
             other => Self::Io(io::Error::new(io::ErrorKind::InvalidData, other)),
         }

@@ -82,7 +82,8 @@ impl Barrier {
     ///
     /// # Errors
     ///
-    /// `Closed` if the process that made the barrier has ended, `Io` if the system refuses.
+    /// `Closed` if the process that made the barrier has ended, `Refused` if other processes have sent it on too often, `Io` if
+    /// the system refuses.
     ///
     /// # Cancel safety
     ///

@@ -52,7 +52,8 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// `Closed` if the process that made the event has ended, `Io` if the system refuses.
+    /// `Closed` if the process that made the event has ended, `Refused` if other processes have sent it on too often, `Io` if
+    /// the system refuses.
     ///
     /// # Cancel safety
     ///

@@ -2,9 +2,14 @@
 //! value.
 //!
 //! Each is kept by the process that made it, on a thread of this library's own, and is a value that can be sent to any other
-//! process, any number of times. A process that is killed, at whatever moment, gives back what it held and loses its place
+//! process, again and again. A process that is killed, at whatever moment, gives back what it held and loses its place
 //! in every line; nobody else is harmed. When the process that made one has ended, all that wait for it are told, by
 //! [`SyncError::Closed`](crate::SyncError::Closed).
+//!
+//! Each one that was sent, in whatever process and also while it waits in a queue, is a socket of the process that made it,
+//! which so bounds how many there are by the files that it may have open: where it can have no more, the message is an
+//! `Encode` error. Other processes can pass on 4,096 of one at a time; one more arrives, but each call of it says
+//! [`SyncError::Refused`](crate::SyncError::Refused).
 //!
 //! They need no runtime to be made. Each method is a message to that process and back, some ten microseconds.
 

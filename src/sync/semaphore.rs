@@ -75,7 +75,8 @@ impl Semaphore {
     ///
     /// # Errors
     ///
-    /// `Closed` if the process that made the semaphore has ended, `Io` if the system refuses.
+    /// `Closed` if the process that made the semaphore has ended, `Refused` if other processes have sent it on too often, `Io` if
+    /// the system refuses.
     ///
     /// # Cancel safety
     ///

@@ -191,6 +191,7 @@ fn received(error: CallError) -> RecvError {
     match error {
         CallError::Io(error) => RecvError::Io(error),
         CallError::Decode(source) => RecvError::Decode(source),
+        CallError::Refused { .. } => RecvError::Io(io::Error::other(error)),
         other => RecvError::Decode(other.into()),
     }
 }

@@ -15,12 +15,14 @@ use tokio::runtime::{Handle, Id};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
-use super::Bound;
+use super::{ALL, Bound};
 use crate::channel::departure::Departure;
 use crate::channel::duplex::Sides;
 use crate::channel::flusher;
 use crate::channel::sending::Sending;
+use crate::channel::value;
 use crate::error::{CallError, RecvError, SendError};
+use crate::sys::socket::has_ended;
 use crate::wire::frame::{ANSWER, CANCEL, Frame, REFUSAL};
 
 #[derive(Debug)]
@@ -83,6 +85,7 @@ impl Place {
 #[derive(Debug)]
 enum End {
     Gone,
+    Refused(String),
     TooLarge { len: u64, max: u64 },
     Protocol(&'static str),
     Failed(io::ErrorKind, String),
@@ -105,6 +108,7 @@ impl End {
     fn error(&self, gone: CallError) -> CallError {
         match self {
             Self::Gone => gone,
+            Self::Refused(reason) => CallError::Refused { reason: reason.clone() },
             &Self::TooLarge { len, max } => CallError::TooLarge { len, max },
             &Self::Protocol(reason) => CallError::Protocol { reason },
             Self::Failed(kind, text) => CallError::Io(io::Error::new(*kind, text.clone())),
@@ -202,6 +206,9 @@ impl Calls {
                 return self.poll_step_down(cx, place);
             }
             let end = match ready!(sides.receiving.poll_frame(cx)) {
+                Ok(Some(frame)) if frame.kind == REFUSAL && frame.id == ALL => {
+                    value::decode(frame).map_or_else(End::from, End::Refused)
+                }
                 Ok(Some(frame)) if matches!(frame.kind, ANSWER | REFUSAL) => {
                     drop(sides);
                     self.answered(frame);
@@ -353,6 +360,11 @@ impl Call<'_> {
             let polled = Pin::new(&mut *departure).poll(cx);
             self.sent = departure.is_in();
             match polled {
+                Poll::Ready(Err(SendError::Closed)) if has_ended(&**self.calls.sending.socket()).unwrap_or(false) => {
+                    // Its last word may say why, which is read before the end.
+                    self.sent = departure.has_begun();
+                    *leaving = None;
+                }
                 Poll::Ready(Err(SendError::Closed)) if departure.has_begun() => {
                     return Poll::Ready(Err(CallError::Unanswered));
                 }

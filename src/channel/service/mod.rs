@@ -15,11 +15,14 @@ mod client;
 mod serve;
 
 pub use client::Client;
-pub(crate) use serve::serve_within;
 pub use serve::{blocking_serve, serve};
+pub(crate) use serve::{serve_within, turn_away};
 
 /// How many calls a client has open at once; more wait in it.
 const MAX_CALLS: usize = 1024;
+
+/// A refusal with this number is one of all the client's calls, and the last word.
+const ALL: u64 = 0;
 
 /// How many calls a client may have open, and what becomes of one more.
 #[derive(Clone, Copy, Debug)]

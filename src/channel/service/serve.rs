@@ -14,7 +14,7 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::MAX_CALLS;
+use super::{ALL, MAX_CALLS};
 use crate::channel::sending::Sending;
 use crate::channel::{Duplex, value};
 use crate::error::RecvError;
@@ -135,6 +135,12 @@ where
             _ => return Err(sides.receiving.refuse("a frame that is no request")),
         }
     }
+}
+
+/// Serves a client none of its calls, and says why.
+pub(crate) fn turn_away<Req, Resp>(end: Duplex<Resp, Req>, reason: &str) {
+    // If it can't be told, it sees the end.
+    let _ = end.into_sides().sending.post(refusal(ALL, reason));
 }
 
 /// As [`serve`], on this thread and one request after the other; not for async code.
