@@ -6,11 +6,13 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use futures::future::{AbortHandle, Abortable, FutureExt as _};
 use futures::stream::{FuturesUnordered, StreamExt as _};
+use pin_project_lite::pin_project;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -104,7 +106,7 @@ where
                     return Err(sides.receiving.refuse("two calls with one number"));
                 }
                 let begun = caught(id, || match value::decode(frame) {
-                    Ok(request) => Ok(handler(request)),
+                    Ok(request) => Ok(Handling { future: Some(handler(request)) }),
                     Err(error) => Err(refusal(id, &reason(&error))),
                 });
                 let sending = &sending;
@@ -237,6 +239,33 @@ impl Waiting {
         let request = self.requests.pop_front()?;
         self.bytes -= request.wire_len();
         Some(request)
+    }
+}
+
+pin_project! {
+    /// A handler's future. It is dropped where other calls are at work, or their service ends, so a panic of that is caught.
+    struct Handling<F> {
+        #[pin]
+        future: Option<F>,
+    }
+
+    impl<F> PinnedDrop for Handling<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut future = this.project().future;
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| future.set(None))) {
+                // It may be one that panics, too.
+                panic_message(payload);
+            }
+        }
+    }
+}
+
+impl<F: Future> Future for Handling<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        // It is there until the drop.
+        self.project().future.as_pin_mut().map_or(Poll::Pending, |future| future.poll(cx))
     }
 }
 

@@ -1,0 +1,70 @@
+//! Calls in the hosts that there are: many runtimes, clients that move, wakers and handlers with code of their own.
+
+use std::future::{Future, pending, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+
+use multiproc::{Client, duplex, serve};
+
+mod support;
+
+multiproc::test_support!();
+
+async fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+    poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx))).await
+}
+
+/// Panics when it is dropped, and counts that.
+struct Bad(Arc<AtomicUsize>);
+
+impl Drop for Bad {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        panic!("on purpose");
+    }
+}
+
+#[tokio::test]
+async fn a_handler_that_panics_when_it_is_dropped_costs_no_other_call() {
+    let (ours, theirs) = duplex::<u32, u32>().unwrap();
+    let (said, mut begun) = tokio::sync::mpsc::unbounded_channel();
+    let drops = Arc::new(AtomicUsize::new(0));
+    let dropped = Arc::clone(&drops);
+    let service = tokio::spawn(serve(theirs, move |n: u32| {
+        let (said, dropped) = (said.clone(), Arc::clone(&dropped));
+        async move {
+            let _bad = (n % 2 == 1).then(|| Bad(dropped));
+            if n != 5 && n % 2 == 1 {
+                said.send(n).unwrap();
+                pending::<()>().await;
+            }
+            n
+        }
+    }));
+    let client = Client::new(ours);
+    let mut start = async |call: &mut Pin<Box<_>>| {
+        assert!(poll_once(call).await.is_pending());
+        begun.recv().await.unwrap();
+    };
+    let mut first = Box::pin(client.call(1));
+    start(&mut first).await;
+    drop(first);
+    assert_eq!(client.call(2).await.unwrap(), 2);
+    assert_eq!(drops.load(Ordering::Relaxed), 1);
+    // One that has its answer and panics then costs its own call at the most.
+    assert!(client.call(5).await.is_err());
+    assert_eq!(client.call(6).await.unwrap(), 6);
+    // All that are open go with the service.
+    let mut open = [3, 7].map(|n| Box::pin(client.call(n)));
+    for call in &mut open {
+        start(call).await;
+    }
+    service.abort();
+    assert!(service.await.unwrap_err().is_cancelled());
+    assert_eq!(drops.load(Ordering::Relaxed), 4);
+    for call in open {
+        assert!(call.await.is_err());
+    }
+}
