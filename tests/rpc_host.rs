@@ -5,8 +5,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
+use std::thread;
+use std::time::Duration;
 
-use multiproc::{Client, duplex, serve};
+use multiproc::{Client, blocking_serve, duplex, serve};
 
 mod support;
 
@@ -14,6 +16,22 @@ multiproc::test_support!();
 
 async fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
     poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx))).await
+}
+
+#[test]
+fn a_client_is_answered_in_each_of_many_runtimes() {
+    let (ours, theirs) = duplex::<u32, u32>().unwrap();
+    let service = thread::spawn(move || blocking_serve(theirs, |n: u32| n));
+    let client = Client::new(ours);
+    let runtimes: Vec<_> = (0..20).map(|_| support::runtime()).collect();
+    for _ in 0..3 {
+        for (n, runtime) in (0..).zip(&runtimes) {
+            let answer = async { tokio::time::timeout(Duration::from_secs(20), client.call(n)).await };
+            assert_eq!(runtime.block_on(answer).expect("it hangs").unwrap(), n);
+        }
+    }
+    drop((runtimes, client));
+    service.join().unwrap().unwrap();
 }
 
 /// Panics when it is dropped, and counts that.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::thread;
 
+use futures::FutureExt as _;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Handle, Id};
 use tokio::task::{coop, yield_now};
@@ -21,12 +22,14 @@ use crate::sys::socket::{self, Ready};
 /// How many idle registrations are kept: one to read in a program's own runtime, one to write in the flusher's.
 const IDLE: usize = 2;
 
-/// How many keep one in all. More only gather where futures were dropped that waited, each in another runtime.
-const MOST: usize = 16;
+/// From how many on it is looked whose runtime has ended. They gather where futures were dropped that waited, each in another
+/// runtime.
+const MANY: usize = 16;
 
 /// A socket, and its places in the reactors of the runtimes that wait for it.
 ///
-/// Made outside a runtime it costs no registration; it can be used in one runtime after another, and in two at once.
+/// Made outside a runtime it costs no registration; it can be used in one runtime after another, and in many at once. A place
+/// where somebody may wait stays for as long as its runtime: who is idle there would not learn that it was given up.
 ///
 /// Reading and writing are registered apart, and writing only once a write has to wait: a registration to write wakes this
 /// process each time that the peer reads.
@@ -49,6 +52,13 @@ struct Readiness {
     fd: AsyncFd<Arc<OwnedFd>>,
     /// Whether a task waits in [`Socket::poll_read`]: it has left its waker here, and holds nothing.
     is_waited_for: AtomicBool,
+}
+
+impl Registration {
+    /// Whether its runtime has ended: then whoever waited there has been told.
+    fn is_over(&self) -> bool {
+        self.readiness.fd.ready(self.ready.into()).now_or_never().is_some_and(|ready| ready.is_err())
+    }
 }
 
 /// A place in the reactor that is given up when nobody waits there any more, if it is one to write.
@@ -208,7 +218,8 @@ impl Socket {
     /// Gives up the place in a runtime's reactor, where nobody waits any more.
     pub(crate) fn forget(&self, runtime: Id) {
         let mut registrations = self.registrations();
-        registrations.retain(|registered| registered.runtime != runtime);
+        registrations
+            .retain(|registered| registered.runtime != runtime || Arc::strong_count(&registered.readiness) > 1);
     }
 
     /// As [`readiness`](Self::readiness), and waits where this process has no fd left for it.
@@ -243,8 +254,8 @@ impl Socket {
                         || registered.readiness.is_waited_for.load(Ordering::Relaxed)
                 });
             }
-            if registrations.len() >= MOST {
-                registrations.remove(0);
+            if registrations.len() >= MANY {
+                registrations.retain(|registered| !registered.is_over());
             }
             registrations.push(Registration { runtime, ready, readiness: Arc::clone(&readiness) });
         }
@@ -284,7 +295,7 @@ mod tests {
     use std::pin::pin;
 
     use bytes::BytesMut;
-    use futures::FutureExt as _;
+    use tokio::runtime::{Builder, Runtime};
 
     use super::*;
     use crate::sys::socket::Wait;
@@ -335,5 +346,38 @@ mod tests {
         fill(&ours);
         assert!(ours.when_in_turn(Ready::Write, &turns, write).now_or_never().is_none());
         assert!(ours.registrations().is_empty(), "nor after a wait that was dropped");
+    }
+
+    fn new_runtime() -> Runtime {
+        Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    #[test]
+    fn who_waits_in_one_of_many_runtimes_keeps_the_place() {
+        let (a, _b) = socket::stream_pair().unwrap();
+        let ours = Socket::new(a);
+        let read = || socket::recv_into(&ours, &mut BytesMut::with_capacity(1), 1, Wait::No);
+        let runtimes: Vec<_> = (0..=MANY).map(|_| new_runtime()).collect();
+        let mut waits = Vec::new();
+        for _ in 0..2 {
+            for runtime in &runtimes {
+                let mut wait = Box::pin(ours.when(Ready::Read, read));
+                assert!(runtime.block_on(async { wait.as_mut().now_or_never() }).is_none());
+                waits.push(wait);
+            }
+        }
+        assert_eq!(ours.registrations().len(), runtimes.len(), "each is shared");
+    }
+
+    #[test]
+    fn the_places_in_runtimes_that_have_ended_are_given_up() {
+        let (a, _b) = socket::stream_pair().unwrap();
+        let ours = Socket::new(a);
+        let read = || socket::recv_into(&ours, &mut BytesMut::with_capacity(1), 1, Wait::No).map(|read| (read, false));
+        for _ in 0..3 * MANY {
+            // Whoever waited there is gone, and nothing says so.
+            assert!(new_runtime().block_on(poll_fn(|cx| Poll::Ready(ours.poll_read(cx, false, read)))).is_pending());
+            assert!(ours.registrations().len() <= MANY);
+        }
     }
 }
