@@ -1,7 +1,7 @@
 //! Listeners: typed duplexes between processes that are no relatives, whoever else comes by.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
@@ -244,6 +244,24 @@ async fn a_predicate_decides_on_either_side_and_its_panic_refuses() {
     connect_to::<u8, u8>(&path, move |peer| peer.pid == Some(us)).await.unwrap();
     let refused = connect_to::<u8, u8>(&path, |peer| peer.pid == Some(0)).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
+}
+
+/// Even if it has gone by then.
+#[tokio::test]
+async fn a_client_reads_a_refusal_that_came_before_it_has_said_anything() {
+    let (_dir, path) = private();
+    let mut refusal = Vec::new();
+    {
+        let _listener = Listener::<u8, u8>::bind_for(&path, |_| false).unwrap();
+        UnixStream::connect(&path).unwrap().read_to_end(&mut refusal).unwrap();
+    }
+    let listener = UnixListener::bind(&path).unwrap();
+    let refuse_first = move |_: &_| {
+        listener.accept().unwrap().0.write_all(&refusal).unwrap();
+        true
+    };
+    let refused = connect_to::<u8, u8>(&path, refuse_first).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::PermissionDenied, "{refused}");
 }
 
 const PATH: &str = "MULTIPROC_TEST_SOCKET";
