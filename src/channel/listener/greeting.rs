@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -66,7 +67,9 @@ impl Greeting {
     /// Dropping it loses nobody.
     pub(super) async fn next(&self) -> io::Result<(Sides, Peer)> {
         loop {
-            let news = self.hall.news.notified();
+            let mut news = pin!(self.hall.news.notified());
+            // Before the look: of those who only come to wait later, one alone hears of two guests.
+            news.as_mut().enable();
             let guest = self.hall.ready.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             if let Some(Guest { sides, peer, .. }) = guest {
                 return Ok((sides, peer));
