@@ -36,7 +36,8 @@ pub async fn connect<A, B>(path: impl AsRef<Path>) -> io::Result<Duplex<A, B>> {
     reach(path.as_ref().to_owned(), None).await
 }
 
-/// As [`connect`], to a listener that `admit` accepts, of whatever user. `admit` runs on a thread of its own.
+/// As [`connect`], to a listener that `admit` accepts, of whatever user. `admit` runs on a thread of its own, and within the
+/// 5 seconds that all of it has.
 ///
 /// # Errors
 ///

@@ -106,7 +106,8 @@ impl<A, B> Listener<A, B> {
     /// As [`bind`](Self::bind), for those whom `admit` lets in, of whatever user.
     ///
     /// Others may be able to enter its directory, but not to write there. The socket has mode 0666. `admit` runs on a thread
-    /// of its own and may take its time; if it panics, the client is refused.
+    /// of its own. If it panics, the client is refused; a client for which it takes longer than the 5 seconds that each has is
+    /// dropped, and is one that is silent until it is admitted.
     ///
     /// # Errors
     ///
