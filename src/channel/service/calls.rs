@@ -4,24 +4,22 @@
 //! and plain threads have one on the flusher's: so whoever can wait for an answer has a reader that runs, and no call is
 //! held up by another one that nobody polls. Readers hold nothing: whichever comes first takes what has arrived.
 
-use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker, ready};
 
-use tokio::runtime::{Handle, Id};
 use tokio::sync::Semaphore;
-use tokio::task::AbortHandle;
 
 use super::{ALL, Bound};
+use super::table::{End, Place, Reader, Slot, Table};
 use crate::channel::departure::Departure;
 use crate::channel::duplex::Sides;
 use crate::channel::flusher;
 use crate::channel::sending::Sending;
 use crate::channel::value;
-use crate::error::{CallError, RecvError, SendError};
+use crate::error::{CallError, SendError};
 use crate::sys::socket::has_ended;
 use crate::wire::frame::{ANSWER, CANCEL, Frame, REFUSAL};
 
@@ -32,88 +30,6 @@ pub(crate) struct Calls {
     table: Mutex<Table>,
     free: Semaphore,
     bound: Bound,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    last: u64,
-    open: HashMap<u64, Slot>,
-    readers: Vec<Reader>,
-    /// Why there are no more answers.
-    end: Option<End>,
-}
-
-#[derive(Debug)]
-enum Slot {
-    Waiting {
-        place: Place,
-        waker: Option<Waker>,
-    },
-    Answered(Frame),
-    /// Its reader is gone.
-    Abandoned,
-}
-
-#[derive(Debug)]
-struct Reader {
-    place: Place,
-    task: Option<AbortHandle>,
-}
-
-/// Where a reader runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
-    Runtime(Id),
-    Flusher,
-}
-
-impl Place {
-    /// The runtime that polls the caller, if there is one.
-    pub(crate) fn here() -> Self {
-        Handle::try_current().map_or(Self::Flusher, |handle| Self::Runtime(handle.id()))
-    }
-
-    fn handle(self) -> io::Result<Handle> {
-        match self {
-            Self::Runtime(_) => Handle::try_current().map_err(io::Error::other),
-            Self::Flusher => flusher::runtime(),
-        }
-    }
-}
-
-/// How the answers ended, so that each call can be told.
-#[derive(Debug)]
-enum End {
-    Gone,
-    Refused(String),
-    TooLarge { len: u64, max: u64 },
-    Protocol(&'static str),
-    Failed(io::ErrorKind, String),
-}
-
-impl From<RecvError> for End {
-    fn from(error: RecvError) -> Self {
-        match error {
-            RecvError::Truncated => Self::Gone,
-            RecvError::TooLarge { len, max } => Self::TooLarge { len, max },
-            RecvError::Protocol { reason } => Self::Protocol(reason),
-            RecvError::Io(error) => Self::Failed(error.kind(), error.to_string()),
-            RecvError::Decode(source) => Self::Failed(io::ErrorKind::InvalidData, source.to_string()),
-        }
-    }
-}
-
-impl End {
-    /// What a call is told; `gone` if the server simply is no more.
-    fn error(&self, gone: CallError) -> CallError {
-        match self {
-            Self::Gone => gone,
-            Self::Refused(reason) => CallError::Refused { reason: reason.clone() },
-            &Self::TooLarge { len, max } => CallError::TooLarge { len, max },
-            &Self::Protocol(reason) => CallError::Protocol { reason },
-            Self::Failed(kind, text) => CallError::Io(io::Error::new(*kind, text.clone())),
-        }
-    }
 }
 
 impl Calls {
@@ -281,32 +197,6 @@ impl Drop for Calls {
             if let Some(task) = &reader.task {
                 task.abort();
             }
-        }
-    }
-}
-
-impl Table {
-    fn next(&mut self) -> u64 {
-        self.last += 1;
-        self.last
-    }
-}
-
-impl Slot {
-    fn take_waker(&mut self) -> Option<Waker> {
-        match self {
-            Self::Waiting { waker, .. } => waker.take(),
-            Self::Answered(_) | Self::Abandoned => None,
-        }
-    }
-
-    fn waits_at(&self, here: Place) -> bool {
-        matches!(self, Self::Waiting { place, .. } if *place == here)
-    }
-
-    fn wake(mut self) {
-        if let Some(waker) = self.take_waker() {
-            waker.wake();
         }
     }
 }

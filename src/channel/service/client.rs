@@ -8,7 +8,8 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::calls::{Calls, Place};
+use super::calls::Calls;
+use super::table::Place;
 use super::{Bound, MAX_CALLS};
 use crate::channel::block::block_on;
 use crate::channel::duplex::Sides;

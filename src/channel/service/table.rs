@@ -1,0 +1,121 @@
+//! What is known of a client's open calls: where each is waited for, its answer, and why there are no more answers. All of
+//! it is behind one lock, in `calls.rs`.
+
+use std::collections::HashMap;
+use std::io;
+use std::task::Waker;
+
+use tokio::runtime::{Handle, Id};
+use tokio::task::AbortHandle;
+
+use crate::channel::flusher;
+use crate::error::{CallError, RecvError};
+use crate::wire::frame::Frame;
+
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    pub(super) last: u64,
+    pub(super) open: HashMap<u64, Slot>,
+    pub(super) readers: Vec<Reader>,
+    /// Why there are no more answers.
+    pub(super) end: Option<End>,
+}
+
+#[derive(Debug)]
+pub(super) enum Slot {
+    Waiting {
+        place: Place,
+        waker: Option<Waker>,
+    },
+    Answered(Frame),
+    /// Its reader is gone.
+    Abandoned,
+}
+
+#[derive(Debug)]
+pub(super) struct Reader {
+    pub(super) place: Place,
+    pub(super) task: Option<AbortHandle>,
+}
+
+/// Where a reader runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Runtime(Id),
+    Flusher,
+}
+
+impl Place {
+    /// The runtime that polls the caller, if there is one.
+    pub(super) fn here() -> Self {
+        Handle::try_current().map_or(Self::Flusher, |handle| Self::Runtime(handle.id()))
+    }
+
+    pub(super) fn handle(self) -> io::Result<Handle> {
+        match self {
+            Self::Runtime(_) => Handle::try_current().map_err(io::Error::other),
+            Self::Flusher => flusher::runtime(),
+        }
+    }
+}
+
+/// How the answers ended, so that each call can be told.
+#[derive(Debug)]
+pub(super) enum End {
+    Gone,
+    Refused(String),
+    TooLarge { len: u64, max: u64 },
+    Protocol(&'static str),
+    Failed(io::ErrorKind, String),
+}
+
+impl From<RecvError> for End {
+    fn from(error: RecvError) -> Self {
+        match error {
+            RecvError::Truncated => Self::Gone,
+            RecvError::TooLarge { len, max } => Self::TooLarge { len, max },
+            RecvError::Protocol { reason } => Self::Protocol(reason),
+            RecvError::Io(error) => Self::Failed(error.kind(), error.to_string()),
+            RecvError::Decode(source) => Self::Failed(io::ErrorKind::InvalidData, source.to_string()),
+        }
+    }
+}
+
+impl End {
+    /// What a call is told; `gone` if the server simply is no more.
+    pub(super) fn error(&self, gone: CallError) -> CallError {
+        match self {
+            Self::Gone => gone,
+            Self::Refused(reason) => CallError::Refused { reason: reason.clone() },
+            &Self::TooLarge { len, max } => CallError::TooLarge { len, max },
+            &Self::Protocol(reason) => CallError::Protocol { reason },
+            Self::Failed(kind, text) => CallError::Io(io::Error::new(*kind, text.clone())),
+        }
+    }
+}
+
+impl Table {
+    pub(super) fn next(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+}
+
+impl Slot {
+    pub(super) fn take_waker(&mut self) -> Option<Waker> {
+        match self {
+            Self::Waiting { waker, .. } => waker.take(),
+            Self::Answered(_) | Self::Abandoned => None,
+        }
+    }
+
+    pub(super) fn waits_at(&self, here: Place) -> bool {
+        matches!(self, Self::Waiting { place, .. } if *place == here)
+    }
+
+    pub(super) fn wake(mut self) {
+        if let Some(waker) = self.take_waker() {
+            waker.wake();
+        }
+    }
+}
