@@ -2,13 +2,13 @@
 
 use std::future::{Future, pending, poll_fn};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
-use multiproc::{Client, blocking_serve, duplex, serve};
+use multiproc::{Client, blocking_serve, channel, duplex, serve};
 
 mod support;
 
@@ -16,6 +16,42 @@ multiproc::test_support!();
 
 async fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
     poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx))).await
+}
+
+/// As if it had come from another process.
+async fn moved(client: Client<u32, u32>) -> Client<u32, u32> {
+    let (tx, mut rx) = channel().unwrap();
+    tx.send(client).await.unwrap();
+    rx.recv().await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn a_moved_client_takes_no_answer_of_a_call_that_was_dropped_before() {
+    let (ours, theirs) = duplex::<u32, u32>().unwrap();
+    let (said, mut begun) = tokio::sync::mpsc::unbounded_channel();
+    let (open, gate) = mpsc::channel();
+    let service = thread::spawn(move || {
+        blocking_serve(theirs, |n: u32| {
+            said.send(n).unwrap();
+            gate.recv().unwrap();
+            n
+        })
+    });
+    let mut client = Client::new(ours);
+    for n in [1, 3] {
+        let mut call = Box::pin(client.call(n));
+        assert!(poll_once(&mut call).await.is_pending());
+        assert_eq!(begun.recv().await, Some(n));
+        // Too late: it is answered all the same, to whoever has the client then.
+        drop(call);
+        client = moved(client).await;
+        open.send(()).unwrap();
+        open.send(()).unwrap();
+        assert_eq!(client.call(n + 1).await.unwrap(), n + 1);
+        assert_eq!(begun.recv().await, Some(n + 1));
+    }
+    drop(client);
+    service.join().unwrap().unwrap();
 }
 
 #[test]

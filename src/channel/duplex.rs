@@ -205,14 +205,13 @@ impl<A, B: DeserializeOwned> Stream for Duplex<A, B> {
 
 impl<A, B> Serialize for Duplex<A, B> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        travel::serialize_both(&self.sides.sending, &self.sides.receiving, serializer)
+        self.sides.serialize(serializer)
     }
 }
 
 impl<'de, A, B> Deserialize<'de> for Duplex<A, B> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (sending, receiving) = travel::deserialize_both(deserializer)?;
-        Ok(Self::over(Sides::with(sending, receiving)))
+        Sides::deserialize(deserializer).map(Self::over)
     }
 }
 
@@ -222,6 +221,18 @@ impl<A, B> fmt::Debug for Duplex<A, B> {
             .field("sends", &type_name::<A>())
             .field("receives", &type_name::<B>())
             .finish_non_exhaustive()
+    }
+}
+
+impl Serialize for Sides {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        travel::serialize_both(&self.sending, &self.receiving, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Sides {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        travel::deserialize_both(deserializer).map(|(sending, receiving)| Self::with(sending, receiving))
     }
 }
 

@@ -33,11 +33,12 @@ pub(crate) struct Calls {
 }
 
 impl Calls {
-    pub(crate) fn new(sides: Sides, bound: Bound) -> Arc<Self> {
+    /// `last` is the number of the last call that was made through these sides before, or 0.
+    pub(crate) fn new(sides: Sides, bound: Bound, last: u64) -> Arc<Self> {
         Arc::new(Self {
             sending: Arc::clone(&sides.sending),
             sides: Mutex::new(sides),
-            table: Mutex::default(),
+            table: Mutex::new(Table { last, ..Table::default() }),
             free: Semaphore::new(bound.most()),
             bound,
         })
@@ -72,14 +73,18 @@ impl Calls {
         self.sending.post(Frame { id, ..request })
     }
 
-    /// Hands the client to another process, by way of `give`.
-    pub(crate) fn hand_over<R, E: serde::ser::Error>(&self, give: impl FnOnce(&Sides) -> Result<R, E>) -> Result<R, E> {
-        // No reader takes anything meanwhile.
+    /// Hands the client to another process, by way of `give`, with the number of its last call.
+    pub(crate) fn hand_over<R, E: serde::ser::Error>(
+        &self,
+        give: impl FnOnce(u64, &Sides) -> Result<R, E>,
+    ) -> Result<R, E> {
+        // No reader takes anything meanwhile, and no call begins.
         let sides = self.sides.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.table().open.is_empty() {
+        let table = self.table();
+        if !table.open.is_empty() {
             return Err(E::custom("a call of this client is still open: await it before sending the client"));
         }
-        give(&sides)
+        give(table.last, &sides)
     }
 
     fn open(self: &Arc<Self>, place: Place) -> Result<Call<'_>, CallError> {
@@ -288,12 +293,31 @@ impl Call<'_> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         let mut table = self.calls.table();
-        let waited = matches!(table.open.remove(&self.id), Some(Slot::Waiting { .. }));
-        let cancel = waited && self.sent && table.end.is_none();
-        drop(table);
-        if cancel {
+        let waits = matches!(table.open.get(&self.id), Some(Slot::Waiting { .. }));
+        if waits && self.sent && table.end.is_none() {
+            drop(table);
+            // While it is in the table: else the client may be another process's by now, which knows nothing of this call.
             // If it can't be told, it is going to see the end.
             let _ = self.calls.sending.post(Frame { kind: CANCEL, id: self.id, ..Frame::default() });
+            table = self.calls.table();
         }
+        table.open.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::socket;
+
+    #[test]
+    fn no_call_begins_while_its_client_is_handed_over() {
+        let sides = Sides::new(socket::stream_pair().unwrap().0);
+        let calls = Calls::new(sides, Bound::Wait(1), 7);
+        let given = calls.hand_over(|last, _| {
+            assert!(calls.table.try_lock().is_err(), "it would have this number, too");
+            Ok::<_, serde::de::value::Error>(last)
+        });
+        assert_eq!(given.ok(), Some(7));
     }
 }

@@ -13,7 +13,7 @@ use super::table::Place;
 use super::{Bound, MAX_CALLS};
 use crate::channel::block::block_on;
 use crate::channel::duplex::Sides;
-use crate::channel::{Duplex, travel, value};
+use crate::channel::{Duplex, value};
 use crate::error::{CallError, RecvError};
 use crate::wire::frame::{ANSWER, Frame, Limits, REQUEST};
 
@@ -65,11 +65,11 @@ impl<Req, Resp> Client<Req, Resp> {
 
     /// As [`new`](Self::new), with another bound on the calls that are open.
     pub(crate) fn bounded(end: Duplex<Req, Resp>, bound: Bound) -> Self {
-        Self::over(end.into_sides(), bound)
+        Self::over(end.into_sides(), bound, 0)
     }
 
-    fn over(sides: Sides, bound: Bound) -> Self {
-        Self { limits: sides.receiving.limits(), calls: Calls::new(sides, bound), call: PhantomData }
+    fn over(sides: Sides, bound: Bound, last: u64) -> Self {
+        Self { limits: sides.receiving.limits(), calls: Calls::new(sides, bound, last), call: PhantomData }
     }
 }
 
@@ -135,14 +135,14 @@ impl<Req, Resp> Clone for Client<Req, Resp> {
 
 impl<Req, Resp> Serialize for Client<Req, Resp> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.calls.hand_over(|sides| travel::serialize_both(&sides.sending, &sides.receiving, serializer))
+        self.calls.hand_over(|last, sides| (last, sides).serialize(serializer))
     }
 }
 
 impl<'de, Req, Resp> Deserialize<'de> for Client<Req, Resp> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (sending, receiving) = travel::deserialize_both(deserializer)?;
-        Ok(Self::over(Sides::with(sending, receiving), Bound::Wait(MAX_CALLS)))
+        let (last, sides) = Deserialize::deserialize(deserializer)?;
+        Ok(Self::over(sides, Bound::Wait(MAX_CALLS), last))
     }
 }
 

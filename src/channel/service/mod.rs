@@ -1,7 +1,7 @@
 //! Calls over a duplex: a client asks, a server answers, many at once, matched by their number.
 //!
 //! ```text
-//!  call ── REQUEST n ──▶ serve ── handler          n is the client's, from 1 upwards
+//!  call ── REQUEST n ──▶ serve ── handler          n is the client's, from 1 upwards, also as it moves
 //!       ◀── ANSWER n ──┘                           or REFUSAL n: why there is none
 //!  dropped ─ CANCEL n ─▶ the handler is dropped
 //! ```

@@ -14,6 +14,8 @@ use crate::wire::frame::Frame;
 
 #[derive(Debug, Default)]
 pub(super) struct Table {
+    /// The number of the last call. It goes where the client goes: an answer to a call that was dropped may still come, and
+    /// must find no new call with its number.
     pub(super) last: u64,
     pub(super) open: HashMap<u64, Slot>,
     pub(super) readers: Vec<Reader>,
@@ -96,7 +98,8 @@ impl End {
 
 impl Table {
     pub(super) fn next(&mut self) -> u64 {
-        self.last += 1;
+        // Where a client that came from another process begins, that process says.
+        self.last = self.last.wrapping_add(1);
         self.last
     }
 }
