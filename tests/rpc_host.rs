@@ -4,7 +4,7 @@ use std::future::{Future, pending, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
-use std::task::Poll;
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
@@ -121,4 +121,36 @@ async fn a_handler_that_panics_when_it_is_dropped_costs_no_other_call() {
     for call in open {
         assert!(call.await.is_err());
     }
+}
+
+/// A waker that begins a call when it goes.
+struct Nosy(Client<u32, u32>);
+
+impl Wake for Nosy {
+    fn wake(self: Arc<Self>) {}
+}
+
+impl Drop for Nosy {
+    fn drop(&mut self) {
+        let mut call = Box::pin(self.0.call(7));
+        assert!(call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+}
+
+#[test]
+fn a_waker_may_use_the_client_when_it_is_dropped() {
+    let (ours, _theirs) = duplex::<u32, u32>().unwrap();
+    let client = Client::new(ours);
+    let (done, is_done) = mpsc::channel();
+    thread::spawn(move || {
+        let mut call = Box::pin(client.call(1));
+        for _ in 0..3 {
+            // Each takes the place of the one before.
+            let waker = Waker::from(Arc::new(Nosy(client.clone())));
+            assert!(call.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        }
+        drop(call);
+        done.send(()).unwrap();
+    });
+    is_done.recv_timeout(Duration::from_secs(20)).expect("it waits for itself");
 }

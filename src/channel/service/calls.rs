@@ -269,13 +269,13 @@ impl Call<'_> {
             }
         }
         let unanswered = if self.sent { CallError::Unanswered } else { CallError::Closed };
+        // To clone a waker, and to drop one, is somebody else's code, which may use this client: not under the lock.
+        let mut kept = Some(cx.waker().clone());
         let mut table = self.calls.table();
         let Table { open, end, .. } = &mut *table;
         match (open.get_mut(&self.id), end) {
             (Some(Slot::Waiting { waker, .. }), None) => {
-                if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-                    *waker = Some(cx.waker().clone());
-                }
+                std::mem::swap(waker, &mut kept);
                 Poll::Pending
             }
             (Some(Slot::Waiting { .. }), Some(end)) => Poll::Ready(Err(end.error(unanswered))),
@@ -301,7 +301,10 @@ impl Drop for Call<'_> {
             let _ = self.calls.sending.post(Frame { kind: CANCEL, id: self.id, ..Frame::default() });
             table = self.calls.table();
         }
-        table.open.remove(&self.id);
+        let slot = table.open.remove(&self.id);
+        drop(table);
+        // With its waker, which is somebody else's code.
+        drop(slot);
     }
 }
 
