@@ -70,6 +70,46 @@ fn a_client_is_answered_in_each_of_many_runtimes() {
     service.join().unwrap().unwrap();
 }
 
+#[test]
+fn a_call_goes_on_in_another_runtime_while_the_first_is_idle() {
+    let (ours, theirs) = duplex::<u32, u32>().unwrap();
+    let (open, gate) = mpsc::channel();
+    let service = thread::spawn(move || {
+        blocking_serve(theirs, |n: u32| {
+            gate.recv().unwrap();
+            n
+        })
+    });
+    let client = Client::new(ours);
+    let (one, other) = (support::runtime(), support::runtime());
+    let mut call = Box::pin(client.call(7));
+    assert!(one.block_on(poll_once(&mut call)).is_pending());
+    assert!(other.block_on(poll_once(&mut call)).is_pending());
+    open.send(()).unwrap();
+    let answer = async { tokio::time::timeout(Duration::from_secs(20), call).await };
+    assert_eq!(other.block_on(answer).expect("it hangs").unwrap(), 7);
+    // Nor does it depend on the first one any more.
+    let mut call = Box::pin(client.call(8));
+    assert!(one.block_on(poll_once(&mut call)).is_pending());
+    assert!(other.block_on(poll_once(&mut call)).is_pending());
+    drop(one);
+    open.send(()).unwrap();
+    assert_eq!(other.block_on(call).unwrap(), 8);
+    // And it goes on without any.
+    let mut call = Box::pin(client.call(9));
+    assert!(other.block_on(poll_once(&mut call)).is_pending());
+    open.send(()).unwrap();
+    let limit = support::within(Duration::from_secs(20));
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(support::eventually(limit, || match call.as_mut().poll(&mut cx) {
+        Poll::Ready(answer) => answer.unwrap() == 9,
+        Poll::Pending => false,
+    }));
+    drop(call);
+    drop(client);
+    service.join().unwrap().unwrap();
+}
+
 /// Panics when it is dropped, and counts that.
 struct Bad(Arc<AtomicUsize>);
 

@@ -1,8 +1,9 @@
 //! The open calls of a client, and the tasks that read their answers.
 //!
 //! A call waits in the table; a reader gives it its answer. Each runtime from which calls are made has a reader of its own,
-//! and plain threads have one on the flusher's: so whoever can wait for an answer has a reader that runs, and no call is
-//! held up by another one that nobody polls. Readers hold nothing: whichever comes first takes what has arrived.
+//! and plain threads have one on the flusher's; a call that is polled in another runtime than before is waited for there
+//! from then on. So whoever can wait for an answer has a reader that runs, and no call is held up by another one that nobody
+//! polls. Readers hold nothing: whichever comes first takes what has arrived.
 
 use std::future::poll_fn;
 use std::io;
@@ -12,8 +13,8 @@ use std::task::{Context, Poll, Waker, ready};
 
 use tokio::sync::Semaphore;
 
+use super::table::{End, Place, Slot, Table};
 use super::{ALL, Bound};
-use super::table::{End, Place, Reader, Slot, Table};
 use crate::channel::departure::Departure;
 use crate::channel::duplex::Sides;
 use crate::channel::flusher;
@@ -98,24 +99,23 @@ impl Calls {
         }
         let id = table.next();
         table.open.insert(id, Slot::Waiting { place, waker: None });
-        let served = table.readers.iter().any(|reader| reader.place == place);
-        if !served {
-            table.readers.push(Reader { place, task: None });
-        }
+        let is_first = table.needs_reader(place);
         drop(table);
         let call = Call { calls: self, id, sent: false };
-        if !served {
-            let reading = Reading { calls: Arc::downgrade(self), place };
-            // A runtime that has been shut down drops `reading` at once: it takes itself out of the table.
-            let task = match place.handle() {
-                Ok(runtime) => runtime.spawn(reading.run()).abort_handle(),
-                Err(error) => return Err(error.into()),
-            };
-            if let Some(reader) = self.table().readers.iter_mut().find(|reader| reader.place == place) {
-                reader.task = Some(task);
-            }
+        if is_first {
+            self.start_reader(place)?;
         }
         Ok(call)
+    }
+
+    /// Starts the reader for this place that is in the table. If it can't be, or has no runtime any more, it takes itself out.
+    fn start_reader(self: &Arc<Self>, place: Place) -> io::Result<()> {
+        let reading = Reading { calls: Arc::downgrade(self), place };
+        let task = place.handle()?.spawn(reading.run()).abort_handle();
+        if let Some(reader) = self.table().readers.iter_mut().find(|reader| reader.place == place) {
+            reader.task = Some(task);
+        }
+        Ok(())
     }
 
     /// Takes what has arrived, for the reader at this place. Ready when nothing more will.
@@ -274,8 +274,15 @@ impl Call<'_> {
         let mut table = self.calls.table();
         let Table { open, end, .. } = &mut *table;
         match (open.get_mut(&self.id), end) {
-            (Some(Slot::Waiting { waker, .. }), None) => {
+            (Some(Slot::Waiting { place, waker }), None) => {
                 std::mem::swap(waker, &mut kept);
+                // The runtime where it was begun may be idle for ever.
+                *place = place.or_here();
+                let place = *place;
+                if table.needs_reader(place) {
+                    drop(table);
+                    self.calls.start_reader(place)?;
+                }
                 Poll::Pending
             }
             (Some(Slot::Waiting { .. }), Some(end)) => Poll::Ready(Err(end.error(unanswered))),

@@ -53,6 +53,15 @@ impl Place {
         Handle::try_current().map_or(Self::Flusher, |handle| Self::Runtime(handle.id()))
     }
 
+    /// Where a call that has waited here waits when it is polled. The flusher always runs, and who waits for that one blocks
+    /// the thread that polls.
+    pub(super) fn or_here(self) -> Self {
+        match self {
+            Self::Runtime(_) => Self::here(),
+            Self::Flusher => self,
+        }
+    }
+
     pub(super) fn handle(self) -> io::Result<Handle> {
         match self {
             Self::Runtime(_) => Handle::try_current().map_err(io::Error::other),
@@ -101,6 +110,15 @@ impl Table {
         // Where a client that came from another process begins, that process says.
         self.last = self.last.wrapping_add(1);
         self.last
+    }
+
+    /// Whether the caller is to start a reader at this place, which is in the table from now on.
+    pub(super) fn needs_reader(&mut self, place: Place) -> bool {
+        let needed = self.readers.iter().all(|reader| reader.place != place);
+        if needed {
+            self.readers.push(Reader { place, task: None });
+        }
+        needed
     }
 }
 
