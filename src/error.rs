@@ -33,6 +33,9 @@ pub struct Panic {
     /// Where it panicked, as `file:line:column`.
     pub location: Option<String>,
     /// The backtrace, where `RUST_BACKTRACE` or `RUST_LIB_BACKTRACE` asks for one in the worker.
+    ///
+    /// There is none where a hard limit (`ulimit -v`) leaves the worker less than 512 MiB of address space: making one could
+    /// take that. A [`memory_limit`](crate::PoolBuilder::memory_limit) is lifted meanwhile.
     pub backtrace: Option<String>,
 }
 

@@ -2,7 +2,11 @@
 
 mod support;
 
-use multiproc::{Panic, Process, TaskError, call, spawn_process, task};
+use std::process::Stdio;
+use std::time::Duration;
+
+use multiproc::{Panic, Process, ProcessBuilder, TaskError, call, spawn_process, task};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 multiproc::test_support!();
@@ -227,4 +231,75 @@ async fn the_host_goes_on() {
         assert_eq!(panic_of(task!(explode("x".to_owned()))).await.message, "boom: x");
     }
     assert_eq!(spawn_process(call(|n: u8| n + 1, 1)).await.unwrap().join().await.unwrap(), 2);
+}
+
+/// Takes the memory that this process may have, but for `left` bytes.
+fn take_all_but(left: usize) -> Vec<Vec<u8>> {
+    const BLOCK: usize = 64 << 10;
+    let mut taken = Vec::with_capacity(16 << 10);
+    let mut block = Vec::new();
+    while block.try_reserve_exact(BLOCK).is_ok() {
+        taken.push(std::mem::take(&mut block));
+    }
+    taken.truncate(taken.len() - left / BLOCK);
+    taken
+}
+
+fn squeeze() {
+    let _taken = take_all_but(8 << 20);
+    panic!("near the limit")
+}
+
+/// A worker that makes backtraces and says nothing else.
+fn traced() -> ProcessBuilder {
+    Process::builder().env("RUST_BACKTRACE", "1").stderr(Stdio::null())
+}
+
+async fn join<T: multiproc::Task>(builder: ProcessBuilder, task: T) -> Result<T::Output, TaskError> {
+    let process = builder.spawn(task).await.unwrap();
+    tokio::time::timeout(Duration::from_mins(1), process.join()).await.expect("it hangs")
+}
+
+#[tokio::test]
+async fn one_near_the_memory_limit_has_its_message_and_backtrace() {
+    let panic = panicked(join(traced().memory_limit(256 << 20), task!(squeeze())).await);
+    assert_eq!(panic.message, "near the limit");
+    let backtrace = panic.backtrace.unwrap();
+    assert!(backtrace.contains("process_panic::squeeze"), "{backtrace}");
+}
+
+#[tokio::test]
+async fn one_of_a_thread_near_the_memory_limit_ends_that_thread_alone() {
+    let elsewhere = call(|()| std::thread::spawn(squeeze).join().is_err(), ());
+    assert!(join(traced().memory_limit(256 << 20), elsewhere).await.unwrap());
+}
+
+fn rooms_around_a_panic() -> (usize, usize) {
+    let before = take_all_but(0).len();
+    let _ = std::panic::catch_unwind(|| panic!("caught"));
+    (before, take_all_but(0).len())
+}
+
+#[tokio::test]
+async fn what_its_backtrace_keeps_in_memory_is_not_taken_from_the_next_task() {
+    let rooms = join(traced().memory_limit(256 << 20), task!(rooms_around_a_panic())).await.unwrap();
+    // But for a MiB, as the heap is not quite what it was.
+    assert!(rooms.1 + 16 >= rooms.0, "{rooms:?}");
+}
+
+/// As `squeeze`, under a limit that can't be lifted.
+fn squeeze_hard() {
+    let limit = Rlimit { current: Some(256 << 20), maximum: Some(256 << 20) };
+    setrlimit(Resource::As, limit).unwrap();
+    squeeze();
+}
+
+#[tokio::test]
+async fn one_near_a_memory_limit_that_cannot_be_lifted_has_its_message_and_no_backtrace() {
+    let panic = panicked(join(traced(), task!(squeeze_hard())).await);
+    assert_eq!(panic.message, "near the limit");
+    assert!(panic.location.unwrap().starts_with("tests/process_panic.rs:"));
+    assert_eq!(panic.backtrace, None);
+    let elsewhere = call(|()| std::thread::spawn(squeeze_hard).join().is_err(), ());
+    assert!(join(traced(), elsewhere).await.unwrap());
 }

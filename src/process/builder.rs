@@ -88,6 +88,10 @@ impl ProcessBuilder {
     ///
     /// The program's own code and stacks count too, so leave some tens of MiB for them. An allocation past the limit
     /// fails, which for most Rust code is an abort: the task is then `Died`.
+    ///
+    /// It is the soft limit. While the backtrace of a panic is made it is lifted, and the symbols that this keeps in memory
+    /// don't count. Processes that the task starts inherit it, and they as well as the task may raise it up to the hard
+    /// limit, which stays this process's.
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.plan.limits.memory = Some(bytes);
         self

@@ -1,9 +1,12 @@
 //! What a process lays on itself: resource limits and its priority. When that happens is decided elsewhere: between fork
 //! and exec for a program (`in_child`), at the handshake for a worker.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
 /// Limits of one process, and its priority.
@@ -20,6 +23,18 @@ pub(crate) struct Limits {
 impl Limits {
     /// Lays them on this process; on an error it says with which one. It neither takes a lock nor allocates.
     pub(crate) fn apply(&self) -> Result<(), (&'static str, io::Error)> {
+        self.apply_with_memory(|bytes| bytes)
+    }
+
+    /// As [`apply`](Self::apply), but leaves the hard limit of memory where it is, so that [`with_memory_to_spare`] can lift
+    /// the soft one.
+    pub(crate) fn apply_to_worker(&self) -> Result<(), (&'static str, io::Error)> {
+        self.apply_with_memory(|bytes| {
+            getrlimit(Resource::As).maximum.map_or(libc::RLIM_INFINITY, |hard| hard.max(bytes))
+        })
+    }
+
+    fn apply_with_memory(&self, hard: impl FnOnce(u64) -> u64) -> Result<(), (&'static str, io::Error)> {
         if let Some(nice) = self.nice {
             set_priority(nice).map_err(|error| ("priority", error))?;
         }
@@ -34,10 +49,84 @@ impl Limits {
         }
         // Last, as nothing is sure to work under it.
         if let Some(bytes) = self.memory {
-            set(libc::RLIMIT_AS, bytes, bytes).map_err(|error| ("memory", error))?;
+            set(libc::RLIMIT_AS, bytes, hard(bytes)).map_err(|error| ("memory", error))?;
         }
         Ok(())
     }
+}
+
+/// What there must be to spare: more than a backtrace takes of a large executable, which is mapped and its tables read.
+const ROOM: u64 = 512 << 20;
+
+/// The soft limit of memory while it is lifted.
+struct Lift {
+    /// How many threads need that at the moment.
+    count: usize,
+    /// What it was before, if there was one.
+    limit: Option<u64>,
+    /// How much address space was in use then.
+    used: u64,
+    /// How much more it was at the end, the time when that was most. By that the limit is higher than it was laid on.
+    kept: u64,
+}
+
+static LIFT: Mutex<Lift> = Mutex::new(Lift { count: 0, limit: None, used: 0, kept: 0 });
+
+/// Runs `work` with the memory limit lifted, so far as this process may. `None`, without running it, where that does not leave
+/// enough.
+///
+/// What `work` keeps does not count, or it would be taken from who comes next: the limit is that much higher afterwards. It is
+/// so for the most that one of them kept, and not for the sum: it can't be told from what other threads take meanwhile.
+pub(crate) fn with_memory_to_spare<R>(work: impl FnOnce() -> R) -> Option<R> {
+    let enough = Lift::begin();
+    let result = enough.then(work);
+    Lift::end();
+    result
+}
+
+impl Lift {
+    /// Says whether there is enough to spare now.
+    fn begin() -> bool {
+        let (mut lift, old) = (Self::lock(), getrlimit(Resource::As));
+        lift.count += 1;
+        if lift.count == 1 {
+            lift.limit = old.current;
+            if lift.limit.is_some() {
+                // Cannot fail: up to the hard limit everybody may go.
+                let _ = setrlimit(Resource::As, Rlimit { current: old.maximum, ..old });
+                lift.used = used_address_space().unwrap_or(0);
+            }
+        }
+        old.maximum.is_none_or(|most| used_address_space().is_some_and(|used| most.saturating_sub(used) >= ROOM))
+    }
+
+    fn end() {
+        let mut lift = Self::lock();
+        lift.count -= 1;
+        if lift.count == 0
+            && let Some(limit) = lift.limit
+        {
+            let laid_on = limit.saturating_sub(lift.kept);
+            let kept = used_address_space().unwrap_or(0).saturating_sub(lift.used);
+            lift.kept = lift.kept.max(kept);
+            let old = getrlimit(Resource::As);
+            let most = old.maximum.unwrap_or(u64::MAX - 1);
+            let current = Some(laid_on.saturating_add(lift.kept).min(most));
+            let _ = setrlimit(Resource::As, Rlimit { current, ..old });
+        }
+    }
+
+    fn lock() -> MutexGuard<'static, Self> {
+        LIFT.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How many bytes of address space this process uses; `statm` in proc(5). It allocates nothing.
+fn used_address_space() -> Option<u64> {
+    let mut text = [0; 64];
+    let len = File::open("/proc/self/statm").ok()?.read(&mut text).ok()?;
+    let pages: u64 = str::from_utf8(&text[..len]).ok()?.split(' ').next()?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
 }
 
 /// setrlimit(2).

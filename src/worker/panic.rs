@@ -1,10 +1,15 @@
 //! What a panic says: message, place and backtrace are only there while the panic hook runs, so it notes them.
+//!
+//! std makes backtraces under a lock that it wants again, to say so, when an allocation fails: under it one must not. So there
+//! is a backtrace only where there is memory to spare.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::{Cell, RefCell};
+use std::io::{self, Write as _};
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo, catch_unwind};
 
 use crate::error::Panic;
+use crate::sys::limits::with_memory_to_spare;
 use crate::task::panic_message;
 
 /// How many panics are noted at most; a task may catch any number of its own.
@@ -29,7 +34,8 @@ pub(super) fn install(before_abort: impl Fn(&Panic) + Send + Sync + 'static) {
     let other = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         if !RUNNING.get() {
-            return other(info);
+            // std's own makes a backtrace, too.
+            return with_memory_to_spare(|| other(info)).unwrap_or_else(|| _ = writeln!(io::stderr(), "{info}"));
         }
         NOTED.with_borrow_mut(|noted| {
             if info.payload_as_str().is_some_and(|message| CANNOT_UNWIND.contains(&message))
@@ -67,8 +73,10 @@ fn note(info: &PanicHookInfo<'_>) -> Panic {
     let message =
         info.payload_as_str().map_or_else(|| "a panic payload that is not a string".to_owned(), str::to_owned);
     let location = info.location().map(ToString::to_string);
-    // Honours RUST_BACKTRACE and RUST_LIB_BACKTRACE, as std's own hook does.
-    let backtrace = Backtrace::capture();
-    let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
-    Panic { message, location, backtrace }
+    let backtrace = with_memory_to_spare(|| {
+        // Honours RUST_BACKTRACE and RUST_LIB_BACKTRACE, as std's own hook does.
+        let backtrace = Backtrace::capture();
+        (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string())
+    });
+    Panic { message, location, backtrace: backtrace.flatten() }
 }
