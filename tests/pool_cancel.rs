@@ -254,3 +254,32 @@ async fn a_task_that_has_just_begun_behind_another_is_cancelled_with_its_pool() 
         assert!(matches!(within(second).await.unwrap(), Err(TaskError::Cancelled)));
     }
 }
+
+/// As when `block_on` has returned, or where a task blocks: the supervisors, whose runtime it is, can't count the grace.
+#[test]
+fn with_a_grace_too_a_pool_that_is_dropped_while_nothing_drives_its_runtime_ends_its_processes() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let ended = |pids: &[u32]| {
+        // In a runtime of its own, which drives no supervisor.
+        let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        other.block_on(until(|| pids.iter().copied().all(is_gone)));
+    };
+    let pids = |pool: &ProcessPool| pool.status().details.iter().filter_map(|worker| worker.pid).collect::<Vec<_>>();
+
+    let idle = ProcessPool::builder().workers(2).cancel_grace(Duration::MAX).build().unwrap();
+    runtime.block_on(within(idle.start())).unwrap();
+    let workers = pids(&idle);
+    assert_eq!(workers.len(), 2);
+    drop(idle);
+    ended(&workers);
+
+    let busy = ProcessPool::builder().workers(1).cancel_grace(Duration::from_millis(50)).build().unwrap();
+    let meeting = runtime.block_on(async { Meeting::new() });
+    let task = runtime.block_on(within(busy.spawn(task!(meet_and_hang(meeting.place(), 0))))).unwrap();
+    runtime.block_on(async { meeting.guest().await.go_on().await });
+    let workers = pids(&busy);
+    assert_eq!(workers.len(), 1);
+    drop(busy);
+    ended(&workers);
+    assert!(matches!(runtime.block_on(within(task)), Err(TaskError::Cancelled)));
+}

@@ -249,7 +249,7 @@ impl Shared {
         for seat in &state.seats {
             let desk = seat.desk();
             jobs.extend(desk.jobs().cloned());
-            processes.extend(desk.child().cloned());
+            processes.extend(desk.child().map(|child| (child.clone(), desk.load() == 0)));
             drop(desk);
             seat.bell.notify_one();
         }
@@ -257,10 +257,13 @@ impl Shared {
         for job in jobs {
             job.cancel();
         }
-        // At once, and not by the supervisors: their runtime may be one that nothing drives any more. A grace needs a clock.
-        if self.settings.cancel_grace.is_zero() {
-            for process in processes {
+        // Here, and not by the supervisors alone: their runtime may be one that nothing drives any more. A grace is for tasks.
+        let grace = self.settings.cancel_grace;
+        for (process, is_idle) in processes {
+            if is_idle || grace.is_zero() {
                 let _ = process.signal_group(libc::SIGKILL);
+            } else {
+                process.kill_group_in(grace);
             }
         }
         self.changed.notify_waiters();

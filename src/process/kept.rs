@@ -215,6 +215,11 @@ impl Kept {
         }
     }
 
+    /// Kills its whole process group in so long, if it has not ended by then, whatever becomes of those who wait for it.
+    pub(crate) fn kill_group_in(&self, grace: Duration) {
+        keeper::kill_in(self.0.key, grace);
+    }
+
     /// Whether we sent it a SIGKILL: otherwise a death by one is unexplained, most often the out-of-memory killer.
     pub(crate) fn kill_sent(&self) -> bool {
         self.0.kill_sent.load(Ordering::Relaxed)
@@ -307,7 +312,7 @@ impl Kept {
             let _ = self.signal_group(libc::SIGKILL);
         } else {
             let _ = self.signal_group(libc::SIGTERM);
-            keeper::kill_in(self.0.key, grace);
+            self.kill_group_in(grace);
         }
         self.leave_to_keeper();
     }
