@@ -49,7 +49,8 @@ impl SharedBytesMut {
     ///
     /// # Errors
     ///
-    /// If there is no memory, no range of addresses or no free fd for it.
+    /// If there is no memory, no range of addresses or no free fd for it. More memory than the machine has free just now, swap
+    /// included, is refused before any is taken; what a container may have of it is not looked at.
     pub fn new(len: usize) -> io::Result<Self> {
         Ok(Self { draft: Draft::new(len)? })
     }

@@ -3,7 +3,7 @@
 //! A slice of bytes may only lie over pages that nobody can write or take away. What makes that true is a set of seals that
 //! the kernel keeps, whoever made the memfd; see `memfd_create(2)` and `F_ADD_SEALS` in `fcntl(2)`.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,14 +18,32 @@ use rustix::process::{Resource, getrlimit};
 
 use super::socket::above_stdio;
 
+/// Up to so many bytes nobody asks whether they are free: it is a system call more, of a slow kind.
+const UNASKED: usize = 64 << 20;
+
 /// Makes a memfd that is to have `len` bytes.
 ///
 /// Memory is a file to `RLIMIT_FSIZE`, and to exceed that is not just an error: SIGXFSZ would end this process; setrlimit(2).
+/// And of a memfd nothing is taken before it is written, when it is too late for an error: the out-of-memory killer would end
+/// this process, or another one.
 pub(super) fn memfd(len: usize, flags: MemfdFlags) -> io::Result<OwnedFd> {
     if getrlimit(Resource::Fsize).current.is_some_and(|most| len as u64 > most) {
         return Err(Errno::FBIG.into());
     }
+    if len > UNASKED && fs::read_to_string("/proc/meminfo").is_ok_and(|info| !has_free(&info, len as u64)) {
+        return Err(Errno::NOMEM.into());
+    }
     above_stdio(memfd_create(c"multiproc", MemfdFlags::CLOEXEC | flags)?)
+}
+
+/// Whether so many bytes are free by the text of `/proc/meminfo`, swap included; proc_meminfo(5). One that doesn't say is
+/// believed to have them.
+fn has_free(info: &str, len: u64) -> bool {
+    let kib = |field: &str| {
+        let line = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line?.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    };
+    kib("MemAvailable").is_none_or(|memory| len / 1024 < memory.saturating_add(kib("SwapFree").unwrap_or(0)))
 }
 
 /// Puts bytes into a new memfd, one piece behind the other.
@@ -243,6 +261,18 @@ mod tests {
             assert_eq!(sealed.bytes().len(), len);
             assert!(fcntl_get_seals(&sealed.fd).unwrap().contains(SEALS));
         }
+    }
+
+    #[test]
+    fn what_is_more_than_the_free_memory_is_known_before_it_is_taken() {
+        let info =
+            "MemTotal:  9000 kB\nMemFree:   100 kB\nMemAvailable:  3000 kB\nSwapTotal:  7000 kB\nSwapFree:  1000 kB\n";
+        assert!(has_free(info, 3999 << 10));
+        assert!(!has_free(info, 4000 << 10));
+        assert!(!has_free(info, u64::MAX));
+        assert!(!has_free("MemAvailable: 1 kB", 1024));
+        assert!(has_free("MemTotal: 1 kB", u64::MAX), "a kernel before 3.14");
+        assert_eq!(Draft::new(1 << 50).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
     }
 
     #[test]
