@@ -9,6 +9,7 @@ mod pool_support;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 
+use bytes::Bytes;
 use futures::future::join_all;
 use multiproc::{ProcessPool, TaskError, call, is_worker, task};
 use pool_support::{Ledger, Meeting, endless, is_gone, kill, meet, meet_and_give_pid, note, pid, until, within};
@@ -208,6 +209,17 @@ async fn out_of_memory_under_a_limit_costs_that_task_alone() {
     }
     assert_eq!(within(pool.submit(task!(eat(1 << 20)))).await.unwrap(), 1 << 20, "the replacement is limited, too");
     assert!(matches!(within(pool.submit(task!(eat(1 << 30)))).await, Err(TaskError::Died { .. })));
+    within(pool.close()).await;
+}
+
+#[tokio::test]
+async fn arguments_that_do_not_fit_under_a_limit_cost_their_task_alone() {
+    let pool = ProcessPool::builder().workers(1).memory_limit(256 << 20).build().unwrap();
+    match within(pool.submit(call(|bytes: Bytes| bytes.len(), Bytes::from(vec![0; 300 << 20])))).await {
+        Err(TaskError::Died { status: Some(status), .. }) => assert_eq!(status.signal(), Some(libc::SIGABRT)),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(within(pool.submit(task!(eat(1 << 20)))).await.unwrap(), 1 << 20);
     within(pool.close()).await;
 }
 

@@ -11,6 +11,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::Stdio;
 use std::time::Duration;
 
+use bytes::Bytes;
 use multiproc::{Process, SpawnError, call, spawn_process, task};
 use support::{alone, alone_command, block_on, died, is_alone, running, status};
 
@@ -221,6 +222,9 @@ async fn a_memory_limit_fails_the_task_that_takes_more_and_no_other() {
     assert_eq!(limited().spawn(task!(take(64))).await.unwrap().join().await.unwrap(), 64);
     let status = died(limited().spawn(task!(take(1024))).await.unwrap().join().await).unwrap();
     assert_eq!(status.signal(), Some(libc::SIGABRT));
+    let count = call(|bytes: Bytes| bytes.len(), Bytes::from(vec![0; 300 << 20]));
+    let status = died(limited().memory_limit(256 << 20).spawn(count).await.unwrap().join().await).unwrap();
+    assert_eq!(status.signal(), Some(libc::SIGABRT), "its arguments are more");
 }
 
 #[tokio::test]

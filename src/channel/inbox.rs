@@ -275,6 +275,11 @@ impl Inbox {
         Ok(Frame { kind: head.kind, id: head.id, body, more: Extra::default(), fds })
     }
 
+    /// How long the body is of which the header has come, and it has not.
+    pub(crate) fn awaited(&self) -> usize {
+        self.decoder.begun().map_or(0, |head| head.len)
+    }
+
     /// Whether the frame that was taken last lacks fds that came with it, as this process had none free.
     pub(crate) fn has_lost_fds(&self) -> bool {
         self.fds_lost

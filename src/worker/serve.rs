@@ -8,6 +8,7 @@
 use std::io::{self, Write as _};
 use std::mem;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::process;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,7 +18,7 @@ use super::{context, panic};
 use crate::channel::inbox::{Inbox, Patience};
 use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
-use crate::error::Panic;
+use crate::error::{Panic, RecvError};
 use crate::process::start;
 use crate::sys::ledger::{Ledger, RING, Writer};
 use crate::sys::socket::{self, Ready};
@@ -120,6 +121,12 @@ impl<'a> Server<'a> {
                     }
                 }
                 Ok(None) => return 0,
+                // As where memory for anything else can't be had, but at once: while it made a backtrace, the task that it has not
+                // begun would be taken back, and go to the next worker without being counted.
+                Err(RecvError::Io(error)) if error.kind() == io::ErrorKind::OutOfMemory => {
+                    let _ = writeln!(io::stderr(), "memory allocation of {} bytes failed", self.inbox.awaited());
+                    process::abort()
+                }
                 // Not our parent's language; there is nobody to tell.
                 Ok(Some(_)) | Err(_) => return start::EXIT_NO_PARENT,
             }
