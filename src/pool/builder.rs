@@ -95,7 +95,7 @@ impl PoolBuilder {
     }
 
     /// A task that runs in every worker that ends in order: on close, recycled, or idle for too long. Its result is
-    /// dropped. A worker that is killed or dies doesn't run it.
+    /// dropped. A worker that is killed or dies doesn't run it. It has 10 s; then its worker is killed.
     pub fn on_worker_exit<T: Task>(mut self, task: T) -> Self {
         self.settings.on_exit = self.pack(&task);
         self
@@ -181,8 +181,13 @@ impl PoolBuilder {
     /// How long a task that is cancelled or timed out has to end. Default: no time; its worker gets SIGKILL at once.
     ///
     /// For the first half the task is asked to stop by itself: see [`Worker::is_cancelled`](crate::Worker::is_cancelled). If
-    /// it does, its worker lives on. Otherwise the worker gets SIGTERM, and SIGKILL when the other half has passed too. The
-    /// task's outcome is known at the end of that.
+    /// it does, its worker lives on. Otherwise the worker gets SIGTERM, and SIGKILL when the other half has passed too. A task
+    /// that is timed out has its outcome at the end of that; one that is cancelled is
+    /// [`Cancelled`](crate::TaskError::Cancelled) at once.
+    ///
+    /// [`ProcessPool::cancel`] and the drop of the pool grant it, too: workers that have tasks may live on for so long, and with
+    /// [`Duration::MAX`] for ever. Those without are killed at once. Where nothing drives their runtime, tasks are not asked:
+    /// SIGKILL comes at the end.
     pub fn cancel_grace(mut self, grace: Duration) -> Self {
         self.settings.cancel_grace = grace;
         self

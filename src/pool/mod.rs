@@ -68,7 +68,8 @@ use crate::task::Task;
 /// - Whatever happens, each future resolves.
 ///
 /// Clones share the pool. When the last one is dropped the pool is cancelled: tasks that are under way resolve with
-/// [`TaskError::Cancelled`], and the workers are killed and reaped in the background.
+/// [`TaskError::Cancelled`], and the workers are killed and reaped in the background: at once, or those that have tasks after
+/// the [`cancel_grace`](PoolBuilder::cancel_grace).
 ///
 /// # Runtimes
 ///
@@ -78,7 +79,9 @@ use crate::task::Task;
 /// in the workers that are left in others; where there are none, it is cancelled too.
 ///
 /// A runtime that is alive and stands still, as one of the current-thread kind does outside `block_on`, keeps what its
-/// workers answer from everybody: drive it or drop it before the pool is used from another one.
+/// workers answer from everybody, and ends no task that is given up: drive it or drop it before the pool is used from another
+/// one. In a worker, the runtime that drives async tasks (`task!(f().await)`) is kept for the next one and stands still in
+/// between: a pool in a `static` that they use is not for plain tasks with a runtime of their own.
 ///
 /// # Examples
 ///
@@ -276,6 +279,12 @@ impl ProcessPool {
 
     /// Ends the pool now: what waits or runs resolves with [`TaskError::Cancelled`], every worker is killed. Resolves
     /// when they are reaped.
+    ///
+    /// With a [`cancel_grace`](PoolBuilder::cancel_grace) that takes until tasks that run have stopped by themselves or it is
+    /// over: they are asked to stop for half of it, then comes SIGTERM, and SIGKILL at the end. With [`Duration::MAX`] only
+    /// the task ends it.
+    ///
+    /// [`Duration::MAX`]: std::time::Duration::MAX
     ///
     /// # Cancel safety
     ///
