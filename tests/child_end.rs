@@ -286,3 +286,17 @@ async fn a_wait_given_up_leaves_the_end_to_others() {
     }
     assert_eq!(child.wait().await.unwrap().signal(), Some(libc::SIGKILL));
 }
+
+/// What was cut off was given as all that the program had written.
+#[tokio::test]
+async fn more_output_than_allowed_after_a_stop_is_an_error_too() {
+    let script = "trap 'exec yes' TERM; echo up; while :; do sleep 0.01; done";
+    let mut child = Command::shell(script).stdout(Stdio::piped()).max_output(1000).spawn().unwrap();
+    assert_eq!(child.lines().next().await.unwrap().unwrap(), "up");
+    {
+        let mut stop = Box::pin(child.stop(Duration::from_mins(1)));
+        assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(stop.as_mut().poll(cx).is_pending())).await);
+    }
+    let error = child.communicate().await.unwrap_err();
+    assert!(matches!(error, CommandError::TooLarge { max: 1000, .. }), "{error}");
+}

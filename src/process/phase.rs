@@ -86,6 +86,14 @@ impl Phase {
         }
     }
 
+    /// Why, once output was cut off. A stop is no error, and what was cut off must not pass for all there was.
+    fn too_large(self) -> Why {
+        match self.why() {
+            None | Some(Why::Stopped) => Why::TooLarge,
+            Some(why) => why,
+        }
+    }
+
     /// The one place where a phase changes. `grace` is what a timeout leaves between SIGTERM and SIGKILL.
     pub(super) fn on(self, event: Event, now: Instant, grace: Duration) -> (Self, Send) {
         let terminate = |why, grace: Duration| match now.checked_add(grace) {
@@ -97,17 +105,18 @@ impl Phase {
         match (self, event) {
             (Self::Running, Event::Due) => terminate(Why::TimedOut, grace),
             (Self::Running, Event::Stop { grace }) => terminate(Why::Stopped, grace),
-            (Self::Terminating { why, .. }, Event::Due | Event::Overflow) => (Self::Killed { why }, Send::Kill),
+            (Self::Terminating { why, .. }, Event::Due) => (Self::Killed { why }, Send::Kill),
             (Self::Terminating { why, kill_at }, Event::Stop { grace }) => match now.checked_add(grace) {
                 Some(sooner) if sooner < kill_at => (Self::Terminating { why, kill_at: sooner }, Send::Nothing),
                 _ => (self, Send::Nothing),
             },
 
-            (Self::Running, Event::Overflow) => (Self::Killed { why: Why::TooLarge }, Send::Kill),
-            // It is what it left behind that writes too much.
-            (Self::Draining { why, .. }, Event::Overflow) => {
-                (Self::Finished { why: why.or(Some(Why::TooLarge)) }, Send::Kill)
+            (Self::Running | Self::Terminating { .. }, Event::Overflow) => {
+                (Self::Killed { why: self.too_large() }, Send::Kill)
             }
+            (Self::Killed { .. }, Event::Overflow) => (Self::Killed { why: self.too_large() }, Send::Nothing),
+            // It is what it left behind that writes too much.
+            (Self::Draining { .. }, Event::Overflow) => (Self::Finished { why: Some(self.too_large()) }, Send::Kill),
 
             (Self::Running | Self::Terminating { .. } | Self::Killed { .. }, Event::Exited) => {
                 (Self::Draining { why: self.why(), until: now + DRAIN }, Send::Nothing)
@@ -118,7 +127,7 @@ impl Phase {
             (Self::Finished { .. }, _)
             | (_, Event::Read)
             | (Self::Running | Self::Terminating { .. } | Self::Killed { .. }, Event::PipesEnded)
-            | (Self::Killed { .. }, Event::Due | Event::Overflow | Event::Stop { .. })
+            | (Self::Killed { .. }, Event::Due | Event::Stop { .. })
             | (Self::Draining { .. }, Event::Exited | Event::Stop { .. }) => (self, Send::Nothing),
         }
     }
@@ -144,6 +153,8 @@ mod tests {
         let draining = Phase::Draining { why: None, until };
         let done = Phase::Finished { why: None };
         let timed_out = Some(Why::TimedOut);
+        let stopped = Phase::Terminating { why: Why::Stopped, kill_at };
+        let cut_off = Phase::Killed { why: Why::TooLarge };
 
         let asked = |why, after| Phase::Terminating { why, kill_at: now + after };
         let drained = |why| Phase::Draining { why, until };
@@ -173,6 +184,9 @@ mod tests {
             (done, Event::Exited, done, Send::Nothing),
             (done, Event::Due, done, Send::Nothing),
             (done, stop, done, Send::Nothing),
+            (stopped, Event::Overflow, cut_off, Send::Kill),
+            (Phase::Killed { why: Why::Stopped }, Event::Overflow, cut_off, Send::Nothing),
+            (drained(Some(Why::Stopped)), Event::Overflow, Phase::Finished { why: Some(Why::TooLarge) }, Send::Kill),
         ];
         for (phase, event, next, send) in table {
             assert_eq!(phase.on(event, now, GRACE), (next, send), "{phase:?} on {event:?}");
