@@ -79,3 +79,24 @@ async fn stderr_of_one_member_can_flow_on() {
     let first = Command::shell("echo out; echo err >&2").stderr_to_stdout();
     assert_eq!(first.pipe(Command::new("cat")).read().await.unwrap(), "out\nerr");
 }
+
+/// The first that failed was named, which may have ended long before.
+#[tokio::test]
+async fn who_still_runs_is_named_for_a_timeout_and_who_writes_for_too_much_output() {
+    let first_has_ended = async |child: &multiproc::Child| {
+        while child.statuses()[0].is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let sleep = Command::new("false").pipe(Command::new("sleep").arg("1000")).timeout(Duration::from_millis(20));
+    let mut child = sleep.spawn().unwrap();
+    first_has_ended(&child).await;
+    let CommandError::TimedOut { program, output, .. } = child.wait().await.unwrap_err() else { panic!() };
+    assert_eq!((&*program, output.status.signal()), ("sleep", Some(libc::SIGTERM)));
+
+    let yes = Command::new("false").pipe(Command::new("yes")).stdout(Stdio::piped()).max_output(1000);
+    let mut child = yes.spawn().unwrap();
+    first_has_ended(&child).await;
+    let CommandError::TooLarge { program, output, .. } = child.communicate().await.unwrap_err() else { panic!() };
+    assert_eq!((&*program, output.status.signal()), ("yes", Some(libc::SIGKILL)));
+}

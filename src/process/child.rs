@@ -1,7 +1,6 @@
 //! A running program, or pipeline: its pipes, its end, and its signals. How the talk with it goes is in `exchange`.
 
 use std::io;
-use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitStatus, Output};
 use std::time::Duration;
 
@@ -55,18 +54,20 @@ pub struct Child {
     pub stdout: Option<ChildStdout>,
     /// Its stderr, if that is a pipe.
     pub stderr: Option<ChildStderr>,
-    members: Vec<Member>,
+    pub(super) members: Vec<Member>,
     pub(super) exchange: Exchange,
-    started: Instant,
-    timeout: Option<Duration>,
+    pub(super) started: Instant,
+    pub(super) timeout: Option<Duration>,
+    /// Whose fault it is that it was not left to its own end, as an index.
+    pub(super) at_fault: usize,
     /// The longest line that is read, in bytes.
     pub(super) max_line: usize,
 }
 
 #[derive(Debug)]
-struct Member {
-    place: Place,
-    kept: Kept,
+pub(super) struct Member {
+    pub(super) place: Place,
+    pub(super) kept: Kept,
     _killer: Option<KillOnDrop>,
 }
 
@@ -105,6 +106,7 @@ impl Child {
             },
             started,
             timeout: command.timeout,
+            at_fault: 0,
             max_line: command.max_line,
         })
     }
@@ -258,21 +260,6 @@ impl Child {
         self.exits().map(|exit| exit.and_then(|exit| exit.status)).collect()
     }
 
-    /// The program to blame, and its status: the first that failed, else the last. `None` while one is unknown.
-    fn verdict(&self) -> Option<(&Member, ExitStatus)> {
-        let last = self.members.len() - 1;
-        let mut verdict = None;
-        for (index, member) in self.members.iter().enumerate() {
-            let status = member.kept.try_exit()?.status?;
-            // What the next program did not want to read any more is not this one's fault.
-            let excused = index < last && status.signal() == Some(libc::SIGPIPE);
-            if (!status.success() && !excused) || index == last {
-                verdict = verdict.or(Some((member, status)));
-            }
-        }
-        verdict
-    }
-
     fn status(&self) -> Result<ExitStatus, CommandError> {
         for Member { place, kept, .. } in &self.members {
             if let Some(error) = kept.start_error() {
@@ -320,50 +307,16 @@ impl Child {
     }
 
     fn react(&mut self, event: Event) -> io::Result<()> {
-        match self.exchange.change(event) {
+        let why = self.exchange.phase.why();
+        let send = self.exchange.change(event);
+        if self.exchange.phase.why() != why {
+            self.at_fault = self.find_fault();
+        }
+        match send {
             Send::Nothing => Ok(()),
             Send::Term => self.terminate(),
             Send::Kill => self.kill(),
         }
-    }
-
-    /// The error for a program that was not left to its own end.
-    pub(super) fn cut_short(&mut self, why: Why) -> CommandError {
-        // What we killed, and somebody else reaped, most probably died of it.
-        let killed = ExitStatus::from_raw(libc::SIGKILL);
-        let (program, status) = match self.verdict() {
-            Some((member, status)) => (member.place.name(), status),
-            None => (self.name(), killed),
-        };
-        let output = self.take_output(status);
-        match why {
-            Why::TooLarge => {
-                let max = self.exchange.max_output.unwrap_or(usize::MAX);
-                CommandError::TooLarge { program, output, max: max as u64 }
-            }
-            Why::TimedOut | Why::Stopped => {
-                CommandError::TimedOut { program, output, after: self.timeout.unwrap_or_default() }
-            }
-        }
-    }
-
-    /// The error for a program whose status is not 0.
-    pub(super) fn failed(&self, output: Output) -> CommandError {
-        CommandError::Failed {
-            program: self.verdict().map_or_else(|| self.name(), |(member, _)| member.place.name()),
-            statuses: self.statuses(),
-            output,
-            elapsed: self.started.elapsed(),
-        }
-    }
-
-    fn name(&self) -> String {
-        self.members.last().map(|member| member.place.name()).unwrap_or_default()
-    }
-
-    fn take_output(&mut self, status: ExitStatus) -> Output {
-        let Exchange { stdout, stderr, .. } = &mut self.exchange;
-        Output { status, stdout: std::mem::take(stdout), stderr: std::mem::take(stderr) }
     }
 }
 

@@ -18,6 +18,7 @@ pub(crate) mod spawn;
 pub(crate) mod start;
 mod starter;
 mod verbs;
+mod verdict;
 pub(crate) mod within;
 
 pub use builder::ProcessBuilder;
