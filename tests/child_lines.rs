@@ -198,3 +198,26 @@ async fn lines_that_are_there_let_other_tasks_have_a_turn() {
         tokio::task::yield_now().await;
     }
 }
+
+/// What of a line was left when its rest was cut off was given as a line.
+#[tokio::test]
+async fn a_line_that_is_cut_off_is_not_handed_out() {
+    for script in ["printf 'first\\n1234567890'", "printf 'first\\n12345\\303\\244'"] {
+        let command = || piped(script).stderr(Stdio::piped()).max_output(12);
+        let expected = |lines: &[Result<String, ErrorKind>]| {
+            assert_eq!(lines, [Ok("first".into()), Err(ErrorKind::FileTooLarge)], "{script}");
+        };
+        let lines: Vec<_> =
+            command().spawn().unwrap().lines().map(|line| line.map_err(|error| error.kind())).collect().await;
+        expected(&lines);
+        let mut child = command().spawn().unwrap();
+        let lines: Vec<_> =
+            child.tagged_lines().map(|line| line.map(|(_, line)| line).map_err(|error| error.kind())).collect().await;
+        expected(&lines);
+    }
+    // Nor where another reason came first.
+    let script = "trap 'printf 1234567890; exit' TERM; echo first; while :; do sleep 0.01; done";
+    let mut child = piped(script).max_output(12).timeout(Duration::from_secs(1)).spawn().unwrap();
+    let lines: Vec<_> = child.lines().map(|line| line.map_err(|error| error.kind())).collect().await;
+    assert_eq!(lines, [Ok("first".into()), Err(ErrorKind::TimedOut)]);
+}

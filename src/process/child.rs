@@ -99,6 +99,7 @@ impl Child {
                 discard: false,
                 max_output: command.max_output,
                 total: 0,
+                cut_off: false,
                 phase: Phase::Running,
                 // A timeout past the end of time is none.
                 deadline: command.timeout.and_then(|timeout| started.checked_add(timeout)),

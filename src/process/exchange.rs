@@ -29,6 +29,8 @@ pub(super) struct Exchange {
     pub(super) max_output: Option<usize>,
     /// How much was read of both.
     pub(super) total: usize,
+    /// Whether what was read ends in the middle of something, as there was too much.
+    pub(super) cut_off: bool,
     pub(super) phase: Phase,
     pub(super) deadline: Option<Instant>,
     pub(super) grace: Duration,
@@ -188,6 +190,7 @@ impl Exchange {
             let over = self.total.saturating_sub(self.max_output.unwrap_or(usize::MAX));
             if over > 0 {
                 self.total -= over;
+                self.cut_off = true;
                 buf.truncate(buf.len() - over);
                 return Ok(Got::TooMuch);
             }

@@ -31,7 +31,8 @@ impl Child {
     ///
     /// An item is an error if the line is not UTF-8 (`InvalidData`); the stream goes on with the next line. It is an error
     /// and the end if a line is too long (`InvalidData`), the program runs into its timeout or limit (it wraps the
-    /// [`CommandError`](crate::CommandError)), stdout is not piped (`InvalidInput`), or the system refuses.
+    /// [`CommandError`](crate::CommandError), whose output then has what is left of a line that was cut off), stdout is not
+    /// piped (`InvalidInput`), or the system refuses.
     ///
     /// # Cancel safety
     ///
@@ -164,7 +165,9 @@ impl<'a> Reader<'a> {
             self.state = State::Ended;
             return Some(Err(io::Error::new(io::ErrorKind::InvalidData, "a line is too long")));
         }
-        if found.is_none() && (self.state == State::Reading || *taken == buf.len()) {
+        // What has no line end is a line only at the true end.
+        let is_torn = self.state == State::Reading || exchange.cut_off;
+        if found.is_none() && (is_torn || *taken == buf.len()) {
             // All handed-out bytes go in one move, once a buffer and not once a line.
             buf.drain(..*taken);
             (*taken, *searched) = (0, buf.len());
