@@ -219,9 +219,10 @@ impl Child {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for what is no signal, `EPERM` for a program of another user. A program that has ended is no error.
+    /// `EINVAL` for what is no signal, `EPERM` for a program of another user; the others get it all the same. A program that
+    /// has ended is no error.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
-        self.members.iter().try_for_each(|member| member.kept.signal(signal))
+        self.each(|kept| kept.signal(signal))
     }
 
     /// Sends SIGTERM to its process group.
@@ -230,7 +231,7 @@ impl Child {
     ///
     /// `EPERM` for a program of another user. A program that has ended is no error.
     pub fn terminate(&self) -> io::Result<()> {
-        self.signal_groups(libc::SIGTERM)
+        self.each(|kept| kept.signal_group(libc::SIGTERM))
     }
 
     /// Sends SIGKILL to its process group.
@@ -239,7 +240,7 @@ impl Child {
     ///
     /// `EPERM` for a program of another user. A program that has ended is no error.
     pub fn kill(&self) -> io::Result<()> {
-        self.signal_groups(libc::SIGKILL)
+        self.each(|kept| kept.signal_group(libc::SIGKILL))
     }
 
     /// What it used, once it has ended; of a pipeline, the times' sum and the largest memory. `None` before.
@@ -274,9 +275,9 @@ impl Child {
         self.members.iter().map(|member| member.kept.try_exit())
     }
 
-    fn signal_groups(&self, signal: i32) -> io::Result<()> {
-        // Every group gets it, whatever becomes of one.
-        let results: Vec<_> = self.members.iter().map(|member| member.kept.signal_group(signal)).collect();
+    fn each(&self, signal: impl Fn(&Kept) -> io::Result<()>) -> io::Result<()> {
+        // Every program gets it, whatever becomes of one.
+        let results: Vec<_> = self.members.iter().map(|member| signal(&member.kept)).collect();
         results.into_iter().collect()
     }
 
