@@ -5,8 +5,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
-use multiproc::Command;
+use futures::StreamExt as _;
+use multiproc::{Command, CommandError};
 
 const SETPRIV: &str = "CHILD_FOREIGN_TEST_SETPRIV";
 const NOBODY: u32 = 65534;
@@ -33,6 +35,28 @@ fn as_root(test: &str) -> Option<impl Fn(&str) -> Command> {
     let output = again.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     None
+}
+
+#[tokio::test]
+async fn a_timeout_of_a_program_that_may_not_be_signalled_is_a_timeout_with_its_output() {
+    let test = "a_timeout_of_a_program_that_may_not_be_signalled_is_a_timeout_with_its_output";
+    let Some(as_root) = as_root(test) else { return };
+    // It ends with its input, which is held open here.
+    let (read, _write) = std::io::pipe().unwrap();
+    let important = |grace| {
+        let command = as_root("echo important; exec cat").stdin(read.try_clone().unwrap());
+        command.timeout(Duration::from_secs(1)).grace(grace)
+    };
+    let error = important(Duration::from_millis(20)).output().await.unwrap_err();
+    let CommandError::TimedOut { output, source, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(output.stdout, b"important\n");
+    assert_eq!(source.as_ref().unwrap().raw_os_error(), Some(libc::EPERM));
+
+    let mut child = important(Duration::ZERO).stdout(Stdio::piped()).spawn().unwrap();
+    let lines: Vec<_> = child.lines().map(|line| line.map_err(|error| error.kind())).collect().await;
+    assert_eq!(lines, [Ok("important".into()), Err(std::io::ErrorKind::TimedOut)]);
+    assert!(matches!(child.wait().await, Err(CommandError::TimedOut { source: Some(_), .. })));
+    assert_eq!(child.try_wait().unwrap(), None);
 }
 
 #[tokio::test]

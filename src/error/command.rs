@@ -49,6 +49,8 @@ pub enum CommandError {
         output: Output,
         /// The timeout.
         after: Duration,
+        /// Why it could not be killed, and runs on: it runs as another user.
+        source: Option<io::Error>,
     },
     /// The program wrote more than was allowed; its process group was killed.
     #[error("{program} wrote more than {max} bytes")]

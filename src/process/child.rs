@@ -60,6 +60,8 @@ pub struct Child {
     pub(super) timeout: Option<Duration>,
     /// Whose fault it is that it was not left to its own end, as an index.
     pub(super) at_fault: usize,
+    /// Why it could not be killed, although it was to be, and is left behind.
+    pub(super) refused: Option<i32>,
     /// The longest line that is read, in bytes.
     pub(super) max_line: usize,
 }
@@ -108,6 +110,7 @@ impl Child {
             started,
             timeout: command.timeout,
             at_fault: 0,
+            refused: None,
             max_line: command.max_line,
         })
     }
@@ -191,8 +194,11 @@ impl Child {
             self.step(want).await?;
         }
         (self.stdin, self.stdout, self.stderr) = (None, None, None);
-        for member in &self.members {
-            member.kept.reaped().await;
+        // What may not be killed may run on for ever.
+        if self.exits().all(|exit| exit.is_some()) {
+            for member in &self.members {
+                member.kept.reaped().await;
+            }
         }
         if let Some(why @ (Why::TimedOut | Why::TooLarge)) = self.exchange.phase.why() {
             return Err(self.cut_short(why));
@@ -300,7 +306,7 @@ impl Child {
         let exited = all_exited(members, want);
         let event = exchange.event(want, Pipes { stdin, stdout, stderr }, exited).await?;
         let reacted = self.react(event);
-        if event == Event::Overflow {
+        if event == Event::Overflow || self.refused.is_some() {
             // Nobody reads on, and what has left the group gets to know it. After the kill, which is what the program is to end of.
             (self.stdout, self.stderr) = (None, None);
         }
@@ -314,10 +320,21 @@ impl Child {
         if self.exchange.phase.why() != why {
             self.at_fault = self.find_fault();
         }
-        match send {
+        let result = match send {
             Send::Nothing => Ok(()),
             Send::Term => self.terminate(),
             Send::Kill => self.kill(),
+        };
+        match (result, self.exchange.phase.why()) {
+            // Nobody has asked for the signal, but for the time or the output to be kept to.
+            (Err(error), Some(Why::TimedOut | Why::TooLarge)) => {
+                self.exchange.change(Event::Refused);
+                if self.exchange.phase.is_finished() {
+                    self.refused = error.raw_os_error();
+                }
+                Ok(())
+            }
+            (result, _) => result,
         }
     }
 }

@@ -231,7 +231,8 @@ impl Command {
     /// How long it may run, from its start. Then its group gets SIGTERM, and after the [`grace`](Self::grace) SIGKILL, and
     /// the verb fails with [`CommandError::TimedOut`](crate::CommandError::TimedOut), which has the output until then.
     ///
-    /// A spawned [`Child`](crate::Child) keeps to it while one of its async methods is awaited.
+    /// A spawned [`Child`](crate::Child) keeps to it while one of its async methods is awaited. A program that runs as another
+    /// user and may not be killed, `sudo` say, is left behind when it is due to be; the error then has the reason.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self

@@ -49,6 +49,8 @@ pub(super) enum Event {
     Due,
     /// Somebody wants it to end.
     Stop { grace: Duration },
+    /// A signal may not be sent, because it runs as another user.
+    Refused,
 }
 
 /// What is to be sent to the process groups.
@@ -123,9 +125,14 @@ impl Phase {
             }
             (Self::Draining { why, .. }, Event::PipesEnded | Event::Due) => (Self::Finished { why }, Send::Nothing),
 
+            // Nothing ends it but itself, and a stop says so.
+            (Self::Killed { why: why @ (Why::TimedOut | Why::TooLarge) }, Event::Refused) => {
+                (Self::Finished { why: Some(why) }, Send::Nothing)
+            }
+
             // Pipes can end long before the program does.
             (Self::Finished { .. }, _)
-            | (_, Event::Read)
+            | (_, Event::Read | Event::Refused)
             | (Self::Running | Self::Terminating { .. } | Self::Killed { .. }, Event::PipesEnded)
             | (Self::Killed { .. }, Event::Due | Event::Stop { .. })
             | (Self::Draining { .. }, Event::Exited | Event::Stop { .. }) => (self, Send::Nothing),
@@ -191,6 +198,9 @@ mod tests {
         for (phase, event, next, send) in table {
             assert_eq!(phase.on(event, now, GRACE), (next, send), "{phase:?} on {event:?}");
             assert_eq!(phase.on(Event::Read, now, GRACE), (phase, Send::Nothing));
+            // Who can't be killed is left behind; until then it may end.
+            let left = if phase == killed || phase == cut_off { Phase::Finished { why: phase.why() } } else { phase };
+            assert_eq!(phase.on(Event::Refused, now, GRACE), (left, Send::Nothing));
         }
     }
 

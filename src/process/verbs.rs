@@ -177,6 +177,7 @@ impl Command {
             program: self.stages[0].name(),
             output: Output { status, stdout: Vec::new(), stderr: Vec::new() },
             after: self.timeout.unwrap_or_default(),
+            source: None,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Who of a pipeline is to blame for its end, and the errors that say so.
 
+use std::io;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitStatus, Output};
 
@@ -38,7 +39,8 @@ impl Child {
                 CommandError::TooLarge { program, output, max: max as u64 }
             }
             Why::TimedOut | Why::Stopped => {
-                CommandError::TimedOut { program, output, after: self.timeout.unwrap_or_default() }
+                let source = self.refused.map(io::Error::from_raw_os_error);
+                CommandError::TimedOut { program, output, after: self.timeout.unwrap_or_default(), source }
             }
         }
     }
