@@ -300,3 +300,69 @@ async fn more_output_than_allowed_after_a_stop_is_an_error_too() {
     let error = child.communicate().await.unwrap_err();
     assert!(matches!(error, CommandError::TooLarge { max: 1000, .. }), "{error}");
 }
+
+/// A shell that SIGTERM ends at once, and what it waits for, which cleans up when the shell is gone.
+fn outlived(and: &str) -> Command {
+    Command::shell(format!("(trap '{and}' TERM; echo up; while :; do sleep 0.01; done); true"))
+}
+
+const CLEAN_UP: &str = "while kill -0 $$ 2>&-; do :; done; echo cleaned; exit";
+
+/// What else there was of the group was killed as soon as its leader had ended.
+#[tokio::test]
+async fn the_grace_is_the_whole_groups() {
+    if !has_group_signals() {
+        return;
+    }
+    let patient = || outlived(CLEAN_UP).grace(Duration::from_mins(1));
+    // Of a timeout.
+    let mut child = patient().stdout(Stdio::piped()).timeout(Duration::from_millis(100)).spawn().unwrap();
+    assert_eq!(child.lines().next().await.unwrap().unwrap(), "up");
+    let error = child.communicate().await.unwrap_err();
+    let CommandError::TimedOut { output, .. } = error else { panic!("{error}") };
+    assert_eq!((&*output.stdout, output.status.signal()), (&b"cleaned\n"[..], Some(libc::SIGTERM)));
+    // Of a stop, and of a drop.
+    for is_dropped in [false, true] {
+        let (write, mut read) = tokio::net::unix::pipe::pipe().unwrap();
+        let mut child = patient().stdout(write.into_blocking_fd().unwrap()).spawn().unwrap();
+        read.read_exact(&mut [0; 3]).await.unwrap();
+        if is_dropped {
+            drop(child);
+        } else {
+            assert_eq!(child.stop(Duration::from_mins(1)).await.unwrap().signal(), Some(libc::SIGTERM));
+            assert_eq!(child.id(), None);
+        }
+        let mut rest = String::new();
+        read.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest, "cleaned\n");
+    }
+}
+
+#[tokio::test]
+async fn the_grace_of_a_group_has_an_end() {
+    if !has_group_signals() {
+        return;
+    }
+    for is_dropped in [false, true] {
+        let grace = Duration::from_millis(50);
+        let (write, mut read) = tokio::net::unix::pipe::pipe().unwrap();
+        let command = outlived("").stdout(write.into_blocking_fd().unwrap()).grace(grace);
+        let mut child = command.spawn().unwrap();
+        read.read_exact(&mut [0; 3]).await.unwrap();
+        let start = Instant::now();
+        if is_dropped {
+            drop(child);
+        } else {
+            assert_eq!(child.stop(grace).await.unwrap().signal(), Some(libc::SIGTERM));
+        }
+        assert_eq!(read.read(&mut [0; 1]).await.unwrap(), 0);
+        assert!(start.elapsed() >= grace, "{:?}", start.elapsed());
+    }
+}
+
+/// Before Linux 6.9 a group can't be reached without its leader.
+fn has_group_signals() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(9))
+}

@@ -207,7 +207,8 @@ impl Child {
         Ok(self.take_output(status))
     }
 
-    /// Asks its group to end, with SIGTERM, and kills the group if it has not ended within `grace`.
+    /// Asks its group to end, with SIGTERM, and kills the group if it has not ended within `grace`; see
+    /// [`Command::grace`](crate::Command::grace). The status is the program's.
     ///
     /// # Errors
     ///
@@ -231,7 +232,8 @@ impl Child {
         self.each(|kept| kept.signal(signal))
     }
 
-    /// Sends SIGTERM to its process group.
+    /// Sends SIGTERM to its process group. At the program's end what is left of the group is killed; [`stop`](Self::stop)
+    /// gives it time.
     ///
     /// # Errors
     ///
@@ -322,7 +324,7 @@ impl Child {
         }
         let result = match send {
             Send::Nothing => Ok(()),
-            Send::Term => self.terminate(),
+            Send::Term => self.each(Kept::ask_group),
             Send::Kill => self.kill(),
         };
         match (result, self.exchange.phase.why()) {

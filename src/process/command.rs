@@ -242,6 +242,9 @@ impl Command {
     ///
     /// Unless set that is 1 s for a timeout, and nothing for a [`Child`](crate::Child) or a verb's future that is dropped.
     /// Set, it is for both; if this process itself ends within it, nobody kills the program any more.
+    ///
+    /// It is the whole group's, also if the program itself ends sooner; what the verb gives comes when nobody is left in the
+    /// group. With a kernel before Linux 6.9 the program's end is also that of the grace.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = Some(grace);
         self

@@ -10,7 +10,8 @@
 //!                                                   └─ something still holds its pipes: tell, and wait for
 //!                                                      the pipes' end or the drain grace ──▶ kill, reap
 //! ```
-//! The leader stays a zombie until its group is killed, so that the group's number cannot be recycled in between.
+//! The leader stays a zombie until its group is killed, so that the group's number cannot be recycled in between. Not so in a
+//! grace: then it is reaped first, and its group, which its pidfd still names, is looked at now and then until nobody is left.
 //! As it has a clock, it also makes `calls` for others. Here is when things happen; what may be done to a child in which state
 //! is in `kept`.
 
@@ -282,6 +283,7 @@ impl Keeper {
                 }
                 agenda.let_linger(key, kept.drain());
             }
+            Seen::Outlived => agenda.look_again_at(key),
         }
     }
 
@@ -321,6 +323,20 @@ impl Keeper {
                 kept.tell();
             }
             true
+        });
+        agenda.outlived.retain_mut(|outlived| {
+            let Some(kept) = self.desk().kept.get(&outlived.key).cloned() else { return false };
+            if outlived.look_at > now {
+                return true;
+            }
+            let begun = Instant::now();
+            let lives_on = Seen::Outlived == if outlived.is_old() { kept.look_closely() } else { kept.look() };
+            if lives_on {
+                outlived.wait(begun.elapsed());
+            } else {
+                self.forget(outlived.key);
+            }
+            lives_on
         });
     }
 

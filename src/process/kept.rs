@@ -4,6 +4,7 @@
 //! each other by the lock around [`Life`], and a child that was reaped is never signalled. When something happens is
 //! the keeper's business; nothing here waits for a process.
 
+mod handle;
 mod watch;
 
 use std::fmt;
@@ -17,7 +18,9 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+pub(crate) use self::handle::KillOnDrop;
 use super::keeper;
+use crate::sys::group;
 use crate::sys::process::{self, Usage};
 use crate::sys::spawn::Fate;
 
@@ -46,6 +49,8 @@ struct Record {
     life: Mutex<Life>,
     hurried: AtomicBool,
     kill_sent: AtomicBool,
+    /// Whether its group was asked to end, and has its grace.
+    asked: AtomicBool,
     /// Whether somebody has had its number, or has learnt that it has ended.
     known: AtomicBool,
     changed: Notify,
@@ -71,6 +76,11 @@ enum Life {
         exit: Exit,
         told: bool,
     },
+    /// It is reaped, and the rest of its group is in its grace. The pidfd still names that group, and its number is taken.
+    Outlived {
+        pidfd: Arc<OwnedFd>,
+        exit: Exit,
+    },
     Reaped(Exit),
 }
 
@@ -79,6 +89,7 @@ enum Life {
 pub(super) enum Seen {
     Running,
     Lingering,
+    Outlived,
     Reaped,
 }
 
@@ -101,6 +112,7 @@ impl Kept {
             life: Mutex::new(life),
             hurried: AtomicBool::new(false),
             kill_sent: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
             known: AtomicBool::new(false),
             changed: Notify::new(),
         }))
@@ -193,7 +205,7 @@ impl Kept {
                 self.note(signal);
                 ok_if_gone(process::signal(pidfd, signal))
             }
-            Life::Lingering { .. } | Life::Reaped(_) => Ok(()),
+            Life::Lingering { .. } | Life::Outlived { .. } | Life::Reaped(_) => Ok(()),
         }
     }
 
@@ -210,7 +222,14 @@ impl Kept {
                 let alone = if signal == libc::SIGKILL { process::signal(pidfd, signal) } else { Ok(()) };
                 ok_if_gone(process::signal_group(pidfd, self.0.pid, signal)).and(ok_if_gone(alone))
             }
-            Life::Lingering { pidfd, .. } => ok_if_gone(process::signal_group(pidfd, self.0.pid, signal)),
+            Life::Outlived { exit, .. } if signal == libc::SIGKILL => {
+                let exit = *exit;
+                self.bury(life, exit);
+                Ok(())
+            }
+            Life::Lingering { pidfd, .. } | Life::Outlived { pidfd, .. } => {
+                ok_if_gone(process::signal_group(pidfd, self.0.pid, signal))
+            }
             Life::Reaped(_) => Ok(()),
         }
     }
@@ -218,6 +237,15 @@ impl Kept {
     /// Kills its whole process group in so long, if it has not ended by then, whatever becomes of those who wait for it.
     pub(crate) fn kill_group_in(&self, grace: Duration) {
         keeper::kill_in(self.0.key, grace);
+    }
+
+    /// Asks its group to end, with a SIGTERM. It then lives as long as anybody is left in it, until a SIGKILL.
+    ///
+    /// With a kernel before 6.9 the child's own end is the end of its group all the same: with a reaped leader such a kernel
+    /// can't reach it, and with a zombie can't tell whether there is one.
+    pub(crate) fn ask_group(&self) -> io::Result<()> {
+        self.0.asked.store(true, Ordering::Relaxed);
+        self.signal_group(libc::SIGTERM)
     }
 
     /// Whether we sent it a SIGKILL: otherwise a death by one is unexplained, most often the out-of-memory killer.
@@ -243,8 +271,25 @@ impl Kept {
                 Err(_) => Exit::UNKNOWN,
             },
             Life::Lingering { exit, .. } => *exit,
+            Life::Outlived { pidfd, .. } if group::has_group(pidfd) => return Seen::Outlived,
+            Life::Outlived { exit, .. } => {
+                let exit = *exit;
+                self.bury(life, exit);
+                return Seen::Reaped;
+            }
             Life::Reaped(_) => return Seen::Reaped,
         };
+        if let Life::Running(pidfd) = &*life
+            && exit.status.is_some()
+            && self.may_outlive(pidfd)
+        {
+            // Its zombie would count for one that is left.
+            let _ = process::reap(pidfd);
+            let pidfd = Arc::clone(pidfd);
+            *life = Life::Outlived { pidfd, exit };
+            drop(life);
+            return self.look();
+        }
         if exit.status.is_some() && self.may_linger() {
             *life = match mem::replace(&mut *life, Life::Reaped(exit)) {
                 Life::Running(pidfd) => Life::Lingering { pidfd, exit, told: false },
@@ -254,6 +299,17 @@ impl Kept {
         }
         self.bury(life, exit);
         Seen::Reaped
+    }
+
+    /// As `look`, and of a group that has outlived its leader those count no more that nobody reaps. That takes a look at every
+    /// process that there is.
+    pub(super) fn look_closely(&self) -> Seen {
+        let seen = self.look();
+        if seen == Seen::Outlived && !group::has_living_member(self.0.pid) {
+            let _ = self.signal_group(libc::SIGKILL);
+            return Seen::Reaped;
+        }
+        seen
     }
 
     /// Tells those who wait that it has ended, although it lingers.
@@ -289,9 +345,17 @@ impl Kept {
             && self.pipes().any(|pipe| process::has_writer(pipe.as_fd()))
     }
 
+    /// Whether its group has its grace, and can be reached without its leader.
+    fn may_outlive(&self, pidfd: &OwnedFd) -> bool {
+        self.0.asked.load(Ordering::Relaxed)
+            && !self.kill_sent()
+            && !self.0.leavings.spared
+            && group::outlives_leader(pidfd)
+    }
+
     /// Kills the group, then reaps: in the other order the group's number could be somebody else's by then.
     fn bury(&self, mut life: MutexGuard<'_, Life>, exit: Exit) {
-        if let Life::Running(pidfd) | Life::Lingering { pidfd, .. } = &*life {
+        if let Life::Running(pidfd) | Life::Lingering { pidfd, .. } | Life::Outlived { pidfd, .. } = &*life {
             // Where somebody else reaped it, `signal_group` knows whether the group can be reached without its number.
             if !self.0.leavings.spared {
                 // Nobody left in it is the usual case; a member of another user can't be helped.
@@ -304,24 +368,6 @@ impl Kept {
         // What wakes may look at it at once.
         drop(life);
         self.notify();
-    }
-
-    /// Kills its group, at once or, if there is a grace, after a SIGTERM and that.
-    fn end(&self, grace: Duration) {
-        if grace.is_zero() {
-            let _ = self.signal_group(libc::SIGKILL);
-        } else {
-            let _ = self.signal_group(libc::SIGTERM);
-            self.kill_group_in(grace);
-        }
-        self.leave_to_keeper();
-    }
-
-    /// Nobody waits for it any more.
-    fn leave_to_keeper(&self) {
-        if self.pidfd().is_some() {
-            keeper::listen_to(self.0.key);
-        }
     }
 
     fn notify(&self) {
@@ -342,7 +388,7 @@ impl Life {
     fn known_exit(&self) -> Option<Exit> {
         match self {
             Self::Lingering { exit, told: true, .. } | Self::Reaped(exit) => Some(*exit),
-            Self::Running(_) | Self::Lingering { told: false, .. } => None,
+            Self::Running(_) | Self::Lingering { told: false, .. } | Self::Outlived { .. } => None,
         }
     }
 }
@@ -353,46 +399,6 @@ impl fmt::Debug for Kept {
             .field("pid", &self.0.pid)
             .field("exit", &self.life().known_exit())
             .finish_non_exhaustive()
-    }
-}
-
-/// Ends a child and its group when it is dropped. It never blocks: the keeper kills after a grace, and reaps.
-#[must_use = "dropping it kills the child"]
-#[derive(Debug)]
-pub(crate) struct KillOnDrop {
-    kept: Kept,
-    armed: bool,
-    grace: Duration,
-}
-
-impl KillOnDrop {
-    pub(super) fn new(kept: Kept) -> Self {
-        Self { kept, armed: true, grace: Duration::ZERO }
-    }
-
-    /// Leaves it so long between SIGTERM and SIGKILL; without this it is killed at once.
-    pub(super) fn ask_first(&mut self, grace: Duration) {
-        self.grace = grace;
-    }
-
-    pub(crate) fn kept(&self) -> &Kept {
-        &self.kept
-    }
-
-    /// The child itself, which nothing kills any more.
-    pub(crate) fn disarm(mut self) -> Kept {
-        self.armed = false;
-        self.kept.leave_to_keeper();
-        self.kept.clone()
-    }
-}
-
-impl Drop for KillOnDrop {
-    fn drop(&mut self) {
-        // A forked copy of this process has a copy of the handle, and no child.
-        if self.armed && keeper::no_forked_copy().is_ok() {
-            self.kept.end(self.grace);
-        }
     }
 }
 

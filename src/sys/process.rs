@@ -122,7 +122,7 @@ pub(crate) fn signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
 /// Signals the process group that has the number of the child behind `pidfd`; `pidfd_send_signal(2)`, else kill(2).
 ///
 /// With a kernel before 6.9 only kill(2) reaches a group, by `pid`; it is used only while the child, or its zombie, is
-/// there to hold that number.
+/// there to hold that number. Otherwise a pidfd names the group for good, too, also when its leader is reaped.
 pub(crate) fn signal_group(pidfd: impl AsFd, pid: u32, signal: i32) -> io::Result<()> {
     check_signal(signal)?;
     match send(pidfd.as_fd(), signal, libc::PIDFD_SIGNAL_PROCESS_GROUP) {
@@ -146,7 +146,7 @@ pub(crate) fn kill_group(pid: u32, signal: i32) -> io::Result<()> {
     if unsafe { libc::kill(-group, signal) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn send(pidfd: BorrowedFd<'_>, signal: i32, flags: libc::c_uint) -> io::Result<()> {
+pub(super) fn send(pidfd: BorrowedFd<'_>, signal: i32, flags: libc::c_uint) -> io::Result<()> {
     let info: *const libc::siginfo_t = ptr::null();
     // SAFETY: a null siginfo is allowed and means what kill(2) would say; nothing else is a pointer.
     let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, flags) };

@@ -1,4 +1,5 @@
-//! What the keeper has to come back to: dead children whose pipes are still held. What is then done is in the keeper.
+//! What the keeper has to come back to: dead children whose pipes are still held, or whose group lives on in its grace. What is
+//! then done is in the keeper.
 
 use std::time::{Duration, Instant};
 
@@ -15,20 +16,45 @@ pub(super) struct Linger {
     pub(super) until: Instant,
 }
 
+/// How long the keeper waits until it looks again at a group whose end nothing reports: twice as long each time, up to this.
+const LONGEST_PAUSE: Duration = Duration::from_millis(32);
+
+/// A group that has outlived its leader.
+pub(super) struct Outlived {
+    pub(super) key: u64,
+    pub(super) look_at: Instant,
+    pause: Duration,
+}
+
+impl Outlived {
+    /// Whether it is time to look closely: what is left may be zombies that nobody reaps. Where somebody does, that takes less.
+    pub(super) fn is_old(&self) -> bool {
+        self.pause > Duration::from_millis(4)
+    }
+
+    /// Until the next look, which takes about as long as the last one, and a tenth of the time at the most.
+    pub(super) fn wait(&mut self, look_took: Duration) {
+        self.look_at = Instant::now() + self.pause.max(look_took * 10);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
 /// What the keeper has to come back to.
 #[derive(Default)]
 pub(super) struct Agenda {
     pub(super) lingering: Vec<Linger>,
+    pub(super) outlived: Vec<Outlived>,
 }
 
 impl Agenda {
     pub(super) fn is_empty(&self) -> bool {
-        self.lingering.is_empty()
+        self.lingering.is_empty() && self.outlived.is_empty()
     }
 
     /// When something is due.
     pub(super) fn next(&self) -> impl Iterator<Item = Instant> {
-        self.lingering.iter().map(|linger| linger.tell_at.unwrap_or(linger.until).min(linger.until))
+        let lingering = self.lingering.iter().map(|linger| linger.tell_at.unwrap_or(linger.until).min(linger.until));
+        lingering.chain(self.outlived.iter().map(|outlived| outlived.look_at))
     }
 
     /// Lets what a dead child left behind write on for its drain grace.
@@ -39,5 +65,14 @@ impl Agenda {
 
     pub(super) fn lingers(&self, key: u64) -> bool {
         self.lingering.iter().any(|linger| linger.key == key)
+    }
+
+    /// Looks again and again at a group that has outlived its leader.
+    pub(super) fn look_again_at(&mut self, key: u64) {
+        if self.outlived.iter().all(|outlived| outlived.key != key) {
+            let mut outlived = Outlived { key, look_at: Instant::now(), pause: Duration::from_millis(1) };
+            outlived.wait(Duration::ZERO);
+            self.outlived.push(outlived);
+        }
     }
 }

@@ -50,8 +50,8 @@ impl Kept {
         match seen {
             Seen::Running => {}
             Seen::Reaped => keeper::forget(self.0.key),
-            // It alone ends that.
-            Seen::Lingering => keeper::look_at(self.0.key),
+            // It alone waits for what becomes of that.
+            Seen::Lingering | Seen::Outlived => keeper::look_at(self.0.key),
         }
         seen
     }
