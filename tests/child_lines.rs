@@ -221,3 +221,19 @@ async fn a_line_that_is_cut_off_is_not_handed_out() {
     let lines: Vec<_> = child.lines().map(|line| line.map_err(|error| error.kind())).collect().await;
     assert_eq!(lines, [Ok("first".into()), Err(ErrorKind::TimedOut)]);
 }
+
+#[tokio::test]
+async fn a_line_end_does_not_count_for_the_longest_line() {
+    // In pieces, so that half a line end is looked at.
+    let script = "printf 'aaaaa\\r'; read x; printf '\\nbbbbb\\nccccc\\r\\n'; read x; printf 'ddddd\\re'";
+    let mut child = piped(script).stdin(Stdio::piped()).max_line(5).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut lines = child.lines();
+    let pending = poll_fn(|cx| Poll::Ready(lines.poll_next_unpin(cx).is_pending()));
+    assert!(pending.await);
+    stdin.write_all(b"\n\n").await.unwrap();
+    for line in ["aaaaa", "bbbbb", "ccccc"] {
+        assert_eq!(lines.next().await.unwrap().unwrap(), line);
+    }
+    assert_eq!(lines.next().await.unwrap().unwrap_err().kind(), ErrorKind::InvalidData);
+}

@@ -259,7 +259,7 @@ impl Command {
         self
     }
 
-    /// The longest line, in bytes, that [`Child::lines`](crate::Child::lines) and its kin take in; only memory bounds it
+    /// The longest line, in bytes and without its end, that [`Child::lines`](crate::Child::lines) and its kin take in; only memory bounds it
     /// otherwise.
     pub fn max_line(mut self, bytes: usize) -> Self {
         self.max_line = bytes;

@@ -161,20 +161,21 @@ impl<'a> Reader<'a> {
         let (taken, searched) = (&mut self.taken[index], &mut self.searched[index]);
         let found = buf[*searched..].iter().position(|byte| *byte == b'\n').map(|at| *searched + at);
         let end = found.unwrap_or(buf.len());
-        if end - *taken > self.child.max_line {
+        // What has no line end is a line only at the true end.
+        let is_torn = self.state == State::Reading || exchange.cut_off;
+        let line = &buf[*taken..end];
+        // Without a line end yet, the `\r` is most likely half of one.
+        let line = if found.is_some() || is_torn { line.strip_suffix(b"\r").unwrap_or(line) } else { line };
+        if line.len() > self.child.max_line {
             self.state = State::Ended;
             return Some(Err(io::Error::new(io::ErrorKind::InvalidData, "a line is too long")));
         }
-        // What has no line end is a line only at the true end.
-        let is_torn = self.state == State::Reading || exchange.cut_off;
         if found.is_none() && (is_torn || *taken == buf.len()) {
             // All handed-out bytes go in one move, once a buffer and not once a line.
             buf.drain(..*taken);
             (*taken, *searched) = (0, buf.len());
             return None;
         }
-        let line = &buf[*taken..end];
-        let line = if found.is_some() { line.strip_suffix(b"\r").unwrap_or(line) } else { line };
         let line = std::str::from_utf8(line)
             .map(str::to_owned)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
