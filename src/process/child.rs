@@ -26,7 +26,8 @@ use crate::sys::process::Usage;
 ///
 /// # Panics
 ///
-/// Its async methods panic in a tokio runtime without I/O.
+/// Its async methods panic in a tokio runtime without I/O, or where there is something to wait for with a time, in one without
+/// time.
 ///
 /// # Examples
 ///
@@ -208,7 +209,8 @@ impl Child {
     }
 
     /// Asks its group to end, with SIGTERM, and kills the group if it has not ended within `grace`; see
-    /// [`Command::grace`](crate::Command::grace). The status is the program's.
+    /// [`Command::grace`](crate::Command::grace). The status is the program's. From now on this `grace` counts, and the
+    /// command's timeout only if that is over already.
     ///
     /// # Errors
     ///

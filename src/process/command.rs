@@ -233,6 +233,7 @@ impl Command {
     ///
     /// A spawned [`Child`](crate::Child) keeps to it while one of its async methods is awaited. A program that runs as another
     /// user and may not be killed, `sudo` say, is left behind when it is due to be; the error then has the reason.
+    /// It is a timer of tokio's: where that clock is paused, as in tests, it jumps to the timeout although the program runs.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
@@ -241,7 +242,8 @@ impl Command {
     /// How long it may take to end after a SIGTERM, before it is killed; zero kills at once.
     ///
     /// Unless set that is 1 s for a timeout, and nothing for a [`Child`](crate::Child) or a verb's future that is dropped.
-    /// Set, it is for both; if this process itself ends within it, nobody kills the program any more.
+    /// Set, it is for both; if this process itself ends within it, nobody kills the program any more. With a dropped future go
+    /// the pipes that captured output: what a program then prints at its SIGTERM gets it a SIGPIPE.
     ///
     /// It is the whole group's, also if the program itself ends sooner; what the verb gives comes when nobody is left in the
     /// group. With a kernel before Linux 6.9 the program's end is also that of the grace.

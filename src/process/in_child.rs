@@ -22,7 +22,8 @@ impl Command {
 
     /// Gives the program an open file under a number of its own; dup2(2).
     ///
-    /// Everything else, but 0, 1 and 2, stays closed for it. A number below 3 or an impossible one makes every verb fail.
+    /// It inherits nothing else but 0, 1 and 2, and what this process has open without close-on-exec, as with std. A number
+    /// below 3 or an impossible one makes every verb fail.
     pub fn inherit_fd(mut self, fd: impl Into<OwnedFd>, number: i32) -> Self {
         if number < 3 {
             self.wrong(format!("{number} can't be the number of an inherited fd"));
