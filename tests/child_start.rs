@@ -34,6 +34,15 @@ async fn what_is_missing_is_named() {
     assert_eq!(refusal(not_a_directory).await, ("/dev/null".into(), ErrorKind::NotADirectory));
     let empty = || Command::new("");
     assert_eq!(refusal(empty).await.1, ErrorKind::NotFound);
+    let nowhere = || Command::new("true").current_dir("");
+    assert_eq!(refusal(nowhere).await, ("a working directory without a name".into(), ErrorKind::NotFound));
+
+    let folder = tempfile::tempdir().unwrap();
+    let endless = folder.path().join("loop");
+    std::os::unix::fs::symlink(&endless, &endless).unwrap();
+    let error = Command::new("true").current_dir(&endless).status().await.unwrap_err();
+    let CommandError::Spawn { program, source } = error else { panic!("{error:?}") };
+    assert_eq!((program, source.raw_os_error()), (endless.display().to_string(), Some(libc::ELOOP)));
 }
 
 /// As a task, which runs on its process's main thread.
@@ -210,4 +219,20 @@ fn futures_can_be_sent_and_handles_shared() {
     drop(send(child.stop(std::time::Duration::ZERO)));
     drop(send(child.lines()));
     drop(send(child.tagged_lines()));
+}
+
+/// This process, which may be root, can enter it.
+#[tokio::test]
+async fn a_folder_that_another_user_cannot_enter_is_named() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("inner");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let pwd = || Command::new("pwd").uid(65534).current_dir(&dir);
+    assert_eq!(refusal(pwd).await, (dir.display().to_string(), ErrorKind::PermissionDenied));
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+    assert!(pwd().output().await.unwrap().status.success());
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Stdio;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use rustix::fs::{Access, Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{getegid, geteuid};
 
 use super::command::{Command, Stage};
 use super::keeper::{self, DRAIN, Started, Terms};
@@ -95,6 +97,8 @@ struct Ready {
 #[derive(Debug)]
 pub(super) struct Place {
     program: Arc<Program>,
+    /// The user and the group that it is to run as.
+    user: (Option<u32>, Option<u32>),
     last: bool,
 }
 
@@ -115,7 +119,7 @@ fn prepare(command: &mut Command, unset: Unset, wait: Wait) -> Result<Vec<Ready>
     let mut all = Vec::with_capacity(count);
     for (index, stage) in command.stages.iter_mut().enumerate() {
         let last = index + 1 == count;
-        let place = Place { program: Arc::clone(&stage.program), last };
+        let place = Place { program: Arc::clone(&stage.program), user: (stage.uid, stage.gid), last };
         let fail = |error| place.explain(error);
         let mut terms = Terms {
             // Only the last one's output comes to us.
@@ -246,17 +250,16 @@ impl Place {
     /// Names what is at fault: the working directory, the interpreter of a script, or the program.
     pub(super) fn explain(&self, error: io::Error) -> CommandError {
         let program = self.name();
-        let vague = matches!(
-            error.kind(),
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied
-        );
-        if !vague {
+        let vague = [libc::ENOENT, libc::ENOTDIR, libc::EACCES, libc::ELOOP, libc::ENAMETOOLONG];
+        if !error.raw_os_error().is_some_and(|code| vague.contains(&code)) {
             return CommandError::Spawn { program, source: error };
         }
         if let Some(dir) = &self.program.current_dir
-            && let Err(source) = can_enter(dir)
+            && let Err(source) = self.can_enter(dir)
         {
-            return CommandError::Spawn { program: dir.display().to_string(), source };
+            let nameless = dir.as_os_str().is_empty();
+            let dir = if nameless { "a working directory without a name".into() } else { dir.display().to_string() };
+            return CommandError::Spawn { program: dir, source };
         }
         // Searching stops nowhere, and says "permission denied" if that's what one of the directories said.
         if error.kind() == io::ErrorKind::PermissionDenied && !self.program.name.as_bytes().contains(&b'/') {
@@ -272,11 +275,36 @@ impl Place {
         }
         CommandError::Spawn { program, source: error }
     }
+
+    fn can_enter(&self, dir: &Path) -> io::Result<()> {
+        if !std::fs::metadata(dir)?.is_dir() {
+            return Err(rustix::io::Errno::NOTDIR.into());
+        }
+        rustix::fs::access(dir, Access::EXEC_OK)?;
+        match self.user {
+            (None, None) => Ok(()),
+            (uid, gid) if lets_in(dir, uid, gid)? => Ok(()),
+            _ => Err(rustix::io::Errno::ACCESS.into()),
+        }
+    }
 }
 
-fn can_enter(dir: &Path) -> io::Result<()> {
-    if !std::fs::metadata(dir)?.is_dir() {
-        return Err(rustix::io::Errno::NOTDIR.into());
+/// Whether permissions let another user into a folder, and into those above it; access(2) does not tell.
+fn lets_in(dir: &Path, uid: Option<u32>, gid: Option<u32>) -> io::Result<bool> {
+    let (uid, gid) = (uid.unwrap_or(geteuid().as_raw()), gid.unwrap_or(getegid().as_raw()));
+    for folder in dir.canonicalize()?.ancestors() {
+        let found = folder.metadata()?;
+        let (owner, group) = (found.uid() == uid, found.gid() == gid);
+        let bit = if owner {
+            0o100
+        } else if group {
+            0o010
+        } else {
+            0o001
+        };
+        if uid != 0 && found.mode() & bit == 0 {
+            return Ok(false);
+        }
     }
-    Ok(rustix::fs::access(dir, Access::EXEC_OK)?)
+    Ok(true)
 }
