@@ -118,6 +118,8 @@ async fn what_cannot_be_meant_is_refused() {
         Command::new("cat").pipe(Command::new("cat").input("x")),
         Command::new("cat").inherit_fd(std::io::pipe().unwrap().0, 1),
         Command::new("cat").stderr(Stdio::piped()).pipe(Command::new("cat")),
+        Command::new("cat").duplex::<(), ()>().unwrap().0.stdin(Stdio::null()),
+        Command::new("cat").duplex::<(), ()>().unwrap().0.duplex::<(), ()>().unwrap().0,
     ];
     for command in twice {
         let text = command.to_string();

@@ -56,6 +56,8 @@ pub struct Command {
     pub(super) max_output: Option<usize>,
     pub(super) max_line: usize,
     pub(super) kill_on_drop: bool,
+    /// Whether its stdin is a channel, whose other end somebody has.
+    has_channel: bool,
 }
 
 /// One program.
@@ -101,6 +103,7 @@ impl Command {
             max_output: None,
             max_line: usize::MAX,
             kill_on_drop: true,
+            has_channel: false,
         }
     }
 
@@ -159,6 +162,9 @@ impl Command {
     ///
     /// Otherwise [`spawn`](Self::spawn) and [`status`](Self::status) inherit it, the other verbs give it `/dev/null`.
     pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
+        if self.has_channel {
+            self.wrong("its stdin is a channel and something else".into());
+        }
         self.stages[0].stdin = Some(stdin.into());
         self
     }
@@ -225,7 +231,9 @@ impl Command {
     /// ```
     pub fn duplex<A, B>(self) -> io::Result<(Self, Duplex<A, B>)> {
         let (ours, theirs) = for_child()?;
-        Ok((self.stdin(theirs), ours))
+        let mut command = self.stdin(theirs);
+        command.has_channel = true;
+        Ok((command, ours))
     }
 
     /// How long it may run, from its start. Then its group gets SIGTERM, and after the [`grace`](Self::grace) SIGKILL, and
