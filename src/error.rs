@@ -201,9 +201,9 @@ pub enum SpawnError {
     },
     /// The new process ended before it was ready.
     #[error(
-        "worker process {pid} ended before it was ready: {}; \
-         `multiproc::init();` must be the first line of `fn main`, before anything that can end the program",
-        Ending { status: *.status, unexplained_kill: false }
+        "worker process {pid} ended before it was ready: {}{}",
+        Ending { status: *.status, unexplained_kill: false },
+        init_hint(*.status)
     )]
     #[non_exhaustive]
     Exited {
@@ -398,5 +398,26 @@ impl fmt::Display for Ending {
                 Ok(())
             }
         }
+    }
+}
+
+/// What an exit before `init` looks like. A signal says for itself what it was.
+fn init_hint(status: Option<ExitStatus>) -> &'static str {
+    if status.is_some_and(|status| status.code().is_some()) {
+        "; `multiproc::init();` must be the first line of `fn main`, before anything that can end the program"
+    } else {
+        ""
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn init_is_asked_for_only_after_an_exit() {
+        let text = |status| SpawnError::Exited { status: Some(ExitStatus::from_raw(status)), pid: 7 }.to_string();
+        assert!(text(3 << 8).contains("`multiproc::init();`"));
+        assert_eq!(text(9), "worker process 7 ended before it was ready: signal: 9 (SIGKILL)");
     }
 }
