@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::future::Future;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -36,10 +37,13 @@ impl ProcessBuilder {
         self
     }
 
-    /// Sets an environment variable. A name that is empty or has a `=` in it makes [`spawn`](Self::spawn) fail.
+    /// Sets an environment variable. A name that is empty or has a `=` in it, or a NUL in either, makes
+    /// [`spawn`](Self::spawn) fail.
     pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         if !is_env_name(key.as_ref()) {
             self.wrong = Some("an environment variable's name is empty or has a `=`");
+        } else if key.as_ref().as_bytes().contains(&0) || value.as_ref().as_bytes().contains(&0) {
+            self.wrong = Some("an environment variable has a NUL");
         }
         self.plan.env(EnvChange::Set(key.as_ref().into(), value.as_ref().into()));
         self
@@ -121,8 +125,8 @@ impl ProcessBuilder {
     ///
     /// # Errors
     ///
-    /// As for [`spawn_process`](crate::spawn_process); `Invalid` for what can't be the name of an environment variable,
-    /// `Directory` if the working directory can't be entered, `Handshake` if a limit can't be set.
+    /// As for [`spawn_process`](crate::spawn_process); `Invalid` for what can't be an environment variable, `Directory` if the
+    /// working directory can't be entered, `Handshake` if a limit can't be set.
     ///
     /// # Cancel safety
     ///
