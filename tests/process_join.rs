@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -74,6 +75,14 @@ fn a_process_outlives_the_runtime_and_the_thread_that_started_it() {
     assert!(child.id().is_some());
     std::fs::remove_file(&path).unwrap();
     block_on(child.join()).unwrap();
+}
+
+#[test]
+fn outside_a_runtime_a_start_is_an_error() {
+    let mut start = std::pin::pin!(spawn_process(task!(add(1, 2))));
+    let Poll::Ready(outcome) = start.as_mut().poll(&mut Context::from_waker(Waker::noop())) else { panic!() };
+    let error = outcome.unwrap_err();
+    assert!(matches!(&error, SpawnError::Io(error) if error.to_string() == "not in a tokio runtime"), "{error:?}");
 }
 
 #[tokio::test]

@@ -2,10 +2,13 @@
 
 use std::ffi::OsStr;
 use std::future::Future;
+use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
+
+use tokio::runtime::Handle;
 
 use super::program::{EnvChange, is_env_name};
 use super::spawn::Process;
@@ -141,6 +144,10 @@ impl ProcessBuilder {
         drop(task);
         async move {
             let Parcel { name, body, more, fds } = packed?;
+            // All that is waited for from here on would panic.
+            if Handle::try_current().is_err() {
+                return Err(SpawnError::Io(io::Error::other("not in a tokio runtime")));
+            }
             let run = Frame { kind: Kind::Run as u8, id: 1, body, more, fds };
             let worker = start::start(&self.plan, &self.name, Some(run)).await?;
             Ok(Process::new(worker, name)?)

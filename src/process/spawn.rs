@@ -36,7 +36,11 @@ const EXIT_WITHIN: Duration = Duration::from_secs(5);
 /// # Errors
 ///
 /// [`SpawnError`]; among them `Encode` before any process exists, `InitMissing` if [`init`](crate::init) never ran,
-/// `TooDeep` past eight nested workers.
+/// `TooDeep` past eight nested workers, `Io` outside a tokio runtime.
+///
+/// # Panics
+///
+/// In a tokio runtime without I/O or time.
 ///
 /// # Cancel safety
 ///
@@ -68,6 +72,10 @@ pub async fn spawn_process<T: Task>(task: T) -> Result<Process<T::Output>, Spawn
 /// [`detach`](Self::detach). The process also ends when this one does, however that ends.
 ///
 /// It exits with 0 when its task has returned, and with 101 when it panicked, as a Rust program does.
+///
+/// # Panics
+///
+/// Its async methods panic outside a tokio runtime with I/O and time, which need not be the one that it was started in.
 #[must_use = "dropping it kills the process"]
 pub struct Process<T> {
     /// The writing end of its stdin, if that is [`piped`](std::process::Stdio::piped).
