@@ -5,19 +5,20 @@
 
 mod call;
 mod command;
+mod ending;
 mod sync;
 
 use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use call::CallError;
 pub use command::{CommandError, ParentError};
+use ending::{Ending, init_hint};
 use serde::{Deserialize, Serialize};
 pub use sync::SyncError;
 
@@ -377,47 +378,4 @@ pub enum TryRecvError {
     /// There was one, and it could not be taken.
     #[error("item cannot be received")]
     Failed(#[source] RecvError),
-}
-
-/// Says how a process ended, with the signal's name.
-pub(crate) struct Ending {
-    pub(crate) status: Option<ExitStatus>,
-    pub(crate) unexplained_kill: bool,
-}
-
-impl fmt::Display for Ending {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // std's own Display of an ExitStatus names the signal: "signal: 9 (SIGKILL)".
-        match self.status {
-            None => f.write_str("exit status unknown"),
-            Some(status) => {
-                write!(f, "{status}")?;
-                if self.unexplained_kill && status.signal() == Some(libc::SIGKILL) {
-                    f.write_str(", possibly out of memory")?;
-                }
-                Ok(())
-            }
-        }
-    }
-}
-
-/// What an exit before `init` looks like. A signal says for itself what it was.
-fn init_hint(status: Option<ExitStatus>) -> &'static str {
-    if status.is_some_and(|status| status.code().is_some()) {
-        "; `multiproc::init();` must be the first line of `fn main`, before anything that can end the program"
-    } else {
-        ""
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn init_is_asked_for_only_after_an_exit() {
-        let text = |status| SpawnError::Exited { status: Some(ExitStatus::from_raw(status)), pid: 7 }.to_string();
-        assert!(text(3 << 8).contains("`multiproc::init();`"));
-        assert_eq!(text(9), "worker process 7 ended before it was ready: signal: 9 (SIGKILL)");
-    }
 }

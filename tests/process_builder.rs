@@ -113,10 +113,10 @@ async fn a_directory_that_cannot_be_entered_is_named() {
 
 #[tokio::test]
 async fn an_odd_environment_or_directory_is_an_error_not_a_panic() {
-    for builder in [Process::builder().current_dir("a\0b"), Process::builder().env("A", "x".repeat(1 << 20))] {
-        let error = builder.spawn(task!(directory())).await.unwrap_err();
-        assert!(matches!(error, SpawnError::Io(_) | SpawnError::Directory { .. }), "{error:?}");
-    }
+    let error = Process::builder().env("A", "x".repeat(1 << 20)).spawn(task!(directory())).await.unwrap_err();
+    assert!(matches!(error, SpawnError::Io(_)), "{error:?}");
+    let error = Process::builder().current_dir("a\0b").spawn(task!(directory())).await.unwrap_err();
+    assert!(matches!(error, SpawnError::Invalid { .. }), "{error:?}");
     for (name, value) in [("", "1"), ("=", "1"), ("A=B", "1"), ("A\0B", "1"), ("A", "1\0")] {
         let error = Process::builder().env(name, value).spawn(task!(directory())).await.unwrap_err();
         assert!(matches!(error, SpawnError::Invalid { .. }), "{error:?}");

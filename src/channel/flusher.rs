@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
 
 use super::sending::Sending;
 use crate::sys::home::Home;
@@ -29,7 +30,17 @@ pub(crate) fn is_fd_congestion(error: &io::Error) -> bool {
 
 /// Waits until fds may be tried again. The caller's own runtime may have no timers.
 pub(crate) async fn pause() -> io::Result<()> {
-    runtime()?.spawn(tokio::time::sleep(FD_PAUSE)).await.map_err(io::Error::other)
+    if let Ok(runtime) = runtime() {
+        return runtime.spawn(tokio::time::sleep(FD_PAUSE)).await.map_err(io::Error::other);
+    }
+    // As in `start`: it may be for want of fds that there is none.
+    let (sleeps, over) = oneshot::channel::<()>();
+    spawn_thread(move || {
+        thread::sleep(FD_PAUSE);
+        drop(sleeps);
+    })?;
+    let _ = over.await;
+    Ok(())
 }
 
 /// Sends what is under way until nothing is. If there can be no thread, the sending side fails.

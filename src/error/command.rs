@@ -5,7 +5,7 @@ use std::io;
 use std::process::{ExitStatus, Output};
 use std::time::Duration;
 
-use super::Ending;
+use super::ending::Ending;
 
 /// Why an external program did not do what was asked.
 #[derive(Debug, thiserror::Error)]

@@ -66,6 +66,9 @@ impl ProcessBuilder {
 
     /// The working directory. A relative one is relative to this process's.
     pub fn current_dir(mut self, directory: impl AsRef<Path>) -> Self {
+        if directory.as_ref().as_os_str().as_bytes().contains(&0) {
+            self.wrong = Some("the working directory has a NUL");
+        }
         self.plan.current_dir(directory.as_ref());
         self
     }
@@ -128,7 +131,7 @@ impl ProcessBuilder {
     ///
     /// # Errors
     ///
-    /// As for [`spawn_process`](crate::spawn_process); `Invalid` for what can't be an environment variable, `Directory` if the
+    /// As for [`spawn_process`](crate::spawn_process); `Invalid` for what can't be an environment variable or a directory, `Directory` if the
     /// working directory can't be entered, `Handshake` if a limit can't be set.
     ///
     /// # Cancel safety

@@ -17,6 +17,7 @@
 
 mod agenda;
 mod calls;
+mod copies;
 mod request;
 
 use std::collections::HashMap;
@@ -36,12 +37,13 @@ use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, 
 use self::agenda::Agenda;
 use self::calls::Call;
 pub(crate) use self::calls::call_in;
+pub(crate) use self::copies::is_forked_copy;
+pub(super) use self::copies::no_forked_copy;
 pub(crate) use self::request::{DRAIN, Started, Terms};
 pub(super) use self::request::{Refused, Request};
 use super::kept::{Kept, KillOnDrop, Leavings, Seen};
 use super::program::Launch;
 pub(super) use super::starter::spawn_async;
-use crate::sys::home::Home;
 use crate::sys::process::{SignalMask, kill_and_reap, open_pidfd, peek_exit};
 use crate::sys::socket::above_stdio;
 use crate::sys::spawn::{Fate, empty_cradles};
@@ -57,22 +59,6 @@ pub(super) fn start(request: Request) -> Result<Started, Box<Refused>> {
         Ok(keeper) => keeper.start(request),
         Err(error) => Err(Box::new(Refused { error, request })),
     }
-}
-
-static HOME: Home = Home::new();
-
-/// Whether this is a copy of a process that our threads are in: see [`no_forked_copy`].
-pub(crate) fn is_forked_copy() -> bool {
-    HOME.is_elsewhere()
-}
-
-/// Refuses to go on in a copy of the process that our threads are in: nobody would ever start or reap anything there.
-pub(super) fn no_forked_copy() -> io::Result<()> {
-    HOME.settle().map_err(|process| {
-        io::Error::other(format!(
-            "this process is a copy that process {process} forked, without the threads that start and reap children"
-        ))
-    })
 }
 
 /// Has the keeper look at a child that it keeps.
