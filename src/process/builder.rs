@@ -131,8 +131,8 @@ impl ProcessBuilder {
     ///
     /// # Errors
     ///
-    /// As for [`spawn_process`](crate::spawn_process); `Invalid` for what can't be an environment variable or a directory, `Directory` if the
-    /// working directory can't be entered, `Handshake` if a limit can't be set.
+    /// As for [`spawn_process`](crate::spawn_process); `Invalid` for what can't be an environment variable or a directory,
+    /// `Directory` if the working directory can't be entered, `Handshake` if a limit can't be set.
     ///
     /// # Cancel safety
     ///
