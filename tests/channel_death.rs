@@ -6,6 +6,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 
 use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
+use multiproc::sync::Event;
 use multiproc::{Duplex, Receiver, RecvError, SendError, Sender, channel, duplex, spawn_process, task};
 
 mod support;
@@ -216,4 +217,26 @@ async fn a_flush_after_the_end_of_a_peer_that_has_not_read_all_is_an_error() {
         assert!(matches!(tx.flush().await, Err(SendError::Closed)));
         assert!(matches!(tx.close().await, Err(SendError::Closed)));
     }
+}
+
+/// The thread that had been left the rest of a message, and waited for more room than there was, kept the socket open.
+#[tokio::test]
+async fn an_end_that_goes_when_others_have_sent_its_rest_takes_nothing_more() {
+    let (ours, mut theirs) = duplex::<Vec<u8>, Vec<u8>>().unwrap();
+    let mut pending = loop {
+        let mut leaving = Box::pin(ours.send(vec![7; 40_000]));
+        // The first time it may let others come.
+        match leaving.as_mut().now_or_never().or_else(|| leaving.as_mut().now_or_never()) {
+            Some(left) => left.unwrap(),
+            None => break leaving,
+        }
+    };
+    // It is that thread which answers.
+    assert!(!Event::new().unwrap().is_set().await.unwrap());
+    theirs.recv().await.unwrap().unwrap();
+    assert!(pending.as_mut().now_or_never().is_some(), "there is room for the rest, but not much");
+    drop(pending);
+    drop(ours);
+    let sending = async { while theirs.send(vec![7; 40_000]).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(10), sending).await.expect("it waits for room");
 }

@@ -28,6 +28,7 @@ use super::outbox::Outbox;
 use super::socket::Socket;
 use crate::error::SendError;
 use crate::sys::socket;
+use crate::task::panic_message;
 use crate::wire::frame::Frame;
 
 /// A frame is let in while less than this many bytes are under way.
@@ -197,17 +198,19 @@ impl Sending {
         Ok(())
     }
 
-    /// Sees to it that what was pushed leaves without whoever pushed it. Says whether anything is still under way.
+    /// Sees to it that what was pushed leaves without whoever pushed it. Says whether somebody keeps the socket open: for what
+    /// is still under way, or because it has yet to notice that others have sent it.
     pub(crate) fn let_go(self: &Arc<Self>) -> bool {
         let mut line = self.line();
         if line.mover == Mover::None && !line.outbox.is_empty() {
             // As in `attempt`.
             let _ = line.flush(&self.socket);
         }
-        let owes = !line.outbox.is_empty();
-        let start = owes && line.appoint_flusher();
+        let start = !line.outbox.is_empty() && line.appoint_flusher();
+        // Of one that was moved the socket is another process's, too.
+        let stays = line.mover != Mover::None && line.state != State::Moved;
         self.release(line, start);
-        owes
+        stays
     }
 
     /// Hands this side to another process, by way of `give`. Frames that are under way can't go along.
@@ -239,7 +242,9 @@ impl Sending {
             flusher::moved();
         }
         // With a panic of what it runs it would be the flusher's task that ends.
-        let _ = catch_unwind(AssertUnwindSafe(|| self.release(line, false)));
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.release(line, false))) {
+            panic_message(payload);
+        }
         result
     }
 
