@@ -157,8 +157,8 @@ impl Drop for Debt<'_> {
     }
 }
 
-/// Refuses to go on in a copy of the process that the thread is in: nobody would ever send or answer there, and what a copy
-/// says through ends that it has with the original is taken for the original's.
+/// Refuses what needs the thread in a copy of the process that it is in: nobody would ever answer there, and what a copy says
+/// through ends that it has with the original is taken for the original's.
 pub(super) fn no_forked_copy() -> io::Result<()> {
     static HOME: Home = Home::new();
     HOME.settle().map_err(|process| {

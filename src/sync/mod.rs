@@ -7,8 +7,8 @@
 //! [`SyncError::Closed`](crate::SyncError::Closed).
 //!
 //! Each one that was sent, in whatever process and also while it waits in a queue, is a socket of the process that made it,
-//! which so bounds how many there are by the files that it may have open: where it can have no more, the message is an
-//! `Encode` error. Other processes can pass on 4,096 of one at a time; one more arrives, but each call of it says
+//! which so bounds how many there are by the files that it may have open: where it can have no more, what it sends is
+//! an `Encode` error, and what another process passes on arrives as one that is `Closed`. Other processes can pass on 4,096 of one at a time; one more arrives, but each call of it says
 //! [`SyncError::Refused`](crate::SyncError::Refused).
 //!
 //! They need no runtime to be made. Each method is a message to that process and back, some ten microseconds.

@@ -83,7 +83,12 @@ impl Item {
 /// Drops what may be somebody else's code: the owner of an item's bytes. That may use the queue, so this is for when no lock
 /// is held, and if it panics that is nothing to the receivers.
 fn discard<T>(spent: T) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(spent))) {
+    discard_after(|| drop(spent));
+}
+
+/// Does what may drop such a thing.
+fn discard_after(work: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
         panic_message(payload);
     }
 }
@@ -200,8 +205,8 @@ impl Broker {
             self.retry();
         }
         for (sending, frame) in leaving {
-            // A receiver that can't be sent to is going, and its reader sees that.
-            let _ = sending.post(frame);
+            // A receiver that can't be sent to is going, and its reader sees that. What has left may have an owner.
+            discard_after(|| drop(sending.post(frame)));
         }
         self.changed.notify_waiters();
     }

@@ -13,6 +13,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use tokio::sync::Semaphore;
 
+use super::serve::MAX_REASON;
 use super::table::{End, Place, Slot, Table};
 use super::{ALL, Bound};
 use crate::channel::departure::Departure;
@@ -128,7 +129,9 @@ impl Calls {
             }
             let end = match ready!(sides.receiving.poll_frame(cx)) {
                 Ok(Some(frame)) if frame.kind == REFUSAL && frame.id == ALL => {
-                    value::decode(frame).map_or_else(End::from, End::Refused)
+                    // Each call is told, so no more of it is kept than a server says.
+                    let kept = |reason: String| reason[..reason.floor_char_boundary(MAX_REASON)].to_owned();
+                    value::decode(frame).map_or_else(End::from, |reason| End::Refused(kept(reason)))
                 }
                 Ok(Some(frame)) if matches!(frame.kind, ANSWER | REFUSAL) => {
                     drop(sides);

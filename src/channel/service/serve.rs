@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{ALL, MAX_CALLS};
+use crate::channel::outbox::Outbox;
 use crate::channel::sending::Sending;
 use crate::channel::{Duplex, value};
 use crate::error::RecvError;
@@ -27,7 +28,7 @@ use crate::wire::frame::{ANSWER, CANCEL, Frame, Limits, REFUSAL, REQUEST};
 const AHEAD: usize = 256 * 1024;
 
 /// The most that a refusal says, in bytes.
-const MAX_REASON: usize = 1024;
+pub(super) const MAX_REASON: usize = 1024;
 
 /// Answers the calls of the [`Client`](crate::Client) at the other end, until it is gone.
 ///
@@ -141,8 +142,11 @@ where
 
 /// Serves a client none of its calls, and says why.
 pub(crate) fn turn_away<Req, Resp>(end: Duplex<Resp, Req>, reason: &str) {
-    // If it can't be told, it sees the end.
-    let _ = end.into_sides().sending.post(refusal(ALL, reason));
+    let sides = end.into_sides();
+    // One that has filled its own socket is told nothing and sees the end: nothing of it may stay, for it has no place here.
+    let mut outbox = Outbox::default();
+    outbox.push(refusal(ALL, reason));
+    let _ = outbox.flush(&**sides.sending.socket());
 }
 
 /// As [`serve`], on this thread and one request after the other; not for async code.
