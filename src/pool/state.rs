@@ -99,7 +99,7 @@ impl After {
         if let Some(other) = self.write.replace(Arc::clone(seat))
             && !Arc::ptr_eq(&other, seat)
         {
-            other.write();
+            other.write_into(&mut self.spent);
         }
     }
 
@@ -145,11 +145,11 @@ impl Drop for Locked<'_> {
             }
             return;
         }
-        let After { supervise, resolve, wake, spent, watch, watch_ahead, .. } = std::mem::take(&mut state.after);
+        let After { supervise, resolve, wake, mut spent, watch, watch_ahead, .. } = std::mem::take(&mut state.after);
         let runtime = state.runtime.clone();
         drop(state);
         if let Some(seat) = write {
-            seat.write();
+            seat.write_into(&mut spent);
         }
         wake.into_iter().for_each(Waker::wake);
         for (job, error) in resolve {

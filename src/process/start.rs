@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::keeper::{self, Terms};
 use super::kept::KillOnDrop;
@@ -235,7 +235,8 @@ pub(crate) struct FirstWords {
     ledger: Option<Ledger>,
 }
 
-/// The first step of [`start`]: there is no process yet. It waits only while too many fds are under way for one more.
+/// The first step of [`start`]: there is no process yet. It waits only while too many fds are under way for one more, and
+/// not for long.
 ///
 /// # Cancel safety
 /// Dropping it leaves nothing.
@@ -282,12 +283,19 @@ pub(crate) async fn first_words(
     }
     // Before the start, so that a worker whose parent dies at once still knows what it was meant to be; what is large may
     // have to wait for its reader.
+    let begun = Instant::now();
     loop {
         match outbox.flush(&ours) {
-            Err(error) if is_fd_congestion(&error) && outbox.sent() == 0 => flusher::pause().await?,
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock && !is_fd_congestion(&error) => {
+            // Whoever is to take them in may wait for this very start.
+            Err(error) if is_fd_congestion(&error) && outbox.sent() == 0 && begun.elapsed() < READY_WITHIN => {
+                flusher::pause().await?;
+            }
+            Err(error)
+                if error.kind() != io::ErrorKind::WouldBlock && (outbox.sent() == 0 || !is_fd_congestion(&error)) =>
+            {
                 return Err(error.into());
             }
+            // The rest is sent when its worker is there and reads.
             _ => return Ok(FirstWords { ours, theirs, outbox, ledger }),
         }
     }

@@ -310,6 +310,14 @@ pub(crate) fn wait(socket: impl AsFd, ready: Ready) -> io::Result<()> {
     }
 }
 
+/// Whether the peer has read all that was sent; `SIOCOUTQ` in unix(7).
+pub(crate) fn is_read(socket: impl AsFd) -> bool {
+    let mut unread: libc::c_int = 0;
+    // SAFETY: the call writes one int, into a live one.
+    let asked = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut unread) };
+    asked == 0 && unread == 0
+}
+
 /// Whether nothing more can come into the socket besides what is in it: `POLLRDHUP` in poll(2).
 pub(crate) fn has_ended(socket: impl AsFd) -> io::Result<bool> {
     let mut fds = [PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::RDHUP)];

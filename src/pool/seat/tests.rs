@@ -74,9 +74,9 @@ fn what_is_given_while_somebody_writes_leaves_behind_that_and_once() {
     assert!(desk.lend_outbox().is_none(), "two writers at a time");
     assert!(!desk.is_unwritten() && desk.write(&socket, &mut Vec::new()).is_ok(), "nor is the supervisor one");
     first.flush(&*socket).unwrap();
-    let (socket, mut second) = desk.take_outbox(socket, first, true).expect("there is more");
+    let (socket, mut second) = desk.take_outbox(socket, first, true, &mut Vec::new()).expect("there is more");
     second.flush(&*socket).unwrap();
-    assert!(desk.take_outbox(socket, second, true).is_none());
+    assert!(desk.take_outbox(socket, second, true, &mut Vec::new()).is_none());
     let mut inbox = Inbox::new(1024);
     let ids = [(); 2].map(|()| inbox.try_frame(&peer).unwrap().unwrap().id);
     assert_eq!((ids, inbox.try_frame(&peer).unwrap().is_none()), ([1, 2], true));
@@ -90,7 +90,10 @@ fn what_did_not_fit_is_back_on_the_desk_in_its_order() {
     let mut desk = desk_with(&socket, 1);
     let (socket, unsent) = desk.lend_outbox().unwrap();
     desk.outbox.push(frame(2));
-    assert!(desk.take_outbox(Arc::clone(&socket), unsent, false).is_none(), "it is the supervisor's now");
+    assert!(
+        desk.take_outbox(Arc::clone(&socket), unsent, false, &mut Vec::new()).is_none(),
+        "it is the supervisor's now"
+    );
     assert!(desk.is_unwritten());
     desk.write(&socket, &mut Vec::new()).unwrap();
     let mut inbox = Inbox::new(1024);
@@ -104,16 +107,16 @@ fn the_next_process_gets_nothing_that_was_for_the_one_before() {
     let mut desk = desk_with(&old, 1);
     let (old, unsent) = desk.lend_outbox().unwrap();
     desk.clear(&mut Vec::new());
-    assert!(desk.take_outbox(Arc::clone(&old), unsent, false).is_none());
+    assert!(desk.take_outbox(Arc::clone(&old), unsent, false, &mut Vec::new()).is_none());
     assert!(desk.outbox.is_empty());
 
     let mut desk = desk_with(&old, 1);
     let (old, unsent) = desk.lend_outbox().unwrap();
     desk = desk_with(&new, 1);
     let (new, fresh) = desk.lend_outbox().unwrap();
-    assert!(desk.take_outbox(old, unsent, false).is_none());
+    assert!(desk.take_outbox(old, unsent, false, &mut Vec::new()).is_none());
     assert!(desk.lent && desk.outbox.is_empty(), "who writes to the new one goes on");
-    desk.take_outbox(new, fresh, false);
+    desk.take_outbox(new, fresh, false, &mut Vec::new());
     assert_eq!(desk.outbox.len(), crate::wire::frame::HEAD_LEN);
 }
 

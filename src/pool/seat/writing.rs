@@ -13,6 +13,7 @@ use super::{Desk, Seat};
 use crate::channel::flusher::is_fd_congestion;
 use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
+use crate::sys::socket::is_read;
 use crate::wire::frame::Frame;
 
 /// How often in a row one caller writes what others have given meanwhile. He has something else to do, too.
@@ -22,14 +23,18 @@ impl Seat {
     /// Writes what was put into the outbox, here and now, and leaves to the supervisor what does not fit, and the end of
     /// its worker.
     pub(in crate::pool) fn write(&self) {
-        // Dropped last: others' bytes, whose end is their code.
-        let mut spent = Vec::new();
+        // Others' bytes, whose end is their code: dropped last.
+        self.write_into(&mut Vec::new());
+    }
+
+    /// As [`write`](Self::write), and gives what has left.
+    pub(in crate::pool) fn write_into(&self, spent: &mut Vec<Bytes>) {
         let mut lent = self.desk().lend_outbox();
         let mut rounds = 0;
         while let Some((socket, mut outbox)) = lent {
             rounds += 1;
-            let goes_on = outbox.flush_into(&*socket, &mut spent).is_ok() && rounds < MOST_ROUNDS;
-            lent = self.desk().take_outbox(socket, outbox, goes_on);
+            let goes_on = outbox.flush_into(&*socket, spent).is_ok() && rounds < MOST_ROUNDS;
+            lent = self.desk().take_outbox(socket, outbox, goes_on, spent);
             if !goes_on {
                 self.bell.notify_one();
             }
@@ -66,9 +71,11 @@ impl Desk {
         socket: Arc<Socket>,
         mut outbox: Outbox,
         goes_on: bool,
+        spent: &mut Vec<Bytes>,
     ) -> Option<(Arc<Socket>, Outbox)> {
         if !self.lent || !self.socket.as_ref().is_some_and(|own| Arc::ptr_eq(own, &socket)) {
             // That process is gone.
+            outbox.abandon(spent);
             return None;
         }
         outbox.append(mem::take(&mut self.outbox));
@@ -100,9 +107,9 @@ impl Desk {
         !self.lent && !self.outbox.is_empty()
     }
 
-    /// Whether it waits for others to take in fds, which says nothing of its worker.
+    /// Whether it waits for others to take in fds, which says nothing of its worker: that has read all it was sent.
     pub(super) fn is_congested(&self) -> bool {
-        self.congested && self.is_unwritten()
+        self.congested && self.is_unwritten() && self.socket.as_ref().is_some_and(|socket| is_read(&**socket))
     }
 
     /// Whether there is nothing to write, for anybody.
