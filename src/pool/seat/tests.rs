@@ -144,10 +144,15 @@ fn a_tasks_time_begins_when_its_worker_begins_it() {
 #[test]
 fn a_worker_whose_task_waits_for_fds_is_not_taken_for_stuck() {
     let (ours, _theirs) = crate::sys::socket::stream_pair().unwrap();
-    let mut desk = desk_with(&Arc::new(Socket::new(ours)), 1);
+    let socket = Arc::new(Socket::new(ours));
+    let mut desk = desk_with(&socket, 1);
     desk.state = WorkerState::Stalled;
     desk.congested = true;
     assert!(!(0..2 * STUCK).any(|_| desk.look()));
+    // One that has not read what it was sent is in the way itself.
+    crate::sys::socket::send(&*socket, &[std::io::IoSlice::new(b"unread")], &[]).unwrap();
+    assert!((0..2 * STUCK).any(|_| desk.look()) && desk.is_stuck());
+    desk.seen = Seen::default();
     // It has left, or there is room for it and its worker does not read.
     desk.congested = false;
     assert!((0..2 * STUCK).any(|_| desk.look()) && desk.is_stuck());
