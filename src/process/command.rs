@@ -254,7 +254,8 @@ impl Command {
     /// the pipes that captured output: what a program then prints at its SIGTERM gets it a SIGPIPE.
     ///
     /// It is the whole group's, also if the program itself ends sooner; what the verb gives comes when nobody is left in the
-    /// group. With a kernel before Linux 6.9 the program's end is also that of the grace.
+    /// group. Where /proc does not show every process, that includes zombies that nobody reaps. With a kernel before Linux 6.9
+    /// the program's end is also that of the grace.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = Some(grace);
         self

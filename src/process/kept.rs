@@ -301,17 +301,6 @@ impl Kept {
         Seen::Reaped
     }
 
-    /// As `look`, and of a group that has outlived its leader those count no more that nobody reaps. That takes a look at every
-    /// process that there is.
-    pub(super) fn look_closely(&self) -> Seen {
-        let seen = self.look();
-        if seen == Seen::Outlived && !group::has_living_member(self.0.pid) {
-            let _ = self.signal_group(libc::SIGKILL);
-            return Seen::Reaped;
-        }
-        seen
-    }
-
     /// Tells those who wait that it has ended, although it lingers.
     pub(super) fn tell(&self) {
         if let Life::Lingering { told, .. } = &mut *self.life() {

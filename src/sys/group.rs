@@ -1,8 +1,11 @@
 //! A process group whose leader has gone: whether it can be reached, and whether anybody is left in it. Signals to a group are in
 //! `process`.
 
-use std::fs::{self, DirEntry};
+use std::collections::HashMap;
+use std::fs;
 use std::os::fd::AsFd;
+use std::path::Path;
+use std::process;
 
 use super::process::send;
 
@@ -19,30 +22,66 @@ pub(crate) fn has_group(pidfd: impl AsFd) -> bool {
         .map_or_else(|error| error.raw_os_error() == Some(libc::EPERM), |()| true)
 }
 
-/// Whether anybody in a group has not ended: of those that have, some wait for a parent to reap them, which may never come to it.
-/// It looks at every process that there is; proc_pid_stat(5).
+/// Whether those in a group have ended. Of those that have, some wait for a parent to reap them, which may never come to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Members {
+    SomeLive,
+    AllEnded,
+}
+
+/// Every process group by its number, from a look at every process that there is; proc_pid_stat(5). `None` where they can't be
+/// seen, be it for now.
 ///
-/// Where they can't be seen, somebody is.
-pub(crate) fn has_living_member(group: u32) -> bool {
-    let Ok(entries) = fs::read_dir("/proc") else { return true };
-    let group = group.to_string();
-    let is_process = |entry: &DirEntry| entry.file_name().as_encoded_bytes().first().is_some_and(u8::is_ascii_digit);
-    entries.flatten().filter(is_process).any(|process| {
-        // It may be gone by now.
-        let stat = fs::read(process.path().join("stat")).unwrap_or_default();
-        // The name, which may be anything, is in parentheses.
-        let end = stat.iter().rposition(|byte| *byte == b')').unwrap_or(0);
-        let fields = String::from_utf8_lossy(&stat[end..]);
-        let fields: Vec<_> = fields.split_ascii_whitespace().skip(1).collect();
-        let [state, _parent, its_group, ..] = fields[..] else { return false };
-        // Where the first thread has ended, others may live.
-        let has_ended = matches!(state, "Z" | "X") && fields.get(17).is_none_or(|count| matches!(*count, "0" | "1"));
-        its_group == group && !has_ended
-    })
+/// A group that is not among them is one that it could not see, or that has just gone.
+pub(crate) fn all_groups() -> Option<HashMap<u32, Members>> {
+    groups_in(Path::new("/proc"))
+}
+
+fn groups_in(proc: &Path) -> Option<HashMap<u32, Members>> {
+    // Another pid namespace's has other numbers, an empty folder none, and one with `hidepid` hides others.
+    let own = fs::read_link(proc.join("self")).ok()?;
+    if own.as_os_str() != &*process::id().to_string() || !proc.join("1").exists() {
+        return None;
+    }
+    let mut groups = HashMap::new();
+    for entry in fs::read_dir(proc).ok()? {
+        let entry = entry.ok()?;
+        if !entry.file_name().as_encoded_bytes().first().is_some_and(u8::is_ascii_digit) {
+            continue;
+        }
+        let stat = match fs::read(entry.path().join("stat")) {
+            Ok(stat) => stat,
+            // It is gone by now.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => continue,
+            // There is no fd for it, say, or it is a stranger's.
+            Err(_) => return None,
+        };
+        let (group, members) = parse(&stat)?;
+        // One that is just being reaped has none.
+        let Ok(group) = group.parse() else { continue };
+        let known = groups.entry(group).or_insert(members);
+        if members == Members::SomeLive {
+            *known = members;
+        }
+    }
+    Some(groups)
+}
+
+/// A process's group and whether it has ended, from its `stat`.
+fn parse(stat: &[u8]) -> Option<(&str, Members)> {
+    // The name, which may be anything, is in parentheses.
+    let end = stat.iter().rposition(|byte| *byte == b')')?;
+    let fields: Vec<_> = str::from_utf8(&stat[end..]).ok()?.split_ascii_whitespace().skip(1).collect();
+    let [state, _parent, group, ..] = fields[..] else { return None };
+    // Where the first thread has ended, others may live.
+    let has_ended = matches!(state, "Z" | "X") && fields.get(17).is_none_or(|count| matches!(*count, "0" | "1"));
+    Some((group, if has_ended { Members::AllEnded } else { Members::SomeLive }))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::process::CommandExt as _;
     use std::process::{Command, Stdio};
 
     use rustix::event::{PollFd, PollFlags, poll};
@@ -52,7 +91,6 @@ mod tests {
 
     #[test]
     fn a_group_is_reached_through_a_leader_that_is_reaped() {
-        use std::os::unix::process::CommandExt as _;
         let mut command = Command::new("sh");
         command.args(["-c", "sleep 100 & exit"]).process_group(0).stdout(Stdio::piped());
         #[expect(clippy::zombie_processes, reason = "reaped through the pidfd")]
@@ -65,11 +103,12 @@ mod tests {
         }
         reap(&pidfd).unwrap();
         assert_eq!(has_group(&pidfd), can);
-        assert!(!can || has_living_member(child.id()));
+        let lives = || all_groups().unwrap().get(&child.id()) == Some(&Members::SomeLive);
+        assert!(!can || lives());
         if can {
             signal_group(&pidfd, child.id(), libc::SIGKILL).unwrap();
         }
-        while has_living_member(child.id()) {
+        while lives() {
             std::thread::yield_now();
         }
         // Until somebody has reaped it.
@@ -77,5 +116,45 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(signal_group(&pidfd, child.id(), libc::SIGKILL).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+    }
+
+    #[test]
+    fn a_groups_members_have_ended_when_all_have() {
+        let own = rustix::process::getpgrp().as_raw_nonzero().get().unsigned_abs();
+        assert_eq!(all_groups().unwrap().get(&own), Some(&Members::SomeLive));
+
+        let mut child = Command::new("true").process_group(0).spawn().unwrap();
+        let pidfd = open_pidfd(child.id()).unwrap();
+        poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None).unwrap();
+        assert_eq!(all_groups().unwrap().get(&child.id()), Some(&Members::AllEnded));
+        child.wait().unwrap();
+        assert_eq!(all_groups().unwrap().get(&child.id()), None);
+
+        assert_eq!(parse(b"1 (a) Z 2 3) S 4 5 6"), Some(("5", Members::SomeLive)));
+        assert_eq!(parse(b""), None);
+    }
+
+    #[test]
+    fn where_processes_cannot_be_seen_nothing_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let proc = folder.path();
+        assert_eq!(groups_in(proc), None);
+        // Of another pid namespace.
+        symlink((process::id() + 1).to_string(), proc.join("self")).unwrap();
+        fs::create_dir(proc.join("1")).unwrap();
+        assert_eq!(groups_in(proc), None);
+        fs::remove_file(proc.join("self")).unwrap();
+        symlink(process::id().to_string(), proc.join("self")).unwrap();
+        // It is gone by now.
+        assert_eq!(groups_in(proc), Some(HashMap::new()));
+        fs::write(proc.join("1/stat"), "1 (init) S 0 1 1").unwrap();
+        assert_eq!(groups_in(proc), Some(HashMap::from([(1, Members::SomeLive)])));
+        // What can't be read, whoever asks.
+        fs::create_dir_all(proc.join("2/stat")).unwrap();
+        assert_eq!(groups_in(proc), None);
+        // `hidepid`.
+        fs::remove_dir_all(proc.join("1")).unwrap();
+        fs::remove_dir_all(proc.join("2")).unwrap();
+        assert_eq!(groups_in(proc), None);
     }
 }

@@ -32,10 +32,32 @@ impl Outlived {
         self.pause > Duration::from_millis(4)
     }
 
-    /// Until the next look, which takes about as long as the last one, and a tenth of the time at the most.
-    pub(super) fn wait(&mut self, look_took: Duration) {
-        self.look_at = Instant::now() + self.pause.max(look_took * 10);
+    /// Until the next look.
+    pub(super) fn wait(&mut self) {
+        self.look_at = Instant::now() + self.pause;
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// The looks at every process that there is, each for all groups that are old. However long they take, the keeper has most of its
+/// time for the others.
+#[derive(Default)]
+pub(super) struct CloseLooks {
+    /// Not before; at any time if there was none.
+    next_at: Option<Instant>,
+}
+
+impl CloseLooks {
+    pub(super) fn are_due(&self, now: Instant) -> bool {
+        self.next_at.is_none_or(|at| at <= now)
+    }
+
+    /// Takes a look. The next one, which takes about as long, comes when that is a tenth of the time at the most.
+    pub(super) fn look<T>(&mut self, look: impl FnOnce() -> T) -> T {
+        let begun = Instant::now();
+        let found = look();
+        self.next_at = Some(Instant::now() + begun.elapsed() * 10);
+        found
     }
 }
 
@@ -44,6 +66,7 @@ impl Outlived {
 pub(super) struct Agenda {
     pub(super) lingering: Vec<Linger>,
     pub(super) outlived: Vec<Outlived>,
+    pub(super) close_looks: CloseLooks,
 }
 
 impl Agenda {
@@ -71,8 +94,31 @@ impl Agenda {
     pub(super) fn look_again_at(&mut self, key: u64) {
         if self.outlived.iter().all(|outlived| outlived.key != key) {
             let mut outlived = Outlived { key, look_at: Instant::now(), pause: Duration::from_millis(1) };
-            outlived.wait(Duration::ZERO);
+            outlived.wait();
             self.outlived.push(outlived);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn close_looks_take_a_tenth_of_the_time_and_other_looks_go_on() {
+        let mut agenda = Agenda::default();
+        agenda.look_again_at(1);
+        assert!(agenda.close_looks.are_due(Instant::now()));
+        let took = Duration::from_millis(20);
+        agenda.close_looks.look(|| std::thread::sleep(took));
+        let now = Instant::now();
+        assert!(!agenda.close_looks.are_due(now));
+        assert!(!agenda.close_looks.are_due(now + took * 5));
+        assert!(agenda.close_looks.are_due(now + Duration::from_hours(1)));
+        for _ in 0..8 {
+            agenda.outlived[0].wait();
+        }
+        assert!(agenda.outlived[0].is_old());
+        assert!(agenda.next().all(|at| at <= Instant::now() + LONGEST_PAUSE));
     }
 }
