@@ -208,6 +208,24 @@ async fn stop_asks_first_and_kills_after_the_grace() {
     assert_eq!(child.stop(Duration::ZERO).await.unwrap().signal(), Some(libc::SIGKILL));
 }
 
+/// Nobody waited, so nobody saw that it was over.
+#[tokio::test]
+async fn a_timeout_that_is_over_counts_in_a_stop() {
+    let timeout = Duration::from_millis(20);
+    let mut child = Command::new("sleep").arg("1000").timeout(timeout).spawn().unwrap();
+    std::thread::sleep(timeout);
+    let error = child.stop(Duration::from_mins(1)).await.unwrap_err();
+    assert!(matches!(error, CommandError::TimedOut { .. }), "{error}");
+
+    // It ended in time, whoever saw it.
+    let mut child = Command::new("true").timeout(timeout).spawn().unwrap();
+    while child.try_wait().unwrap().is_none() {
+        std::thread::yield_now();
+    }
+    std::thread::sleep(timeout);
+    assert!(child.stop(Duration::from_mins(1)).await.unwrap().success());
+}
+
 #[tokio::test]
 async fn signals_arrive_and_are_fine_after_the_end() {
     for signal in [libc::SIGTERM, libc::SIGKILL, libc::SIGUSR1] {

@@ -45,6 +45,13 @@ fn open_fds() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
+/// Before Linux 6.9 a group can't be reached without its leader.
+fn has_group_signals() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(9))
+}
+
 fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").unwrap().count()
 }
@@ -363,6 +370,18 @@ fn a_host_that_ignores_sigchld_gets_no_status_and_no_trouble() {
         let pid = String::from_utf8(error.output().unwrap().stdout.clone()).unwrap();
         while std::path::Path::new(&format!("/proc/{}", pid.trim())).exists() {
             tokio::task::yield_now().await;
+        }
+        // What is left of a group when its leader has gone has its grace.
+        if has_group_signals() {
+            let clean_up = "trap 'while kill -0 $$ 2>&-; do :; done; echo cleaned; exit' TERM";
+            let script = format!("({clean_up}; echo up; while :; do sleep 0.01; done); true");
+            let (mut read, write) = std::io::pipe().unwrap();
+            let mut child = Command::shell(script).stdout(write).spawn().unwrap();
+            read.read_exact(&mut [0; 3]).unwrap();
+            assert!(matches!(child.stop(Duration::from_mins(1)).await, Err(CommandError::StatusUnknown)));
+            let mut rest = String::new();
+            read.read_to_string(&mut rest).unwrap();
+            assert_eq!(rest, "cleaned\n");
         }
         // And when it no longer does, the status is back.
         unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };

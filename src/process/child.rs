@@ -220,6 +220,10 @@ impl Child {
     ///
     /// It goes on with the next call of any async method, and dropping the `Child` kills it.
     pub async fn stop(&mut self, grace: Duration) -> Result<ExitStatus, CommandError> {
+        // Nobody may have waited in the meantime. Its own end counts first, as for who waits.
+        if self.exchange.is_overdue() && self.exits().any(|exit| exit.is_none()) {
+            self.react(Event::Due)?;
+        }
         self.react(Event::Stop { grace })?;
         self.wait().await
     }

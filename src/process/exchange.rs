@@ -70,6 +70,11 @@ impl Exchange {
         send
     }
 
+    /// Whether its timeout is over, and nothing has come of it yet.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.phase == Phase::Running && self.deadline.is_some_and(|deadline| deadline <= Instant::now())
+    }
+
     /// Feeds and reads until something happens. All progress is in `self` and `pipes`.
     pub(super) async fn event(
         &mut self,

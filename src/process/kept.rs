@@ -280,10 +280,9 @@ impl Kept {
             Life::Reaped(_) => return Seen::Reaped,
         };
         if let Life::Running(pidfd) = &*life
-            && exit.status.is_some()
             && self.may_outlive(pidfd)
         {
-            // Its zombie would count for one that is left.
+            // Its zombie would count for one that is left. Where somebody else has reaped it, there is none.
             let _ = process::reap(pidfd);
             let pidfd = Arc::clone(pidfd);
             *life = Life::Outlived { pidfd, exit };

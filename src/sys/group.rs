@@ -10,7 +10,7 @@ use std::process;
 use super::process::send;
 
 /// Whether a group can be reached through the pidfd of its leader although that is reaped; Linux 6.9. `pidfd` names a child
-/// that is not reaped.
+/// that is not reaped, or has been by somebody else: then somebody is left in the group, too.
 pub(crate) fn outlives_leader(pidfd: impl AsFd) -> bool {
     send(pidfd.as_fd(), 0, libc::PIDFD_SIGNAL_PROCESS_GROUP).is_ok()
 }
