@@ -36,8 +36,10 @@ pub struct Panic {
     /// The backtrace, where `RUST_BACKTRACE` or `RUST_LIB_BACKTRACE` asks for one in the worker.
     ///
     /// There is none where a hard limit (`ulimit -v`) leaves the worker less than 512 MiB of address space: making one could
-    /// take that. A [`memory_limit`](crate::PoolBuilder::memory_limit) is lifted meanwhile. The task's timeout counts on: the
-    /// first backtrace in a process can take some 100 ms.
+    /// take that. Nor is a panic hook called there that the program installed before [`init`](crate::init), which gets the
+    /// panics of other threads than the task's: they are printed without a backtrace. A
+    /// [`memory_limit`](crate::PoolBuilder::memory_limit) is lifted meanwhile. The task's timeout counts on: the first backtrace
+    /// in a process can take some 100 ms.
     pub backtrace: Option<String>,
 }
 

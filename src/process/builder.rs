@@ -100,8 +100,9 @@ impl ProcessBuilder {
     /// fails, which for most Rust code is an abort: the task is then `Died`. So it is where its arguments don't fit.
     ///
     /// It is the soft limit. While the backtrace of a panic is made it is lifted, and the symbols that this keeps in memory
-    /// don't count. Processes that the task starts inherit it, and they as well as the task may raise it up to the hard
-    /// limit, which stays this process's.
+    /// don't count, nor does what other threads allocate meanwhile. Processes that the task starts inherit it, but for those
+    /// that another thread starts in that time: they have the hard limit. That stays this process's, and up to it they as well
+    /// as the task may raise their own.
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.plan.limits.memory = Some(bytes);
         self

@@ -64,13 +64,13 @@ struct Lift {
     count: usize,
     /// What it was before, if there was one.
     limit: Option<u64>,
-    /// How much address space was in use then.
-    used: u64,
+    /// How much address space was in use then, if that could be read.
+    used: Option<u64>,
     /// How much more it was at the end, the time when that was most. By that the limit is higher than it was laid on.
     kept: u64,
 }
 
-static LIFT: Mutex<Lift> = Mutex::new(Lift { count: 0, limit: None, used: 0, kept: 0 });
+static LIFT: Mutex<Lift> = Mutex::new(Lift { count: 0, limit: None, used: None, kept: 0 });
 
 /// Runs `work` with the memory limit lifted, so far as this process may. `None`, without running it, where that does not leave
 /// enough.
@@ -94,7 +94,7 @@ impl Lift {
             if lift.limit.is_some() {
                 // Cannot fail: up to the hard limit everybody may go.
                 let _ = setrlimit(Resource::As, Rlimit { current: old.maximum, ..old });
-                lift.used = used_address_space().unwrap_or(0);
+                lift.used = used_address_space();
             }
         }
         old.maximum.is_none_or(|most| used_address_space().is_some_and(|used| most.saturating_sub(used) >= ROOM))
@@ -107,7 +107,8 @@ impl Lift {
             && let Some(limit) = lift.limit
         {
             let laid_on = limit.saturating_sub(lift.kept);
-            let kept = used_address_space().unwrap_or(0).saturating_sub(lift.used);
+            // What is not known is nothing: all that is in use would lift the limit for good.
+            let kept = lift.used.zip(used_address_space()).map_or(0, |(before, now)| now.saturating_sub(before));
             lift.kept = lift.kept.max(kept);
             let old = getrlimit(Resource::As);
             let most = old.maximum.unwrap_or(u64::MAX - 1);
