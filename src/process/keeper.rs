@@ -44,7 +44,6 @@ pub(super) use self::request::{Refused, Request};
 use super::kept::{Kept, KillOnDrop, Leavings, Seen};
 use super::program::Launch;
 pub(super) use super::starter::spawn_async;
-use crate::sys::group::{self, Members};
 use crate::sys::process::{SignalMask, kill_and_reap, open_pidfd, peek_exit};
 use crate::sys::socket::above_stdio;
 use crate::sys::spawn::{Fate, empty_cradles};
@@ -313,35 +312,6 @@ impl Keeper {
             true
         });
         self.look_at_outlived(agenda, now);
-    }
-
-    fn look_at_outlived(&self, agenda: &mut Agenda, now: Instant) {
-        let Agenda { outlived, close_looks, .. } = agenda;
-        let is_close = close_looks.are_due(now);
-        // One for all of them, if any needs it.
-        let mut all_groups = None;
-        outlived.retain_mut(|outlived| {
-            let Some(kept) = self.desk().kept.get(&outlived.key).cloned() else { return false };
-            let closely = is_close && outlived.is_old();
-            if outlived.look_at > now && !closely {
-                return true;
-            }
-            let mut seen = kept.look();
-            if seen == Seen::Outlived && closely {
-                let groups = all_groups.get_or_insert_with(|| close_looks.look(group::all_groups));
-                if groups.as_ref().is_some_and(|groups| groups.get(&kept.pid()) == Some(&Members::AllEnded)) {
-                    let _ = kept.signal_group(libc::SIGKILL);
-                    seen = Seen::Reaped;
-                }
-            }
-            let lives_on = seen == Seen::Outlived;
-            if lives_on {
-                outlived.wait();
-            } else {
-                self.forget(outlived.key);
-            }
-            lives_on
-        });
     }
 
     fn timeout(&self, agenda: &Agenda) -> Option<Timespec> {

@@ -1,7 +1,10 @@
-//! What the keeper has to come back to: dead children whose pipes are still held, or whose group lives on in its grace. What is
-//! then done is in the keeper.
+//! What the keeper has to come back to: dead children whose pipes are still held, or whose group lives on in its grace.
 
 use std::time::{Duration, Instant};
+
+use super::Keeper;
+use crate::process::kept::Seen;
+use crate::sys::group::{self, Members};
 
 /// For how long those who wait are left waiting when a dead child's pipes are still held by something.
 ///
@@ -97,6 +100,38 @@ impl Agenda {
             outlived.wait();
             self.outlived.push(outlived);
         }
+    }
+}
+
+impl Keeper {
+    /// Looks who is left in the groups whose leader has ended in their grace.
+    pub(super) fn look_at_outlived(&self, agenda: &mut Agenda, now: Instant) {
+        let Agenda { outlived, close_looks, .. } = agenda;
+        let is_close = close_looks.are_due(now);
+        // One for all of them, if any needs it.
+        let mut all_groups = None;
+        outlived.retain_mut(|outlived| {
+            let Some(kept) = self.desk().kept.get(&outlived.key).cloned() else { return false };
+            let closely = is_close && outlived.is_old();
+            if outlived.look_at > now && !closely {
+                return true;
+            }
+            let mut seen = kept.look();
+            if seen == Seen::Outlived && closely {
+                let groups = all_groups.get_or_insert_with(|| close_looks.look(group::all_groups));
+                if groups.as_ref().is_some_and(|groups| groups.get(&kept.pid()) == Some(&Members::AllEnded)) {
+                    let _ = kept.signal_group(libc::SIGKILL);
+                    seen = Seen::Reaped;
+                }
+            }
+            let lives_on = seen == Seen::Outlived;
+            if lives_on {
+                outlived.wait();
+            } else {
+                self.forget(outlived.key);
+            }
+            lives_on
+        });
     }
 }
 
