@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::BufMut as _;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use super::{context, panic};
 use crate::channel::inbox::{Inbox, Patience};
@@ -121,10 +122,11 @@ impl<'a> Server<'a> {
                     }
                 }
                 Ok(None) => return 0,
-                // As where memory for anything else can't be had, but at once: while it made a backtrace, the task that it has not
-                // begun would be taken back, and go to the next worker without being counted.
+                // As where memory for anything else can't be had, but at once: while it made a backtrace, or its core was dumped, the
+                // task that it has not begun would be taken back, and go to the next worker without being counted.
                 Err(RecvError::Io(error)) if error.kind() == io::ErrorKind::OutOfMemory => {
                     let _ = writeln!(io::stderr(), "memory allocation of {} bytes failed", self.inbox.awaited());
+                    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
                     process::abort()
                 }
                 // Not our parent's language; there is nobody to tell.
