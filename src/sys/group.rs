@@ -120,11 +120,10 @@ mod tests {
 
     #[test]
     fn a_groups_members_have_ended_when_all_have() {
-        let own = rustix::process::getpgrp().as_raw_nonzero().get().unsigned_abs();
-        assert_eq!(all_groups().unwrap().get(&own), Some(&Members::SomeLive));
-
-        let mut child = Command::new("true").process_group(0).spawn().unwrap();
+        let mut child = Command::new("cat").stdin(Stdio::piped()).process_group(0).spawn().unwrap();
+        assert_eq!(all_groups().unwrap().get(&child.id()), Some(&Members::SomeLive));
         let pidfd = open_pidfd(child.id()).unwrap();
+        drop(child.stdin.take());
         poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None).unwrap();
         assert_eq!(all_groups().unwrap().get(&child.id()), Some(&Members::AllEnded));
         child.wait().unwrap();
