@@ -10,7 +10,7 @@ use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 
-pub(crate) use parcel::{PackError, Parcel, Runner, pack, pack_for, panic_message, resolve, unpack};
+pub(crate) use parcel::{PackError, Parcel, Runner, pack, pack_for, panic_message, resolve, unheeded, unpack};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 

@@ -9,26 +9,14 @@ use std::task::{Context, Wake, Waker};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use multiproc::{Sender, channel};
+use support::Owner;
+
+mod support;
 
 multiproc::test_support!();
 
 /// More than the socket takes at once.
 const LARGE: usize = 4 << 20;
-
-/// Bytes that do something when the last of them is gone.
-struct Owner<F: FnMut()>(Vec<u8>, F);
-
-impl<F: FnMut()> AsRef<[u8]> for Owner<F> {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl<F: FnMut()> Drop for Owner<F> {
-    fn drop(&mut self) {
-        (self.1)();
-    }
-}
 
 /// It was a deadlock: the line was locked.
 #[tokio::test]

@@ -213,6 +213,7 @@ async fn stop_asks_first_and_kills_after_the_grace() {
 async fn a_timeout_that_is_over_counts_in_a_stop() {
     let timeout = Duration::from_millis(20);
     let mut child = Command::new("sleep").arg("1000").timeout(timeout).spawn().unwrap();
+    // That this time passes is the thing under test, here and below.
     std::thread::sleep(timeout);
     let error = child.stop(Duration::from_mins(1)).await.unwrap_err();
     assert!(matches!(error, CommandError::TimedOut { .. }), "{error}");

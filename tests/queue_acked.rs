@@ -405,28 +405,13 @@ async fn a_receiver_does_not_travel_while_a_delivery_of_its_own_is_out() {
     queue.finished().await;
 }
 
-/// The bytes of an item, which do something when they are done with.
-struct Owner<F: Fn()>(Vec<u8>, F);
-
-impl<F: Fn()> AsRef<[u8]> for Owner<F> {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl<F: Fn()> Drop for Owner<F> {
-    fn drop(&mut self) {
-        (self.1)();
-    }
-}
-
 /// They were dropped while the queue was locked, and it waited for itself for good.
 #[tokio::test]
 async fn the_owner_of_an_items_bytes_may_use_the_queue_when_they_are_done_with_and_panic() {
     let queue = Arc::new(AckedQueue::<Bytes>::new());
     let mut rx = queue.receiver().unwrap();
     let weak = Arc::downgrade(&queue);
-    let owner = Owner(vec![1; 1 << 17], move || {
+    let owner = support::Owner(vec![1; 1 << 17], move || {
         if let Some(queue) = weak.upgrade() {
             queue.blocking_send(Bytes::from_static(b"again")).unwrap();
         }

@@ -13,7 +13,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -28,7 +27,7 @@ use super::outbox::Outbox;
 use super::socket::Socket;
 use crate::error::SendError;
 use crate::sys::socket;
-use crate::task::panic_message;
+use crate::task::unheeded;
 use crate::wire::frame::Frame;
 
 /// A frame is let in while less than this many bytes are under way.
@@ -242,9 +241,7 @@ impl Sending {
             flusher::moved();
         }
         // With a panic of what it runs it would be the flusher's task that ends.
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.release(line, false))) {
-            panic_message(payload);
-        }
+        unheeded(|| self.release(line, false));
         result
     }
 

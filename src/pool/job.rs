@@ -7,7 +7,6 @@ mod chunked;
 
 use std::borrow::Cow;
 use std::os::fd::OwnedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -21,7 +20,7 @@ use super::times::Stamp;
 use super::trace::Span;
 use crate::channel::outbox::Outbox;
 use crate::error::TaskError;
-use crate::task::{Parcel, panic_message};
+use crate::task::{Parcel, unheeded};
 use crate::wire::extra::Extra;
 use crate::wire::frame::Frame;
 use crate::wire::held::Held;
@@ -353,9 +352,7 @@ fn settle(mut cell: MutexGuard<'_, Cell>, stage: Stage) {
     }
     drop(body);
     // Bytes that may have an owner, whose panic must not keep others from their outcome.
-    if rest.is_some()
-        && let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(rest)))
-    {
-        panic_message(payload);
+    if rest.is_some() {
+        unheeded(|| drop(rest));
     }
 }

@@ -9,6 +9,7 @@
 //!
 //! Encoding and decoding run in the caller's task, so they run in parallel and an error hurts one task only.
 
+mod after;
 mod answers;
 mod builder;
 mod chunk;

@@ -148,6 +148,13 @@ pub(crate) fn panic_message(payload: Box<dyn std::any::Any + Send>) -> String {
     message
 }
 
+/// Runs what may be other people's code where its panic is nobody's concern, and must not keep us from the rest.
+pub(crate) fn unheeded(work: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
+        panic_message(payload);
+    }
+}
+
 /// A few bits of a name: enough to find out that a place is another function's, and cheap at each task.
 fn check(name: &str) -> u64 {
     let end = name.as_bytes().last_chunk::<8>().map_or(0, |end| u64::from_le_bytes(*end));

@@ -176,3 +176,18 @@ pub(crate) fn within(limit: Duration) -> Instant {
 pub(crate) fn exists(path: impl AsRef<Path>) -> bool {
     std::fs::symlink_metadata(path).is_ok()
 }
+
+/// Bytes that do something when the last of them is gone.
+pub(crate) struct Owner<F: Fn()>(pub(crate) Vec<u8>, pub(crate) F);
+
+impl<F: Fn()> AsRef<[u8]> for Owner<F> {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl<F: Fn()> Drop for Owner<F> {
+    fn drop(&mut self) {
+        (self.1)();
+    }
+}

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -16,7 +15,7 @@ use super::{ACK, AGAIN, ASK, BACK, END, LEAVE, word};
 use crate::channel::flusher;
 use crate::channel::inbox::Inbox;
 use crate::channel::sending::Sending;
-use crate::task::panic_message;
+use crate::task::unheeded;
 use crate::wire::extra::Extra;
 use crate::wire::frame::{Frame, VALUE};
 use crate::wire::held::Held;
@@ -83,14 +82,7 @@ impl Item {
 /// Drops what may be somebody else's code: the owner of an item's bytes. That may use the queue, so this is for when no lock
 /// is held, and if it panics that is nothing to the receivers.
 fn discard<T>(spent: T) {
-    discard_after(|| drop(spent));
-}
-
-/// Does what may drop such a thing.
-fn discard_after(work: impl FnOnce()) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
-        panic_message(payload);
-    }
+    unheeded(|| drop(spent));
 }
 
 /// Frames that are to be sent when the lock is free.
@@ -206,7 +198,7 @@ impl Broker {
         }
         for (sending, frame) in leaving {
             // A receiver that can't be sent to is going, and its reader sees that. What has left may have an owner.
-            discard_after(|| drop(sending.post(frame)));
+            unheeded(|| drop(sending.post(frame)));
         }
         self.changed.notify_waiters();
     }

@@ -1,0 +1,107 @@
+//! The pool's lock, and what an access leaves to be done once it is gone: writes, and all that runs other people's code.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, MutexGuard};
+use std::task::Waker;
+
+use bytes::Bytes;
+
+use super::job::Job;
+use super::seat::Seat;
+use super::state::{Shared, State};
+use super::{supervisor, watch};
+use crate::error::TaskError;
+
+/// What would run other people's code, which must not happen under the lock.
+#[derive(Debug, Default)]
+pub(super) struct After {
+    pub(super) supervise: Vec<Arc<Seat>>,
+    pub(super) resolve: Vec<(Arc<Job>, TaskError)>,
+    pub(super) wake: Vec<Waker>,
+    /// What was to be sent to workers that are gone.
+    pub(super) spent: Vec<Bytes>,
+    pub(super) watch: bool,
+    pub(super) watch_ahead: bool,
+    /// Whose outbox is to be written. One place is enough: few accesses give tasks to more than one worker.
+    write: Option<Arc<Seat>>,
+}
+
+impl After {
+    pub(super) fn write(&mut self, seat: &Arc<Seat>) {
+        if let Some(other) = self.write.replace(Arc::clone(seat))
+            && !Arc::ptr_eq(&other, seat)
+        {
+            other.write_into(&mut self.spent);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.supervise.is_empty()
+            && self.resolve.is_empty()
+            && self.wake.is_empty()
+            && self.spent.is_empty()
+            && !self.watch
+            && !self.watch_ahead
+    }
+}
+
+/// The state, locked. When it is dropped, the lock goes first and then what it left to do is done.
+pub(super) struct Locked<'a> {
+    shared: &'a Arc<Shared>,
+    state: Option<MutexGuard<'a, State>>,
+}
+
+impl<'a> Locked<'a> {
+    pub(super) fn new(shared: &'a Arc<Shared>, state: MutexGuard<'a, State>) -> Self {
+        Self { shared, state: Some(state) }
+    }
+}
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        self.state.as_ref().expect("only drop takes it")
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        self.state.as_mut().expect("only drop takes it")
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        let Some(mut state) = self.state.take() else { return };
+        // Before all else, as a worker waits for it; and without the lock, as it takes longer than all that the lock guards.
+        let write = state.after.write.take();
+        if state.after.is_empty() {
+            drop(state);
+            if let Some(seat) = write {
+                seat.write();
+            }
+            return;
+        }
+        let After { supervise, resolve, wake, mut spent, watch, watch_ahead, .. } = std::mem::take(&mut state.after);
+        let runtime = state.runtime.clone();
+        drop(state);
+        if let Some(seat) = write {
+            seat.write_into(&mut spent);
+        }
+        wake.into_iter().for_each(Waker::wake);
+        for (job, error) in resolve {
+            job.resolve(Err(error.into()));
+        }
+        if watch_ahead {
+            watch::look_ahead(self.shared);
+        }
+        if watch {
+            watch::spawn(runtime.as_ref(), self.shared);
+        }
+        for seat in supervise {
+            supervisor::spawn(runtime.as_ref(), Arc::clone(self.shared), seat);
+        }
+        drop(spent);
+    }
+}
