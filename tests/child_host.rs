@@ -13,6 +13,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use multiproc::{Command, CommandError};
 use rustix::process::{Resource, Rlimit, WaitId, WaitIdOptions};
 
@@ -239,6 +240,21 @@ fn a_shortage_of_processes_is_waited_for_and_then_an_error() {
         refused(Command::new("true").new_session().spawn().map(drop));
         rustix::process::setrlimit(Resource::Nproc, old).unwrap();
         assert!(Command::new("true").status().await.unwrap().success());
+    });
+}
+
+#[test]
+fn a_shortage_of_threads_at_the_very_first_start_is_waited_for_too() {
+    alone("a_shortage_of_threads_at_the_very_first_start_is_waited_for_too", async || {
+        if rustix::process::geteuid().is_root() {
+            assert_eq!(unsafe { libc::setresuid(65534, 65534, 65534) }, 0);
+        }
+        let old = rustix::process::getrlimit(Resource::Nproc);
+        rustix::process::setrlimit(Resource::Nproc, Rlimit { current: Some(0), maximum: old.maximum }).unwrap();
+        let mut first = std::pin::pin!(Command::new("true").status());
+        assert!(first.as_mut().now_or_never().is_none(), "it gave up at once");
+        rustix::process::setrlimit(Resource::Nproc, old).unwrap();
+        assert!(first.await.unwrap().success());
     });
 }
 

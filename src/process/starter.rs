@@ -65,8 +65,11 @@ async fn ask(mut request: Request) -> io::Result<Result<Started, Box<Refused>>> 
     if is_main_thread() && request.command.is_quick() {
         return Ok(start(request));
     }
+    no_forked_copy()?;
     let (reply, answer) = oneshot::channel();
-    order(Order { request, mask: SignalMask::current(), reply })?;
+    if let Err((error, Order { request, .. })) = order(Order { request, mask: SignalMask::current(), reply }) {
+        return Ok(Err(Box::new(Refused { error, request })));
+    }
     answer.await.map_err(|_| io::Error::other("the thread that starts programs is lost"))
 }
 
@@ -83,9 +86,8 @@ struct Desk {
     free: usize,
 }
 
-/// Gives an order to a free thread, to a new one, or to whichever is free first.
-fn order(order: Order) -> io::Result<()> {
-    no_forked_copy()?;
+/// Gives an order to a free thread, to a new one, or to whichever is free first. Where there is none it comes back.
+fn order(order: Order) -> Result<(), (io::Error, Order)> {
     let mut desk = desk();
     // All of them at the first order, and the missing ones when they are needed: so a burst of starts leaves a host with as
     // many threads as it had.
@@ -97,7 +99,7 @@ fn order(order: Order) -> io::Result<()> {
                 desk.threads += 1;
                 desk.free += 1;
             }
-            Err(error) if desk.threads == 0 => return Err(error),
+            Err(error) if desk.threads == 0 => return Err((error, order)),
             // Those that there are have to do.
             Err(_) => break,
         }
