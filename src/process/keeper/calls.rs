@@ -8,13 +8,16 @@ use std::time::{Duration, Instant};
 
 use super::{KEEPER, Keeper};
 
-/// Makes a call that long from now, and again after as long each time that it says so. It must not take long.
+/// Makes a call that long from now, and again after as long each time that it says so. It must not take long. Past the end of
+/// time is never.
 ///
 /// `false`: this process has no keeper, as it has started nothing yet.
 pub(crate) fn call_in(after: Duration, call: Arc<impl Fn() -> bool + Send + Sync + 'static>) -> bool {
     let Some(keeper) = KEEPER.get() else { return false };
-    keeper.desk().calls.push(Call { at: Instant::now() + after, every: after, make: call });
-    keeper.ring();
+    if let Some(at) = Instant::now().checked_add(after) {
+        keeper.desk().calls.push(Call { at, every: after, make: call });
+        keeper.ring();
+    }
     true
 }
 

@@ -273,3 +273,10 @@ fn a_deadline_however_far_off_is_a_short_wait() {
     let wait = keeper.timeout(&Agenda::default()).unwrap();
     assert!(wait.tv_sec <= 60 * 60, "{wait:?}");
 }
+
+#[test]
+fn a_call_past_the_end_of_time_is_never_made_and_no_panic() {
+    let started = spawn(sh("exit 0"), Terms::default()).unwrap();
+    assert!(call_in(Duration::MAX, Arc::new(|| unreachable!("time has no end"))));
+    assert!(wait(started.child.kept()).status.unwrap().success());
+}
