@@ -5,13 +5,14 @@
 use std::fmt;
 use std::process;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Once, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use tokio::sync::Notify;
 
 use crate::sys::ledger::{Keeper, Ledger};
 use crate::sys::process::SignalMask;
+use crate::task::unheeded;
 use crate::wire::message::Seat;
 
 /// What a worker knows from its start on.
@@ -221,19 +222,23 @@ fn ledger() -> Option<&'static Arc<Ledger>> {
 
 /// Starts the thread that waits for the parent's word, unless it is there.
 fn watch(ledger: &'static Arc<Ledger>) {
-    static STARTED: Once = Once::new();
-    STARTED.call_once(|| {
-        thread::Builder::new()
-            .name("cancel-watch".into())
-            .stack_size(64 << 10)
-            .spawn(move || {
-                SignalMask::full().install();
-                loop {
-                    let seen = ledger.stops();
-                    STOP.notify_waiters();
-                    ledger.wait_for_stop(seen);
-                }
-            })
-            .expect("waiting for a cancellation needs a thread");
-    });
+    static STARTED: Mutex<bool> = Mutex::new(false);
+    // A task that found no thread has panicked here; the next one may find one.
+    let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    if *started {
+        return;
+    }
+    thread::Builder::new()
+        .name("cancel-watch".into())
+        .stack_size(64 << 10)
+        .spawn(move || {
+            SignalMask::full().install();
+            loop {
+                let seen = ledger.stops();
+                unheeded(|| STOP.notify_waiters());
+                ledger.wait_for_stop(seen);
+            }
+        })
+        .expect("waiting for a cancellation needs a thread");
+    *started = true;
 }
