@@ -4,14 +4,16 @@
 
 mod support;
 
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use multiproc::sync::Semaphore;
 use multiproc::{AckedQueue, Process, SpawnError, SyncError, TaskError, spawn_process, task};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
-use support::{Other, alone, block_on, died, processes_with, running};
+use support::{Other, alone, block_on, died, has_group_signals, processes_with, running};
 
 multiproc::test_support!();
 
@@ -171,6 +173,39 @@ async fn stop_kills_what_ignores_sigterm_after_the_grace_with_its_group() {
     assert!(begin.elapsed() >= Duration::from_millis(50));
     assert!(leader.is_reaped());
     grandchild.ends_within(Duration::from_secs(1));
+}
+
+/// Has a child in its group that cleans up at a SIGTERM, once its parent is gone.
+#[expect(clippy::zombie_processes, reason = "left behind on purpose")]
+fn with_a_server() -> u8 {
+    let script =
+        "trap 'while kill -0 $PPID 2>&-; do :; done; echo cleaned; exit' TERM; echo up; while :; do sleep 0.01; done";
+    let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
+    std::hint::black_box(child);
+    loop {
+        std::thread::park();
+    }
+}
+
+#[tokio::test]
+async fn the_grace_of_a_stop_is_the_whole_groups() {
+    if !has_group_signals() {
+        return;
+    }
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut child = Process::builder().stdout(writer).spawn(task!(with_a_server())).await.unwrap();
+    let mut lines = BufReader::new(reader).lines().map(Result::unwrap);
+    assert_eq!(lines.next().unwrap(), "up");
+    assert_eq!(child.stop(Duration::from_mins(1)).await.unwrap().signal(), Some(libc::SIGTERM));
+    assert_eq!(lines.collect::<Vec<_>>(), ["cleaned"]);
+}
+
+#[tokio::test]
+async fn a_stop_that_was_dropped_kills_after_its_grace_all_the_same() {
+    let (mut child, _) = running(Process::builder(), task!(stubborn_with_child())).await;
+    assert!(child.stop(Duration::from_millis(50)).now_or_never().is_none());
+    let joined = tokio::time::timeout(Duration::from_secs(10), child.join()).await.expect("nobody kills it");
+    assert_eq!(died(joined).unwrap().signal(), Some(libc::SIGKILL));
 }
 
 #[tokio::test]

@@ -226,7 +226,9 @@ impl<T> Process<T> {
         self.kept().signal(signal)
     }
 
-    /// Ends the process and its group: SIGTERM, and SIGKILL if it has not ended after `grace`. Then it is reaped.
+    /// Ends the process and its group: SIGTERM, and SIGKILL for whatever of it has not ended after `grace`. Then it is reaped.
+    ///
+    /// With a kernel before Linux 6.9 the process's own end is the end of its group all the same.
     ///
     /// # Errors
     ///
@@ -234,13 +236,14 @@ impl<T> Process<T> {
     ///
     /// # Cancel safety
     ///
-    /// Dropped half-way, SIGTERM has been sent and SIGKILL has not; the process itself is unaffected by the drop.
+    /// Dropped half-way, it goes on: SIGKILL comes in its time.
     pub async fn stop(&mut self, grace: Duration) -> io::Result<ExitStatus> {
-        self.terminate()?;
-        if let Some(status) = within(grace, self.wait()).await {
-            return status;
+        if grace.is_zero() {
+            self.kill()?;
+        } else {
+            self.kept().ask_group()?;
+            self.kept().kill_group_in(grace);
         }
-        self.kill()?;
         self.wait().await
     }
 

@@ -61,6 +61,13 @@ fn line(reader: PipeReader) -> String {
     line
 }
 
+/// Before Linux 6.9 a group can't be reached without its leader.
+pub(crate) fn has_group_signals() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(9))
+}
+
 /// How a task's process ended, of an error that says so.
 #[track_caller]
 pub(crate) fn died<T: std::fmt::Debug>(result: Result<T, TaskError>) -> Option<ExitStatus> {
