@@ -4,9 +4,9 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use multiproc::{Child, Command, CommandError};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use tokio::io::AsyncReadExt as _;
 
 /// A program with a child in the background, both running by the time this returns, and both holding stdout.
@@ -377,6 +377,42 @@ async fn the_grace_of_a_group_has_an_end() {
         assert_eq!(read.read(&mut [0; 1]).await.unwrap(), 0);
         assert!(start.elapsed() >= grace, "{:?}", start.elapsed());
     }
+}
+
+#[tokio::test]
+async fn a_stop_that_was_dropped_kills_after_its_grace_all_the_same() {
+    if !has_group_signals() {
+        return;
+    }
+    let mut child = outlived("").stdout(Stdio::piped()).spawn().unwrap();
+    assert_eq!(child.lines().next().await.unwrap().unwrap(), "up");
+    assert!(child.stop(Duration::from_millis(50)).now_or_never().is_none());
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "nobody kills it");
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(status.signal(), Some(libc::SIGTERM));
+    assert_eq!(child.id(), None);
+}
+
+#[tokio::test]
+async fn what_a_program_left_running_has_its_time_once_however_often_somebody_begins_to_read() {
+    let mut child = Command::shell("setsid sleep 1000 & echo $!").stdout(Stdio::piped()).spawn().unwrap();
+    let mut begun = 0;
+    let output = loop {
+        begun += 1;
+        assert!(begun < 100, "each time it has its time anew");
+        tokio::select! {
+            output = child.communicate() => break output.unwrap(),
+            () = tokio::time::sleep(Duration::from_millis(20)) => {}
+        }
+    };
+    let left = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+    rustix::process::kill_process(Pid::from_raw(left).unwrap(), Signal::KILL).unwrap();
 }
 
 /// Before Linux 6.9 a group can't be reached without its leader.

@@ -1,12 +1,17 @@
 //! Pipes: no order of reading and writing blocks, nothing is lost, and memory stays bounded.
 
 use std::os::unix::process::ExitStatusExt as _;
+use std::pin::Pin;
 use std::process::Stdio;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use multiproc::Command;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use futures::StreamExt as _;
+use multiproc::{Command, CommandError};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadBuf};
 
 const MIB: usize = 1 << 20;
 
@@ -60,6 +65,47 @@ async fn input_can_come_from_a_reader() {
     let mut first = Command::new("echo").arg("through").stdout(Stdio::piped()).spawn().unwrap();
     let stdout = first.stdout.take().unwrap();
     assert_eq!(Command::new("cat").input_from(stdout).read().await.unwrap(), "through");
+}
+
+/// Always has more, a little slower than who takes it; so much is left.
+struct Slow(Arc<AtomicU32>);
+
+impl AsyncRead for Slow {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        if self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_micros(200) {
+                std::hint::spin_loop();
+            }
+            buf.put_slice(b"more\n");
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn an_input_that_always_has_more_keeps_nothing_else_waiting() {
+    // Some ten seconds for each.
+    let left = [(); 3].map(|()| Arc::new(AtomicU32::new(50_000)));
+    let fed = |script, number: usize| Command::shell(script).input_from(Slow(Arc::clone(&left[number])));
+    let taken = fed("trap '' TERM; while read line; do :; done", 0).timeout(Duration::from_millis(100));
+    let error = taken.grace(Duration::from_millis(50)).status().await.unwrap_err();
+    assert!(matches!(error, CommandError::TimedOut { .. }), "{error}");
+    let error = fed("exec cat", 1).max_output(100).output().await.unwrap_err();
+    assert!(matches!(error, CommandError::TooLarge { .. }), "{error}");
+    let mut child = fed("exec cat", 2).stdout(Stdio::piped()).spawn().unwrap();
+    // Others have their turn.
+    let ticks = async {
+        for _ in 0..3 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        _ = child.wait() => panic!("it has been fed all"),
+        () = ticks => {}
+    }
+    assert_eq!(child.lines().next().await.unwrap().unwrap(), "more");
+    assert!(left.iter().all(|left| left.load(Ordering::Relaxed) > 0), "first all was fed");
 }
 
 #[tokio::test]

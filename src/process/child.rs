@@ -188,7 +188,6 @@ impl Child {
     /// ```
     pub async fn communicate(&mut self) -> Result<Output, CommandError> {
         self.close_unfed_stdin();
-        self.begin_to_read();
         while !matches!(self.exchange.phase, Phase::Finished { .. }) {
             let reads = self.stdout.is_some() || self.stderr.is_some();
             let want = if reads || self.exchange.phase.has_exited() { Want::Output } else { Want::Exit };
@@ -295,13 +294,6 @@ impl Child {
         results.into_iter().collect()
     }
 
-    /// If somebody has waited for the end before: what is left in the pipes has its time from now on.
-    pub(super) fn begin_to_read(&mut self) {
-        if let Phase::Draining { why, .. } = self.exchange.phase {
-            self.exchange.phase = Phase::Draining { why, until: Instant::now() + super::keeper::DRAIN };
-        }
-    }
-
     fn close_unfed_stdin(&mut self) {
         if self.exchange.input.is_none() {
             self.stdin = None;
@@ -323,10 +315,18 @@ impl Child {
     }
 
     fn react(&mut self, event: Event) -> io::Result<()> {
-        let why = self.exchange.phase.why();
+        let before = self.exchange.phase;
         let send = self.exchange.change(event);
-        if self.exchange.phase.why() != why {
+        let phase = self.exchange.phase;
+        if phase.why() != before.why() {
             self.at_fault = self.find_fault();
+        }
+        if let Phase::Terminating { kill_at, .. } = phase
+            && phase != before
+        {
+            // Also if nobody asks any more.
+            let left = kill_at.saturating_duration_since(Instant::now());
+            self.members.iter().for_each(|member| member.kept.kill_group_in(left));
         }
         let result = match send {
             Send::Nothing => Ok(()),

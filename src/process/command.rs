@@ -292,7 +292,8 @@ impl Command {
     /// The settings of a single program (arguments, environment, stderr, and so on) are those that it had before; what is
     /// set afterwards is the last program's, but for `stdin` and `input`, which are the first's. Each program has a process
     /// group of its own; signals go to all of them. `timeout`, `grace` and `max_output` are the whole pipeline's, and
-    /// `next`'s count where this one has none.
+    /// `next`'s count where this one has none. What a program but the last leaves running is killed at that program's end: it has
+    /// no time to write on.
     ///
     /// Its status is 0 if every program's is; otherwise that of the first that failed. To be ended by SIGPIPE, because the
     /// next one has read enough, is no failure but for the last.

@@ -3,7 +3,7 @@
 //! Its progress lives here and not in a future, so a dropped future loses nothing. When to stop, and what to send to
 //! whom, is decided in `phase`.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
@@ -63,6 +63,10 @@ const CHUNK: usize = 16 << 10;
 /// child's end is read before the drain can be over.
 const SITTING: usize = 2 << 20;
 
+/// How often it is fed in one go, and read from each pipe: neither what always has more nor what takes it all may keep anybody
+/// waiting. The room for a read grows, so that it is no less than a sitting for a pipe that is full.
+const TURNS: usize = 32;
+
 impl Exchange {
     pub(super) fn change(&mut self, event: Event) -> Send {
         let (phase, send) = self.phase.on(event, Instant::now(), self.grace);
@@ -85,7 +89,9 @@ impl Exchange {
         let due = self.phase.due(self.deadline);
         let mut exited = pin!(exited);
         let mut timer: Pin<&mut Option<Sleep>> = pin!(None);
-        std::future::poll_fn(|cx| {
+        // Each poll does so much and no more. A share of the task's budget would be the others' to use up, and with none left
+        // nothing is read, the clock is not looked at, and a timeout is none.
+        coop::unconstrained(poll_fn(|cx| {
             self.feed(cx, pipes.stdin)?;
             if let Some(event) = self.read(cx, want, &mut pipes)? {
                 return Poll::Ready(Ok(event));
@@ -94,8 +100,7 @@ impl Exchange {
                 return Poll::Ready(Ok(Event::Exited));
             }
             let Some(due) = due else { return Poll::Pending };
-            // With no budget left nothing was read, whatever there is, and this task will be polled again.
-            if coop::has_budget_remaining() && due <= Instant::now() {
+            if due <= Instant::now() {
                 return Poll::Ready(Ok(Event::Due));
             }
             if timer.is_none() {
@@ -105,17 +110,25 @@ impl Exchange {
                 Some(timer) => timer.poll(cx).map(|()| Ok(Event::Due)),
                 None => Poll::Pending,
             }
-        })
+        }))
         .await
     }
 
+    /// Feeds what it takes, for so many `TURNS`.
     fn feed(&mut self, cx: &mut Context<'_>, stdin: &mut Option<ChildStdin>) -> io::Result<()> {
         if self.phase.has_exited() {
             self.input = None;
             *stdin = None;
         }
         let (Some(input), Some(pipe)) = (&mut self.input, &mut *stdin) else { return Ok(()) };
+        let mut turns = 0;
         loop {
+            if turns == TURNS {
+                // There may be room for more, after the others had their turn.
+                cx.waker().wake_by_ref();
+                return Ok(());
+            }
+            turns += 1;
             match input.poll_chunk(cx)? {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(false) => break,
@@ -166,7 +179,7 @@ impl Exchange {
         Ok(if ended { Some(Event::PipesEnded) } else { None })
     }
 
-    /// Reads what is there: once, or up to `SITTING`. Sets `starved` if it stopped although there may be more.
+    /// Reads what is there: once, or up to `SITTING` and `TURNS`. Sets `starved` if it stopped although there may be more.
     fn read_one(
         &mut self,
         cx: &mut Context<'_>,
@@ -179,18 +192,24 @@ impl Exchange {
             Stream::Stdout => &mut self.stdout,
             Stream::Stderr => &mut self.stderr,
         };
-        let mut sitting = 0;
+        let (mut sitting, mut turns) = (0, 0);
         loop {
             if self.discard {
                 buf.clear();
             }
             buffer::reserve(buf, CHUNK);
-            let count = match pipe.poll_read_buf(cx, buf)? {
+            let mut read = pipe.poll_read_buf(cx, buf)?;
+            if read.is_pending() && self.phase.has_exited() {
+                // There may be no time left for who would have to wake us.
+                read = pipe.read_now(buf)?;
+            }
+            let count = match read {
                 Poll::Pending => return Ok(if sitting > 0 { Got::Some } else { Got::Nothing }),
                 Poll::Ready(0) => return Ok(Got::End),
                 Poll::Ready(count) => count,
             };
             sitting += count;
+            turns += 1;
             self.total += count;
             let over = self.total.saturating_sub(self.max_output.unwrap_or(usize::MAX));
             if over > 0 {
@@ -199,7 +218,7 @@ impl Exchange {
                 buf.truncate(buf.len() - over);
                 return Ok(Got::TooMuch);
             }
-            if once || sitting >= SITTING {
+            if once || sitting >= SITTING || turns == TURNS {
                 *starved = true;
                 return Ok(Got::Some);
             }

@@ -33,6 +33,8 @@ impl Command {
     }
 
     /// Runs it as another user; setuid(2), which also drops supplementary groups.
+    ///
+    /// The other settings are made as that user then: what takes a privilege, such as a negative `nice`, fails.
     pub fn uid(mut self, uid: u32) -> Self {
         self.last().uid = Some(uid);
         self

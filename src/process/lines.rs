@@ -93,7 +93,6 @@ enum State {
 
 impl<'a> Reader<'a> {
     fn new(child: &'a mut Child, both: bool) -> Self {
-        child.begin_to_read();
         let exchange = &child.exchange;
         let buffered = !exchange.stdout.is_empty() || (both && !exchange.stderr.is_empty());
         let piped = child.stdout.is_some() || (both && child.stderr.is_some()) || buffered || exchange.total > 0;

@@ -80,6 +80,15 @@ impl Pipe {
         self.poll_read_with(cx, capacity, |fd| Ok(rustix::io::read(fd, spare_capacity(buf))?))
     }
 
+    /// Reads what is there now, as [`poll_read_buf`](Self::poll_read_buf) does, whatever the reactor has heard of it: an end that
+    /// is new to one is said to be empty at first. Wakes nobody.
+    pub(super) fn read_now(&self, buf: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+        match retry(|| Ok(rustix::io::read(self.borrow()?, spare_capacity(buf))?)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+            result => Poll::Ready(result),
+        }
+    }
+
     fn poll_read_with(
         &mut self,
         cx: &mut Context<'_>,
