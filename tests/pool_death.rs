@@ -292,11 +292,7 @@ enum Vandalism {
 }
 
 fn vandalise(what: Vandalism) {
-    let fds: Vec<i32> = std::fs::read_dir("/proc/self/fd")
-        .unwrap()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|&fd| fd > 2)
-        .collect();
+    let fds = fds();
     let write = |bytes: &[u8]| {
         for &fd in &fds {
             // SAFETY: the bytes are live; what is no socket takes them or does not.
@@ -360,22 +356,32 @@ async fn whatever_a_task_does_to_its_socket_it_dies_alone() {
     within(pool.close()).await;
 }
 
+/// Answers tasks of these numbers, over any socket that the worker has.
+fn answer(ids: &[u64]) {
+    let forged: Vec<u8> = ids
+        .iter()
+        // Length 0, version 1, kind 26 (Done), no fds; see the frame's drawing.
+        .flat_map(|id| [0, 0, 0, 0, 1, 26, 0, 0].into_iter().chain(id.to_le_bytes()))
+        .collect();
+    for fd in fds() {
+        // SAFETY: the bytes are live; what is no socket doesn't take them.
+        unsafe { libc::send(fd, forged.as_ptr().cast(), forged.len(), libc::MSG_NOSIGNAL) };
+    }
+}
+
+/// What is open besides stdio.
+fn fds() -> Vec<i32> {
+    std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|&fd| fd > 2)
+        .collect()
+}
+
 /// Two answers to one task, in one write: the first is as good as any, the second ends the worker. The first one's task was
 /// once forgotten together with the second.
 fn forge() {
-    let answer = |id: u64| {
-        // Length 0, version 1, kind 26 (Done), no fds; see the frame's drawing.
-        let mut frame = vec![0, 0, 0, 0, 1, 26, 0, 0];
-        frame.extend(id.to_le_bytes());
-        frame
-    };
-    let forged = [answer(1), answer(1), answer(77)].concat();
-    for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
-        if let Some(fd) = entry.file_name().to_str().and_then(|fd| fd.parse::<i32>().ok()).filter(|&fd| fd > 2) {
-            // SAFETY: the bytes are live; what is no socket doesn't take them.
-            unsafe { libc::send(fd, forged.as_ptr().cast(), forged.len(), libc::MSG_NOSIGNAL) };
-        }
-    }
+    answer(&[1, 1, 77]);
     endless();
 }
 
@@ -388,6 +394,64 @@ async fn forged_answers_end_the_worker_and_lose_no_task() {
         within(pool.submit(task!(pid()))).await.unwrap();
         within(pool.close()).await;
     }
+}
+
+/// Answers a task that it was never sent, and ends as soon as it is sent another one for that.
+fn lie(place: PathBuf) {
+    meet(&place, 0);
+    answer(&[77]);
+    let is_socket = |fd: &i32| {
+        std::fs::read_link(format!("/proc/self/fd/{fd}"))
+            .is_ok_and(|link| link.to_string_lossy().starts_with("socket:"))
+    };
+    let mut sockets: Vec<_> =
+        fds().into_iter().filter(is_socket).map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
+    // SAFETY: the list is live and so long.
+    unsafe { libc::poll(sockets.as_mut_ptr(), sockets.len() as u64, -1) };
+}
+
+/// It was once given the next tasks ahead before it was ended, and had time to begin them.
+#[tokio::test]
+async fn a_worker_that_has_lied_gets_no_other_task() {
+    let pool = ProcessPool::new(1);
+    // So that it counts as one that is quick, which has tasks ahead.
+    for _ in 0..20 {
+        within(pool.submit(task!(pid()))).await.unwrap();
+    }
+    let meeting = Meeting::new();
+    let liar = tokio::spawn(pool.submit(task!(lie(meeting.place()))));
+    let guest = meeting.guest().await;
+    let others = tokio::spawn(join_all((0..20).map(|_| pool.submit(task!(pid())))));
+    until(|| pool.status().queued == 20).await;
+    let pid = guest.pid;
+    guest.go_on().await;
+    assert!(matches!(within(liar).await.unwrap(), Err(TaskError::Died { pid: dead, .. }) if dead == pid));
+    for other in within(others).await.unwrap() {
+        assert_ne!(other.unwrap(), pid);
+    }
+    within(pool.close()).await;
+}
+
+/// It was once taken for one that had finished a task, which an idle one has not.
+#[tokio::test]
+async fn an_idle_worker_that_answers_nothing_is_replaced() {
+    let (pool, meeting) = (ProcessPool::new(1), Meeting::new());
+    let lie_later = call(
+        |place: PathBuf| {
+            std::thread::spawn(move || {
+                meet(&place, 0);
+                answer(&[77]);
+            });
+            pid()
+        },
+        meeting.place(),
+    );
+    let liar = within(pool.submit(lie_later)).await.unwrap();
+    until(|| pool.status().busy == 0).await;
+    meeting.guest().await.go_on().await;
+    until(|| pool.status().counts.restarts == 1).await;
+    assert_ne!(within(pool.submit(task!(pid()))).await.unwrap(), liar);
+    within(pool.close()).await;
 }
 
 fn leave_a_grandchild() -> (u32, u32) {

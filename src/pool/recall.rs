@@ -1,5 +1,5 @@
-//! Taking back what a worker was sent and has not begun: because another one is idle, because nobody wants it any more, or
-//! because the worker takes too long for what comes before it.
+//! Taking back what a worker was sent and has not begun: because another one is idle, because nobody wants it any more,
+//! because the worker takes too long for what comes before it, or because it is not to be trusted with it.
 //!
 //! It can't be begun from then on, whatever its worker does; see `sys/ledger.rs`.
 
@@ -98,6 +98,16 @@ impl Shared {
         Self::put_back(&mut state, back);
         self.dispatch(&mut state);
         Some(is_last)
+    }
+
+    /// Takes back all that a worker has not begun, which is not to have it any more: it says what can't be. From now on it is
+    /// given no task.
+    pub(super) fn disown(self: &Arc<Self>, seat: &Arc<Seat>) {
+        let mut state = self.state();
+        state.take_idle(seat);
+        let back = seat.desk().take_back();
+        Self::put_back(&mut state, back);
+        self.dispatch(&mut state);
     }
 
     /// Looks whether a worker's tasks are still wanted, and not too long in coming to. If not, all that was not begun goes

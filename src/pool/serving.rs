@@ -168,7 +168,11 @@ impl Supervisor {
             process.pace = None;
             return Ok(None);
         }
-        let honest = self.match_answers(process);
+        if let Err(misbehaved) = self.match_answers(process) {
+            // What it has answered before that is taken in at its end, which is next.
+            self.shared.disown(&self.seat);
+            return Err(misbehaved);
+        }
         let tired = {
             let desk = self.seat.desk();
             desk.max_tasks.is_some_and(|most| desk.done >= most)
@@ -178,10 +182,7 @@ impl Supervisor {
         // The worker gets its next tasks before these ones' callers get the results.
         let turn = self.shared.answered(&self.seat, &process.endings, process.unfinished.drain(..), worn);
         process.endings.clear();
-        if honest.is_err() {
-            process.resolve();
-        }
-        honest.map(|()| Some(turn))
+        Ok(Some(turn))
     }
 
     /// Takes the answered tasks off the desk. From an answer to no task on nothing counts; what came before does, or
