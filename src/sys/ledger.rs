@@ -198,9 +198,9 @@ impl Ledger {
         let _ = futex::wake(self.stops_word(), futex::Flags::empty(), i32::MAX.unsigned_abs());
     }
 
-    /// Whether task `number` is to stop by itself, in the worker.
+    /// Whether task `number` is to stop by itself, in the worker. 0 is none, and so are both numbers at the beginning.
     pub(crate) fn is_to_stop(&self, number: u64) -> bool {
-        self.word(STOP).load(Ordering::Acquire) == number
+        number != 0 && self.word(STOP).load(Ordering::Acquire) == number
     }
 
     /// How often the parent has asked a task to stop.

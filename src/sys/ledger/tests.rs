@@ -43,6 +43,7 @@ fn a_task_is_asked_to_stop_and_no_other_and_who_waits_for_it_wakes() {
     let (ledger, fd) = Ledger::create().unwrap();
     let worker = Ledger::open(fd).unwrap();
     assert!(!worker.is_to_stop(1));
+    assert!(!worker.is_to_stop(0), "there is no task before the first");
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| {
             while !worker.is_to_stop(7) {
