@@ -16,8 +16,8 @@ use std::process::Stdio;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use multiproc::{Process, ProcessPool, TaskError, call, spawn_process, task};
-use pool_support::{Ledger, Meeting, endless, is_gone, kill, meet, pid, until, within};
+use multiproc::{Fd, Process, ProcessPool, TaskError, call, spawn_process, task};
+use pool_support::{Ledger, Meeting, endless, is_gone, is_pending, kill, meet, pid, until, within};
 
 multiproc::test_support!();
 
@@ -106,6 +106,41 @@ async fn a_host_without_fds_gets_errors_and_works_again_once_there_are_some() {
                     let cause = cause.downcast_ref::<std::io::Error>().unwrap();
                     assert_eq!(cause.raw_os_error(), Some(libc::EMFILE));
                 }
+                drop(held);
+                within(pool.submit(task!(pid()))).await.unwrap();
+                within(pool.close()).await;
+            });
+        },
+        (),
+    );
+    within(within(spawn_process(host)).await.unwrap().join()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_task_whose_fds_cannot_be_sent_has_failed_and_was_not_cancelled() {
+    let host = call(
+        |()| {
+            in_a_runtime(async {
+                let pool = ProcessPool::new(1);
+                within(pool.submit(task!(pid()))).await.unwrap();
+                // The one waits for the other's slot, as nobody hears of an answer before this waits.
+                let mut first = pool.submit(task!(pid()));
+                let mut second = pool.submit(call(|_: Fd<File>| (), Fd::from(File::open("/dev/null").unwrap())));
+                assert!(is_pending(&mut first).await && is_pending(&mut second).await);
+                // SAFETY: the limit is a live struct.
+                unsafe {
+                    let few = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
+                    libc::setrlimit(libc::RLIMIT_NOFILE, &raw const few);
+                }
+                let mut held = Vec::new();
+                while let Ok(file) = File::open("/dev/null") {
+                    held.push(file);
+                }
+                within(first).await.unwrap();
+                let error = within(second).await.unwrap_err();
+                assert!(matches!(error, TaskError::Encode(_)), "{error:?}");
+                let counts = pool.status().counts;
+                assert_eq!((counts.failed, counts.cancelled), (1, 0));
                 drop(held);
                 within(pool.submit(task!(pid()))).await.unwrap();
                 within(pool.close()).await;

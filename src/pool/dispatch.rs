@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 
-use super::job::Job;
+use super::job::{Job, Unsent};
 use super::life::{Event, WorkerState};
 use super::lifecycle::had_a_process;
 use super::seat::Seat;
@@ -66,7 +66,7 @@ impl Shared {
         state.assigned.retain(|job| job.is_wanted());
         let dropped = before - state.assigned.len();
         for _ in 0..dropped {
-            self.give_up(state);
+            self.give_up(state, Unsent::Unwanted);
         }
         dropped > 0
     }
@@ -123,12 +123,15 @@ impl Shared {
     /// Gives a task with a slot to a worker: the one that was idle last, or one that is still to be started.
     pub(super) fn place(self: &Arc<Self>, state: &mut State, job: Arc<Job>) {
         if let Some(seat) = state.idle.pop() {
-            if seat.give(job) {
-                state.watch();
-                state.after.write(&seat);
-            } else {
-                state.idle.push(seat);
-                self.give_up(state);
+            match seat.give(job) {
+                Ok(()) => {
+                    state.watch();
+                    state.after.write(&seat);
+                }
+                Err(why) => {
+                    state.idle.push(seat);
+                    self.give_up(state, why);
+                }
             }
             return;
         }
@@ -136,9 +139,9 @@ impl Shared {
         self.open_seats(state);
     }
 
-    /// Nobody wants a task any more that has a slot.
-    fn give_up(&self, state: &mut State) {
-        state.counts.add(Ending::Cancelled);
+    /// A task that has a slot does not need it after all.
+    fn give_up(&self, state: &mut State, why: Unsent) {
+        state.unsent(why);
         self.release(state);
     }
 
@@ -243,17 +246,18 @@ impl Shared {
             return Turn::Retire;
         }
         while let Some(job) = state.assigned.pop_front() {
-            if seat.give(job) {
-                state.watch();
-                state.after.write(seat);
-                // Tasks that were given up in between have freed their slots.
-                self.dispatch(state);
-                // And those that waited for this one's start, because others had failed, need wait no longer.
-                self.open_seats(state);
-                Self::send_ahead(state, seat);
-                return Turn::Busy;
+            if let Err(why) = seat.give(job) {
+                self.give_up(state, why);
+                continue;
             }
-            self.give_up(state);
+            state.watch();
+            state.after.write(seat);
+            // Tasks that were given up in between have freed their slots.
+            self.dispatch(state);
+            // And those that waited for this one's start, because others had failed, need wait no longer.
+            self.open_seats(state);
+            Self::send_ahead(state, seat);
+            return Turn::Busy;
         }
         state.drop_unwanted();
         if state.waiting.is_empty() && state.sent_ahead {
@@ -290,11 +294,12 @@ impl Shared {
         while room > 0
             && let Some(job) = state.waiting.pop_front_if(|job| job.may_go_ahead || !job.is_wanted())
         {
-            if desk.send(job, seat) {
-                room -= 1;
-                any = true;
-            } else {
-                state.counts.add(Ending::Cancelled);
+            match desk.send(job, seat) {
+                Ok(()) => {
+                    room -= 1;
+                    any = true;
+                }
+                Err(why) => state.unsent(why),
             }
         }
         if any {

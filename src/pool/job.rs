@@ -52,6 +52,15 @@ pub(super) enum Awaits {
 /// How a task ended: the frame with its encoded result, or why there is none.
 pub(super) type Outcome = Result<Frame, Box<TaskError>>;
 
+/// Why a task was not sent to a worker.
+#[derive(Debug)]
+pub(super) enum Unsent {
+    /// Nobody wants it any more.
+    Unwanted,
+    /// It can't be sent, and is to be resolved with this.
+    Failed(Arc<Job>, TaskError),
+}
+
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) name: Cow<'static, str>,
@@ -172,36 +181,36 @@ impl Job {
         }
     }
 
-    /// Hands it to a worker: puts it into its outbox, under this number. `false`: nobody wants it any more.
+    /// Hands it to a worker: puts it into its outbox, under this number.
     ///
     /// It keeps its body until it is resolved, as the worker may die before it has begun it, and its fds
     /// [until then](Self::let_fds_go).
-    pub(super) fn send(&self, seat: &Arc<Seat>, outbox: &mut Outbox, id: u64) -> bool {
+    pub(super) fn send(self: Arc<Self>, seat: &Arc<Seat>, outbox: &mut Outbox, id: u64) -> Result<Arc<Self>, Unsent> {
         let mut cell = self.cell();
         if !matches!(cell.stage, Stage::Queued | Stage::Assigned) {
-            return false;
+            return Err(Unsent::Unwanted);
         }
         let rare = cell.rare.as_deref();
         let (deaths, first) = rare.map_or((0, 0), |rare| (rare.deaths, rare.parts.as_ref().map_or(0, Parts::known)));
         let more = rare.map_or(&[][..], |rare| &rare.more);
-        match rare.map_or(Ok(Extra::default()), |rare| rare.fds.duplicate()) {
-            Ok(fds) => {
-                if deaths > 0 {
-                    let attempt = u64::from(deaths) + 1;
-                    outbox.push(Frame { kind: Kind::Attempt as u8, id: attempt, ..Frame::default() });
-                }
-                if first > 0 {
-                    outbox.push(Frame { kind: Kind::Resume as u8, id: first.into(), ..Frame::default() });
-                }
-                outbox.push_shared(Kind::Run as u8, id, (&cell.body, more), fds);
-                cell.stage = Stage::Sent(Arc::clone(seat));
-                true
-            }
+        let fds = match rare.map_or(Ok(Extra::default()), |rare| rare.fds.duplicate()) {
+            Ok(fds) => fds,
             Err(error) => {
-                settle(cell, Stage::Resolved(Err(Box::new(TaskError::Encode(error.into())))));
-                false
+                drop(cell);
+                return Err(Unsent::Failed(self, TaskError::Encode(error.into())));
             }
+        };
+        if deaths > 0 {
+            let attempt = u64::from(deaths) + 1;
+            outbox.push(Frame { kind: Kind::Attempt as u8, id: attempt, ..Frame::default() });
         }
+        if first > 0 {
+            outbox.push(Frame { kind: Kind::Resume as u8, id: first.into(), ..Frame::default() });
+        }
+        outbox.push_shared(Kind::Run as u8, id, (&cell.body, more), fds);
+        cell.stage = Stage::Sent(Arc::clone(seat));
+        drop(cell);
+        Ok(self)
     }
 
     /// It was sent and not begun: puts it back. `false`: nobody wants it any more.

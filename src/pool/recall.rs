@@ -58,11 +58,11 @@ impl Shared {
         }
         // It has not begun even the first of them, so that one stays.
         while let Some(job) = state.next_wanted() {
-            if seat.desk().send(job, seat) {
+            let Err(why) = seat.desk().send(job, seat) else {
                 state.after.write(seat);
                 break;
-            }
-            state.counts.add(Ending::Cancelled);
+            };
+            state.unsent(why);
         }
         seat.bell.notify_one();
         true

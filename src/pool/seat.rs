@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::job::Job;
+use super::job::{Job, Unsent};
 use super::life::{Event, WorkerState};
 use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
@@ -120,16 +120,13 @@ impl Seat {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a task to this idle worker, which takes over the task's permit. `false`: nobody wants the task any more, and
-    /// the worker is still idle.
+    /// Gives a task to this idle worker, which takes over the task's permit, unless it can't be sent: then it is still idle.
     ///
     /// It is in the outbox then, and is to be [written](Self::write) once the pool's lock is gone.
-    pub(super) fn give(self: &Arc<Self>, job: Arc<Job>) -> bool {
+    pub(super) fn give(self: &Arc<Self>, job: Arc<Job>) -> Result<(), Unsent> {
         let has_timeout = job.timeout.is_some();
         let mut desk = self.desk();
-        if !desk.send(job, self) {
-            return false;
-        }
+        desk.send(job, self)?;
         desk.apply(Event::Sent);
         desk.holds_permit = true;
         desk.since = Instant::now();
@@ -137,7 +134,7 @@ impl Seat {
         if has_timeout {
             self.bell.notify_one();
         }
-        true
+        Ok(())
     }
 }
 
@@ -208,15 +205,13 @@ impl Desk {
         self.last_id
     }
 
-    /// Puts a task into the outbox. `false`: nobody wants it any more.
-    pub(super) fn send(&mut self, job: Arc<Job>, seat: &Arc<Seat>) -> bool {
+    /// Puts a task into the outbox.
+    pub(super) fn send(&mut self, job: Arc<Job>, seat: &Arc<Seat>) -> Result<(), Unsent> {
         let id = self.last_id + 1;
-        let wanted = job.send(seat, &mut self.outbox, id);
-        if wanted {
-            self.last_id = id;
-            self.sent.push_back(Sent { id, job });
-        }
-        wanted
+        let job = job.send(seat, &mut self.outbox, id)?;
+        self.last_id = id;
+        self.sent.push_back(Sent { id, job });
+        Ok(())
     }
 
     /// How many more tasks it is to be sent: as many as keep it busy for a moment, and at most `share`, unless they are tiny.

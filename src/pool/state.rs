@@ -14,7 +14,7 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use super::after::{After, Locked};
 use super::builder::Settings;
-use super::job::Job;
+use super::job::{Job, Unsent};
 use super::life::WorkerState;
 use super::seat::Seat;
 use super::times::Times;
@@ -262,6 +262,17 @@ impl State {
             Phase::Open => false,
             Phase::Closing => !self.has_work(),
             Phase::Cancelled => true,
+        }
+    }
+
+    /// A task was not sent, and is in no queue any more.
+    pub(super) fn unsent(&mut self, why: Unsent) {
+        match why {
+            Unsent::Unwanted => self.counts.add(Ending::Cancelled),
+            Unsent::Failed(job, error) => {
+                self.counts.add(Ending::Failed);
+                self.after.resolve.push((job, error));
+            }
         }
     }
 
