@@ -3,10 +3,13 @@
 mod pool_support;
 
 use std::path::PathBuf;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use multiproc::{ProcessPool, TaskError, is_worker, task};
-use pool_support::{Meeting, endless, kill, meet, pid, within};
+use pool_support::{Meeting, endless, kill, meet, meet_and_give_pid, pid, until, within};
 use serde::ser::Error as _;
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -142,4 +145,67 @@ async fn each_pair_of_outcomes_on_many_threads() {
     let pool = ProcessPool::new(2);
     every_pair(&pool, false).await;
     within(pool.close()).await;
+}
+
+/// What an executor may have for a waker, which panics when it is told.
+struct Touchy;
+
+impl Wake for Touchy {
+    fn wake(self: Arc<Self>) {
+        panic!("a waker's own fault");
+    }
+}
+
+/// Polls a future once for somebody whose waker panics.
+fn poll_touchily<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(&Waker::from(Arc::new(Touchy))))
+}
+
+#[tokio::test]
+async fn a_waker_that_panics_costs_neither_its_own_task_nor_another() {
+    let pool = ProcessPool::new(1);
+    let worker = within(pool.submit(task!(pid()))).await.unwrap();
+    let mut own = pin!(pool.submit(task!(pid())));
+    assert!(poll_touchily(own.as_mut()).is_pending());
+    assert_eq!(within(pool.submit(task!(pid()))).await.unwrap(), worker);
+    assert_eq!(within(own).await.unwrap(), worker);
+    assert_eq!(pool.status().counts.restarts, 0);
+    within(pool.close()).await;
+}
+
+/// The worker that was to be started for it was once forgotten, so that it never ran and the pool never closed.
+#[tokio::test]
+async fn a_waker_that_panics_when_there_is_a_slot_keeps_no_worker_from_its_start() {
+    let pool = ProcessPool::new(1);
+    let meeting = Meeting::new();
+    let first = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 1)))).await.unwrap();
+    let guest = meeting.guest().await;
+    let mut second = pin!(pool.spawn(task!(meet_and_give_pid(meeting.place(), 2))));
+    assert!(poll_touchily(second.as_mut()).is_pending());
+    pool.resize(2);
+    let other = meeting.guest().await;
+    assert_eq!((guest.id, other.id), (1, 2));
+    guest.go_on().await;
+    other.go_on().await;
+    within(first).await.unwrap();
+    within(within(second).await.unwrap()).await.unwrap();
+    within(pool.close()).await;
+}
+
+#[tokio::test]
+async fn a_waker_that_panics_when_the_pool_is_cancelled_keeps_no_other_from_being_ended() {
+    let pool = ProcessPool::new(2);
+    let meeting = Meeting::new();
+    let mut tasks: Vec<_> = (0..4).map(|id| pool.submit(task!(meet_and_give_pid(meeting.place(), id)))).collect();
+    for task in &mut tasks {
+        assert!(poll_touchily(Pin::new(task)).is_pending());
+    }
+    let guests = [meeting.guest().await, meeting.guest().await];
+    within(pool.cancel()).await;
+    for task in tasks {
+        assert!(matches!(within(task).await, Err(TaskError::Cancelled)));
+    }
+    for guest in guests {
+        until(|| pool_support::is_gone(guest.pid)).await;
+    }
 }

@@ -84,7 +84,44 @@ impl Subscriber for Collector {
     fn exit(&self, _: &Id) {}
 }
 
-/// One test, as there is one subscriber: its thread's.
+/// Panics at all that it is told.
+struct Touchy;
+
+impl Subscriber for Touchy {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target() == "multiproc::pool"
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {
+        panic!("a subscriber's own fault");
+    }
+
+    fn event(&self, _: &Event<'_>) {
+        panic!("a subscriber's own fault");
+    }
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+#[tokio::test]
+async fn a_subscriber_that_panics_costs_no_task_its_outcome() {
+    let _guard = tracing::subscriber::set_default(Touchy);
+    let pool = ProcessPool::new(1);
+    let worker = within(pool.submit(task!(pid()))).await.unwrap();
+    assert_eq!(within(pool.submit(task!(pid()))).await.unwrap(), worker);
+    let died = within(pool.submit(call(|()| std::process::exit(3), ()))).await;
+    assert!(matches!(died, Err::<(), _>(TaskError::Died { .. })));
+    assert_ne!(within(pool.submit(task!(pid()))).await.unwrap(), worker);
+    within(pool.close()).await;
+}
+
+/// One collector, as there is one subscriber a thread.
 #[tokio::test]
 async fn each_task_is_a_span_and_deaths_and_restarts_are_events() {
     let collector = Collector::default();

@@ -11,6 +11,7 @@ use super::seat::Seat;
 use super::state::{Shared, State};
 use super::{supervisor, watch};
 use crate::error::TaskError;
+use crate::task::unheeded;
 
 /// What would run other people's code, which must not happen under the lock.
 #[derive(Debug, Default)]
@@ -89,7 +90,9 @@ impl Drop for Locked<'_> {
         if let Some(seat) = write {
             seat.write_into(&mut spent);
         }
-        wake.into_iter().for_each(Waker::wake);
+        for waker in wake {
+            unheeded(|| waker.wake());
+        }
         for (job, error) in resolve {
             job.resolve(Err(error.into()));
         }
@@ -102,6 +105,6 @@ impl Drop for Locked<'_> {
         for seat in supervise {
             supervisor::spawn(runtime.as_ref(), Arc::clone(self.shared), seat);
         }
-        drop(spent);
+        unheeded(|| drop(spent));
     }
 }

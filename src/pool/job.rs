@@ -170,15 +170,13 @@ impl Job {
 
     /// Whether it has left the queue: it has a slot, or an end.
     pub(super) fn poll_assigned(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut waker = Some(cx.waker().clone());
         let mut cell = self.cell();
-        if matches!(cell.stage, Stage::Queued) {
-            let former = cell.waker.replace(cx.waker().clone());
-            drop(cell);
-            drop(former);
-            Poll::Pending
-        } else {
-            Poll::Ready(())
+        if !matches!(cell.stage, Stage::Queued) {
+            return Poll::Ready(());
         }
+        std::mem::swap(&mut cell.waker, &mut waker);
+        Poll::Pending
     }
 
     /// Hands it to a worker: puts it into its outbox, under this number.
@@ -286,16 +284,15 @@ impl Job {
     }
 
     pub(super) fn poll_outcome(&self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        // To clone a waker, and to drop one, is somebody else's code, which may use this task: not under the lock.
+        let mut waker = Some(cx.waker().clone());
         let mut cell = self.cell();
         match std::mem::replace(&mut cell.stage, Stage::Gone) {
             Stage::Resolved(outcome) => Poll::Ready(outcome),
             Stage::Gone => Poll::Ready(Err(TaskError::Cancelled.into())),
             stage => {
                 cell.stage = stage;
-                let known = cell.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
-                let former = if known { None } else { cell.waker.replace(cx.waker().clone()) };
-                drop(cell);
-                drop(former);
+                std::mem::swap(&mut cell.waker, &mut waker);
                 Poll::Pending
             }
         }
@@ -356,11 +353,12 @@ fn settle(mut cell: MutexGuard<'_, Cell>, stage: Stage) {
     let rest = cell.rare.as_mut().map(|rare| (std::mem::take(&mut rare.more), std::mem::take(&mut rare.fds)));
     drop(cell);
     span.end();
+    // No panic of theirs must keep others from their outcome.
     if let Some(waker) = waker {
-        waker.wake();
+        unheeded(|| waker.wake());
     }
     drop(body);
-    // Bytes that may have an owner, whose panic must not keep others from their outcome.
+    // Bytes that may have an owner.
     if rest.is_some() {
         unheeded(|| drop(rest));
     }

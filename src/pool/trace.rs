@@ -1,7 +1,7 @@
 //! What a pool tells `tracing`, where the crate is built with that feature: a span a task, and events for deaths and starts.
 //!
 //! Without the feature all of this is empty. A span speaks to its subscriber, which is somebody else's code, only when it
-//! begins and when it ends, and then without a lock.
+//! begins and when it ends, and then without a lock. A subscriber's panic at that end, or at an event, is nobody's concern.
 
 #[cfg(not(feature = "tracing"))]
 pub(super) use off::{Span, died, started};
@@ -17,6 +17,7 @@ mod on {
 
     use crate::error::SpawnError;
     use crate::pool::seat::Seat;
+    use crate::task::unheeded;
 
     /// A task's span, inside the span in which it was submitted.
     #[derive(Debug, Default)]
@@ -52,25 +53,29 @@ mod on {
         }
 
         pub(in crate::pool) fn end(self) {
-            let Some(span) = self.is else { return };
-            if let Some(Run { worker, queued, ran }) = self.run {
-                span.record("worker", worker);
-                span.record("queued", debug(queued));
-                span.record("ran", debug(ran));
-            }
-            span.record("outcome", self.outcome);
+            let Self { is: Some(span), run, outcome } = self else { return };
+            unheeded(move || {
+                if let Some(Run { worker, queued, ran }) = run {
+                    span.record("worker", worker);
+                    span.record("queued", debug(queued));
+                    span.record("ran", debug(ran));
+                }
+                span.record("outcome", outcome);
+            });
         }
     }
 
     /// A worker's process has ended, and not in order.
     pub(in crate::pool) fn died(pool: &str, seat: &Seat, pid: u32, status: Option<ExitStatus>, cause: &str) {
         let status = status.map_or_else(|| "unknown".to_owned(), |status| status.to_string());
-        tracing::warn!(target: "multiproc::pool", pool, worker = seat.index, pid, %status, cause, "worker ended");
+        unheeded(|| {
+            tracing::warn!(target: "multiproc::pool", pool, worker = seat.index, pid, %status, cause, "worker ended");
+        });
     }
 
     /// A process was started in the place of one that ended, or failed to.
     pub(in crate::pool) fn started(pool: &str, seat: &Seat, started: Result<u32, &SpawnError>, again: bool) {
-        match started {
+        unheeded(|| match started {
             Ok(pid) if again => {
                 tracing::info!(target: "multiproc::pool", pool, worker = seat.index, pid, "worker restarted");
             }
@@ -79,7 +84,7 @@ mod on {
             Err(error) => {
                 tracing::warn!(target: "multiproc::pool", pool, worker = seat.index, %error, "worker cannot be started");
             }
-        }
+        });
     }
 }
 
