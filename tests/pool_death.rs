@@ -223,6 +223,33 @@ async fn arguments_that_do_not_fit_under_a_limit_cost_their_task_alone() {
     within(pool.close()).await;
 }
 
+extern "C" fn linger(_: i32) {
+    // SAFETY: it touches no memory, and may be called in a signal handler.
+    unsafe { libc::usleep(300_000) };
+}
+
+/// As above, where the workers take long to die (they dump core, say): the task was once taken back from each of them
+/// meanwhile, went to the next one, and ended them for ever.
+#[tokio::test]
+async fn a_task_that_slowly_ends_each_worker_before_it_is_begun_ends_a_few_of_them() {
+    let prepare = call(
+        |()| {
+            // SAFETY: the handler does what a handler may. abort(3) comes back to it only once.
+            unsafe { libc::signal(libc::SIGABRT, linger as *const () as libc::sighandler_t) };
+        },
+        (),
+    );
+    let pool = ProcessPool::builder().workers(1).memory_limit(256 << 20).on_worker_start(prepare).build().unwrap();
+    match within(pool.submit(call(|bytes: Bytes| bytes.len(), Bytes::from(vec![0; 300 << 20])))).await {
+        Err(TaskError::Died { status: Some(status), .. }) => assert_eq!(status.signal(), Some(libc::SIGABRT)),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(within(pool.submit(task!(eat(1 << 20)))).await.unwrap(), 1 << 20);
+    let counts = pool.status().counts;
+    assert_eq!((counts.died, counts.restarts), (1, 4));
+    within(pool.close()).await;
+}
+
 #[tokio::test]
 async fn an_idle_worker_that_dies_is_replaced() {
     let pool = ProcessPool::new(1);

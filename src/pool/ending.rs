@@ -46,6 +46,9 @@ impl Supervisor {
             (Cause::Died, Some(stopping)) => stopping.cause,
             _ => cause,
         };
+        if cause == Cause::Died {
+            self.seat.desk().suspect();
+        }
         let exit = match cause {
             Cause::Retired(_) => self.retire(&mut process).await,
             Cause::Cancelled | Cause::TimedOut => self.stop(&kept).await,

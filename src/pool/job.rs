@@ -228,13 +228,25 @@ impl Job {
         if !matches!(cell.stage, Stage::Sent(_)) {
             return false;
         }
-        let rare = cell.rare.get_or_insert_default();
-        let again = rare.bounces < MOST_BOUNCES;
+        let again = cell.bounces() < MOST_BOUNCES;
         if again {
-            rare.bounces += 1;
+            cell.rare.get_or_insert_default().bounces += 1;
             cell.stage = Stage::Queued;
         }
         again
+    }
+
+    /// A worker that it was taken back from has died without a word: it may be the reason, wherever it is now.
+    pub(super) fn suspect(&self) {
+        let mut cell = self.cell();
+        if !matches!(cell.stage, Stage::Resolved(_) | Stage::Gone) {
+            cell.rare.get_or_insert_default().bounces += 1;
+        }
+    }
+
+    /// Whether so many workers have died before they began it that it stays with the next one until that begins it or ends.
+    pub(super) fn stays(&self) -> bool {
+        self.cell().bounces() >= MOST_BOUNCES
     }
 
     /// Resolves it, if nothing has before.
@@ -335,6 +347,12 @@ impl Job {
 
     fn cell(&self) -> MutexGuard<'_, Cell> {
         self.cell.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Cell {
+    fn bounces(&self) -> u32 {
+        self.rare.as_ref().map_or(0, |rare| rare.bounces)
     }
 }
 

@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::job::Job;
-use super::life::{Event, WorkerState};
+use super::life::WorkerState;
 use super::seat::Seat;
 use super::state::{Ending, Phase, Shared, State};
 
@@ -130,12 +130,15 @@ impl Shared {
         if desk.is_stuck() {
             return Review::Stuck;
         }
-        // What it does not come to takes the next free slot; the worker keeps its own until it is heard of.
         if desk.is_overdue() && desk.state == WorkerState::Busy {
-            let back = desk.take_back();
-            if desk.load() == 0 {
-                desk.apply(Event::Overdue);
+            if desk.first().is_some_and(|job| job.stays()) {
+                drop(desk);
+                Self::unload(&mut state, seat);
+                self.dispatch(&mut state);
+                return Review::Fine;
             }
+            // What it does not come to takes the next free slot; the worker keeps its own until it is heard of.
+            let back = desk.recall();
             drop(desk);
             Self::put_back(&mut state, back);
             self.dispatch(&mut state);

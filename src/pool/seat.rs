@@ -76,6 +76,8 @@ pub(super) struct Desk {
     congested: bool,
     /// Tasks that were sent and not answered, oldest first. The first one runs, or is about to.
     sent: VecDeque<Sent>,
+    /// The task that was taken back because the worker did not begin it, if it has not been heard of since.
+    recalled: Option<Arc<Job>>,
     /// Since when the first of them has been the first.
     pub(super) since: Instant,
     /// How long its last tasks took, each; `None` before the first answer.
@@ -150,6 +152,7 @@ impl Desk {
             lent: false,
             congested: false,
             sent: VecDeque::new(),
+            recalled: None,
             since: Instant::now(),
             pace: None,
             done: 0,
@@ -348,6 +351,25 @@ impl Desk {
         let begun = ledger.take_back(self.last_id);
         let first = self.sent.partition_point(|sent| sent.id <= begun);
         self.sent.drain(first..).map(|sent| sent.job).collect()
+    }
+
+    /// As [`take_back`](Self::take_back), from a worker that has had time enough. If it has begun none it gets no other until it
+    /// is heard of; the first may be what it is dying of, see [`suspect`](Self::suspect).
+    pub(super) fn recall(&mut self) -> Vec<Arc<Job>> {
+        let back = self.take_back();
+        if self.sent.is_empty() {
+            self.recalled = back.first().cloned();
+            self.apply(Event::Overdue);
+        }
+        back
+    }
+
+    /// It has died by itself. If it was not heard of any more after its tasks had been taken back, the first of them is as
+    /// suspect as if it still lay here.
+    pub(super) fn suspect(&mut self) {
+        if let Some(job) = self.recalled.take_if(|_| self.state == WorkerState::Stalled) {
+            job.suspect();
+        }
     }
 
     /// Keeps what a chunk has done, which ends without an answer of its own.
