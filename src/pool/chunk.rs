@@ -87,9 +87,6 @@ where
     let (mut arrived, mut leaving) = (Arrived::new(arrived), Extra::default());
     let mut progress = Progress::begin();
     let mut rest = Bodies(&inputs);
-    for _ in 0..progress.first() {
-        rest.next();
-    }
     let mut start = out.len();
     let begun = Instant::now();
     // A panic is the failure of that one call; guarding all at once costs nothing for those that don't.
@@ -238,6 +235,13 @@ fn put_failure(failure: &Failure, out: &mut BytesMut) {
 fn put_len(out: &mut BytesMut, start: usize, mark: u32) {
     let len = u32::try_from(out.len() - start - 4).expect("a body is limited when it is encoded");
     out[start..start + 4].copy_from_slice(&(len | mark).to_le_bytes());
+}
+
+/// How many bytes the first `count` of encoded values take.
+pub(super) fn len_of(values: &[u8], count: usize) -> usize {
+    let mut bodies = Bodies(values);
+    bodies.by_ref().take(count).for_each(drop);
+    values.len() - bodies.0.len()
 }
 
 /// Encoded values, one by one, and whether each is a failure; what is left when it ends is none.

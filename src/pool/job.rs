@@ -101,6 +101,9 @@ struct Rare {
     bounces: u32,
     /// How far it has come, if it is a chunk.
     parts: Option<Parts>,
+    /// The inputs of its calls from there on, once it has gone on; then the body is but a head, and `more` what is to be sent of
+    /// these.
+    inputs: Option<Bytes>,
 }
 
 #[derive(Debug)]
@@ -189,7 +192,7 @@ impl Job {
             return Err(Unsent::Unwanted);
         }
         let rare = cell.rare.as_deref();
-        let (deaths, first) = rare.map_or((0, 0), |rare| (rare.deaths, rare.parts.as_ref().map_or(0, Parts::known)));
+        let deaths = rare.map_or(0, |rare| rare.deaths);
         let more = rare.map_or(&[][..], |rare| &rare.more);
         let fds = match rare.map_or(Ok(Extra::default()), |rare| rare.fds.duplicate()) {
             Ok(fds) => fds,
@@ -201,9 +204,6 @@ impl Job {
         if deaths > 0 {
             let attempt = u64::from(deaths) + 1;
             outbox.push(Frame { kind: Kind::Attempt as u8, id: attempt, ..Frame::default() });
-        }
-        if first > 0 {
-            outbox.push(Frame { kind: Kind::Resume as u8, id: first.into(), ..Frame::default() });
         }
         outbox.push_shared(Kind::Run as u8, id, (&cell.body, more), fds);
         cell.stage = Stage::Sent(Arc::clone(seat));
@@ -368,7 +368,10 @@ fn settle(mut cell: MutexGuard<'_, Cell>, stage: Stage) {
     let waker = cell.waker.take();
     let span = std::mem::take(&mut cell.span);
     let body = std::mem::take(&mut cell.body);
-    let rest = cell.rare.as_mut().map(|rare| (std::mem::take(&mut rare.more), std::mem::take(&mut rare.fds)));
+    let rest = cell.rare.as_mut().map(|rare| {
+        rare.inputs = None;
+        (std::mem::take(&mut rare.more), std::mem::take(&mut rare.fds))
+    });
     drop(cell);
     span.end();
     // No panic of theirs must keep others from their outcome.

@@ -20,6 +20,8 @@ pub(super) struct Parts {
     calls: u32,
     /// How many of them have an outcome.
     known: u32,
+    /// How many had when it went on last.
+    before: u32,
     so_far: Vec<Part>,
 }
 
@@ -40,12 +42,13 @@ pub(super) enum Part {
 
 impl Parts {
     pub(super) fn new(calls: u32) -> Self {
-        Self { calls, known: 0, so_far: Vec::new() }
+        Self { calls, known: 0, before: 0, so_far: Vec::new() }
     }
 
-    /// The first call that has yet to be made.
-    pub(super) fn known(&self) -> u32 {
-        self.known
+    /// How many have got one since this was asked last.
+    pub(super) fn take_progress(&mut self) -> usize {
+        let before = std::mem::replace(&mut self.before, self.known);
+        (self.known - before) as usize
     }
 
     pub(super) fn is_whole(&self) -> bool {

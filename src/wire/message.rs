@@ -36,8 +36,6 @@ pub(crate) enum Kind {
     Run = 17,
     /// The Run that follows is this attempt (in place of a number); without it, the first.
     Attempt = 18,
-    /// The Run that follows is to begin at this part (in place of a number); without it, at the first.
-    Resume = 19,
     Ready = 24,
     Refused = 25,
     Done = 26,

@@ -25,8 +25,6 @@ static PLACE: OnceLock<Place> = OnceLock::new();
 /// The number of the task that runs, or ran last.
 static RUNNING: AtomicU64 = AtomicU64::new(0);
 static ATTEMPT: AtomicU32 = AtomicU32::new(1);
-/// The part at which it begins.
-static FIRST: AtomicU32 = AtomicU32::new(0);
 /// Rings when some task is to stop, once somebody waits for that.
 static STOP: Notify = Notify::const_new();
 
@@ -35,16 +33,14 @@ pub(super) fn set_place(seat: Option<Seat>, ledger: Option<Arc<Ledger>>) {
     let _ = PLACE.set(Place { seat, ledger });
 }
 
-/// A task begins, at one of its parts.
-pub(super) fn begin(task: u64, attempt: u32, first: u32) {
+/// A task begins.
+pub(super) fn begin(task: u64, attempt: u32) {
     RUNNING.store(task, Ordering::Relaxed);
     ATTEMPT.store(attempt, Ordering::Relaxed);
-    FIRST.store(first, Ordering::Relaxed);
 }
 
 /// The progress of a task that has many parts.
 pub(crate) struct Progress {
-    first: u32,
     made: u32,
     keeper: Option<Keeper>,
 }
@@ -53,12 +49,7 @@ impl Progress {
     /// The running task begins with its parts.
     pub(crate) fn begin() -> Self {
         let keeper = ledger().map(|ledger| Keeper::begin(Arc::clone(ledger), running()));
-        Self { first: FIRST.load(Ordering::Relaxed), made: 0, keeper }
-    }
-
-    /// The part to begin at.
-    pub(crate) fn first(&self) -> u32 {
-        self.first
+        Self { made: 0, keeper }
     }
 
     /// How many parts have a result.

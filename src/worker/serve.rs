@@ -46,9 +46,8 @@ pub(super) struct Server<'a> {
     max_body: usize,
     life: Life,
     patience: Patience,
-    /// Which attempt at its task the next Run is, and the part at which it begins.
+    /// Which attempt at its task the next Run is.
     attempt: u32,
-    first: u32,
 }
 
 /// The ledger, and how much of its ring the parent has been told of.
@@ -78,7 +77,7 @@ impl<'a> Server<'a> {
         let patience =
             if sys::has_one_processor() { Patience::Poll } else { Patience::Read { busy_poll: hello.busy_poll } };
         let (outbox, scratch) = (Outbox::default(), Parts::default());
-        Self { socket, inbox, outbox, answers, scratch, max_body, life: hello.life, patience, attempt: 1, first: 0 }
+        Self { socket, inbox, outbox, answers, scratch, max_body, life: hello.life, patience, attempt: 1 }
     }
 
     /// Serves until the parent ends the stream, and gives the process's exit code.
@@ -93,12 +92,8 @@ impl<'a> Server<'a> {
                 Ok(Some(frame)) if frame.kind == Kind::Attempt as u8 => {
                     self.attempt = u32::try_from(frame.id).unwrap_or(u32::MAX);
                 }
-                Ok(Some(frame)) if frame.kind == Kind::Resume as u8 => {
-                    self.first = u32::try_from(frame.id).unwrap_or(u32::MAX);
-                }
                 Ok(Some(frame)) if frame.kind == Kind::Run as u8 => {
                     let attempt = mem::replace(&mut self.attempt, 1);
-                    let first = mem::take(&mut self.first);
                     // What the parent has taken back runs elsewhere, or nowhere.
                     if let Some(answers) = &mut self.answers {
                         if answers.since.is_none() {
@@ -116,7 +111,7 @@ impl<'a> Server<'a> {
                             let _ = self.outbox.flush(socket);
                         }
                     }
-                    let Ok(done) = self.perform(frame, attempt, first) else { return start::EXIT_NO_PARENT };
+                    let Ok(done) = self.perform(frame, attempt) else { return start::EXIT_NO_PARENT };
                     if self.life == Life::OneTask {
                         return if done { 0 } else { start::EXIT_PANICKED };
                     }
@@ -136,9 +131,9 @@ impl<'a> Server<'a> {
     }
 
     /// Runs one task and answers. Says whether it has a result.
-    fn perform(&mut self, frame: Frame, attempt: u32, first: u32) -> io::Result<bool> {
+    fn perform(&mut self, frame: Frame, attempt: u32) -> io::Result<bool> {
         let Frame { id, body, fds, .. } = frame;
-        context::begin(id, attempt, first);
+        context::begin(id, attempt);
         self.scratch.truncate(0);
         self.scratch.written.put_bytes(0, HEAD_LEN);
         let outcome = match Run::parse(body).and_then(|run| Some((task::resolve(&run)?, run.arguments))) {

@@ -1,12 +1,15 @@
 //! A job that is a chunk: its calls come to something one by one, and it goes on where it was.
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 
 use super::{Cell, Job, Outcome, Stage};
 use crate::error::TaskError;
 use crate::pool::answers::Misbehaved;
+use crate::pool::chunk;
 use crate::pool::parts::{Part, Parts};
 use crate::wire::frame::Frame;
+use crate::wire::held::Held;
+use crate::wire::message::Run;
 
 impl Job {
     /// Keeps results that a chunk's worker had before its end.
@@ -57,14 +60,74 @@ impl Job {
 
 impl Cell {
     /// A chunk is to go on with its next call, which starts anew in every respect.
+    ///
+    /// Twice as many inputs go with it as calls were made this time. Were it all that are left, those that its worker does not come
+    /// to would travel once more each time: where results are too large to be kept, that is after each call.
     fn go_on(&mut self) {
         self.stage = Stage::Queued;
-        if let Some(rare) = &mut self.rare {
-            rare.bounces = 0;
-        }
+        let Some(rare) = &mut self.rare else { return };
+        rare.bounces = 0;
+        let Some(parts) = &mut rare.parts else { return };
+        let done = parts.take_progress();
+        let mut inputs = rare.inputs.take().unwrap_or_else(|| self.body.to_bytes().slice(Run::HEAD_LEN..));
+        inputs.advance(chunk::len_of(&inputs, done));
+        rare.more = vec![inputs.slice(..chunk::len_of(&inputs, 2 * done))].into();
+        rare.inputs = Some(inputs);
+        self.body = Held::copy(&self.body[..Run::HEAD_LEN]);
     }
 
     fn parts(&mut self) -> Option<&mut Parts> {
         self.rare.as_mut()?.parts.as_mut()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::BufMut as _;
+
+    use super::*;
+    use crate::channel::outbox::Outbox;
+    use crate::pool::job::{Awaits, Wishes};
+    use crate::pool::seat::Seat;
+    use crate::task::Parcel;
+
+    fn pack<F: Fn(Vec<u8>) + Copy + Send + 'static>(_: F, inputs: &[Vec<u8>]) -> (Parcel, usize) {
+        chunk::pack::<F, _, _>(inputs, usize::MAX).unwrap()
+    }
+
+    /// It once sent all of its inputs again each time.
+    #[test]
+    fn a_chunk_that_goes_on_after_every_few_calls_sends_each_input_a_few_times() {
+        const CALLS: u8 = 100;
+        let inputs: Vec<_> = (0..CALLS).map(|n| vec![n; 1000]).collect();
+        for at_once in 1..=7 {
+            let (parcel, count) = pack(|_| (), &inputs);
+            assert_eq!(count, CALLS.into());
+            let whole = parcel.body.len() as u64;
+            let parts = Some(Parts::new(CALLS.into()));
+            let job = Job::new("pool", parcel, Wishes::default(), Awaits::Outcome(None), parts);
+            let (seat, mut outbox) = (Seat::new(0), Outbox::default());
+            let mut done = 0;
+            for id in 1.. {
+                assert!(Arc::clone(&job).send(&seat, &mut outbox, id).is_ok());
+                let made = at_once.min(CALLS - done);
+                done += made;
+                let mut answer = Vec::new();
+                answer.put_u32_le(made.into());
+                answer.put_u64_le(0);
+                let frame = Frame { body: Held::copy(&answer), ..Frame::default() };
+                if job.answer_part(frame, None).unwrap().is_some() {
+                    break;
+                }
+                let cell = job.cell();
+                let next = &cell.rare.as_ref().unwrap().more[0];
+                assert_eq!(next.last().copied(), Some((done + 2 * made).min(CALLS) - 1));
+                assert_eq!(next.get(6), Some(&done), "behind two lengths it begins with what is not done");
+            }
+            assert_eq!(done, CALLS);
+            assert!(outbox.pushed() < 4 * whole, "{} of {whole}", outbox.pushed());
+        }
     }
 }
