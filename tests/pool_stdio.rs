@@ -168,6 +168,25 @@ async fn a_listener_that_panics_and_a_line_without_an_end_hurt_no_task() {
     assert_eq!(said.last().unwrap().1, "after");
 }
 
+/// It was once given up a moment after the worker's end, or told lines when the pool was closed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pool_is_closed_when_a_slow_listener_has_heard_all_its_lines() {
+    let said = Said::default();
+    let listen = listener(&said);
+    let pool = multiproc::ProcessPool::builder()
+        .workers(1)
+        .on_stdout_line(move |worker, line| {
+            std::thread::sleep(std::time::Duration::from_micros(100));
+            listen(worker, line);
+        })
+        .build()
+        .unwrap();
+    within(pool.submit(call(|()| (0..5000).for_each(|line| println!("{line}")), ()))).await.unwrap();
+    within(pool.close()).await;
+    let said = said.lock().unwrap();
+    assert!(said.iter().map(|(_, line)| line.parse::<u32>().unwrap()).eq(0..5000), "{} lines came", said.len());
+}
+
 /// Something that left the worker's group and holds its stdout must not hold up the pool.
 #[tokio::test]
 async fn a_stdout_that_somebody_else_holds_holds_nobody_up() {

@@ -5,10 +5,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
-
 use super::answers::answer;
 use super::life::Event;
+use super::output::heard_out;
 use super::state::{End, Ending};
 use super::supervisor::{Cause, Process, Supervisor};
 use super::trace;
@@ -64,7 +63,8 @@ impl Supervisor {
             Cause::TimedOut => Ending::TimedOut,
             Cause::Died | Cause::Stuck | Cause::Retired(_) => Ending::Died,
         };
-        heard_out(&mut process.listeners).await;
+        // Before its task's outcome, unless whoever listens takes long.
+        let _ = within(EXIT_WITHIN, heard_out(&mut process.listening)).await;
         self.hear_last_words(&mut process);
         let exit = exit.unwrap_or(Exit::UNKNOWN);
         if let Some(cause) = cause.unplanned() {
@@ -77,6 +77,7 @@ impl Supervisor {
             Cause::Died | Cause::Stuck | Cause::Retired(_) => died(&kept, &exit, job.name.clone()),
         });
         process.resolve();
+        heard_out(&mut process.listening).await;
         match cause {
             Cause::Retired(end) => end,
             Cause::Died if !worked => End::Fruitless { status: exit.status, pid: kept.pid() },
@@ -136,15 +137,5 @@ impl Supervisor {
             () = self.cancelled() => {}
         }
         self.kill(&kept).await
-    }
-}
-
-/// Waits until everything that an ended process has printed was read. Something that has left its group may still hold its
-/// stdout; nobody waits for that.
-pub(super) async fn heard_out(listeners: &mut Vec<JoinHandle<()>>) {
-    for mut listener in listeners.drain(..) {
-        if within(EXIT_WITHIN, &mut listener).await.is_none() {
-            listener.abort();
-        }
     }
 }

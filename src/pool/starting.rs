@@ -5,10 +5,9 @@
 use std::io;
 use std::sync::Arc;
 
-use tokio::task::JoinHandle;
-
 use super::answers::{Ring, answer};
-use super::ending::{KILL_WITHIN, heard_out};
+use super::ending::KILL_WITHIN;
+use super::output::{Listening, heard_out};
 use super::supervisor::{Process, Supervisor, random};
 use crate::channel::inbox::Inbox;
 use crate::channel::socket::Socket;
@@ -17,7 +16,6 @@ use crate::process::kept::Kept;
 use crate::process::spawn::died;
 use crate::process::start::{self, Worker};
 use crate::process::within::within;
-use crate::process::{ChildStderr, ChildStdout};
 use crate::sys::ledger::Reader;
 use crate::sys::socket::Ready;
 use crate::task::Parcel;
@@ -39,7 +37,7 @@ impl Supervisor {
         // This takes a millisecond or so, and is not given up half-way: then nobody would know when the process has ended.
         let mut worker = start::launch(&settings.plan, &name, words).await?;
         let kept = worker.child.kept().clone();
-        let mut listeners = self.listen(&mut worker)?;
+        let mut listening = self.listen(&mut worker)?;
         let ready = tokio::select! {
             biased;
             () = self.unneeded() => Err(SpawnError::Cancelled),
@@ -47,29 +45,25 @@ impl Supervisor {
         };
         match ready {
             Ok(mut process) => {
-                process.listeners = listeners;
+                process.listening = listening;
                 Ok(process)
             }
             Err(error) => {
                 // It was dropped, and so killed.
                 let _ = within(KILL_WITHIN, kept.exited_watched()).await;
-                heard_out(&mut listeners).await;
+                heard_out(&mut listening).await;
                 Err(error)
             }
         }
     }
 
     /// Has what the process prints read, if somebody wants it.
-    fn listen(&self, worker: &mut Worker) -> Result<Vec<JoinHandle<()>>, SpawnError> {
+    fn listen(&self, worker: &mut Worker) -> Result<Vec<Listening>, SpawnError> {
         let (settings, pid) = (&self.shared.settings, worker.child.kept().pid());
-        let mut listeners = Vec::new();
-        if let Some((listener, pipe)) = settings.on_stdout_line.clone().zip(worker.stdout.take()) {
-            listeners.push(tokio::spawn(listener.listen(pid, ChildStdout::new(pipe)?)));
-        }
-        if let Some((listener, pipe)) = settings.on_stderr_line.clone().zip(worker.stderr.take()) {
-            listeners.push(tokio::spawn(listener.listen(pid, ChildStderr::new(pipe)?)));
-        }
-        Ok(listeners)
+        let out = settings.on_stdout_line.clone().zip(worker.stdout.take());
+        let err = settings.on_stderr_line.clone().zip(worker.stderr.take());
+        let both = out.into_iter().chain(err);
+        Ok(both.map(|(listener, pipe)| Listening::begin(listener, pid, pipe)).collect::<Result<_, _>>()?)
     }
 
     /// Shakes hands with a new process and runs the pool's start task in it.
@@ -101,7 +95,7 @@ impl Supervisor {
             endings: Vec::new(),
             unfinished: Vec::new(),
             max_memory,
-            listeners: Vec::new(),
+            listening: Vec::new(),
             stopping: None,
         })
     }

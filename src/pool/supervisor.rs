@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Handle, Id};
-use tokio::task::JoinHandle;
 
 use super::answers::Ring;
 use super::job::{Job, Outcome};
 use super::life::Event;
+use super::output::Listening;
 use super::seat::Seat;
 use super::state::{End, Ending, Next, Phase, Shared};
 use super::trace;
@@ -72,7 +72,7 @@ pub(super) struct Process {
     /// With how many bytes in memory it is replaced.
     pub(super) max_memory: Option<u64>,
     /// Who reads its stdout and stderr.
-    pub(super) listeners: Vec<JoinHandle<()>>,
+    pub(super) listening: Vec<Listening>,
     /// The task that has been asked to stop by itself.
     pub(super) stopping: Option<Stopping>,
 }
