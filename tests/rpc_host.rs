@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use multiproc::{Client, blocking_serve, channel, duplex, serve};
+use multiproc::{CallError, Client, blocking_serve, channel, duplex, serve};
 
 mod support;
 
@@ -106,6 +106,55 @@ fn a_call_goes_on_in_another_runtime_while_the_first_is_idle() {
         Poll::Pending => false,
     }));
     drop(call);
+    drop(client);
+    service.join().unwrap().unwrap();
+}
+
+/// Says that it is dropped.
+struct Gone(mpsc::Sender<()>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+    }
+}
+
+#[test]
+fn a_call_that_ends_with_its_runtime_is_cancelled() {
+    let (ours, theirs) = duplex::<u32, u32>().unwrap();
+    let (said, begun) = mpsc::channel();
+    let (gone, is_gone) = mpsc::channel();
+    let service = thread::spawn(move || {
+        support::block_on(serve(theirs, move |n| {
+            let gone = Gone(gone.clone());
+            said.send(()).unwrap();
+            async move {
+                let _gone = gone;
+                pending::<()>().await;
+                n
+            }
+        }))
+    });
+    let client = Client::new(ours);
+    for is_kept in [false, true] {
+        let runtime = support::runtime();
+        let theirs = client.clone();
+        let mut call = Box::pin(async move { theirs.call(7).await });
+        for _ in 0..2 {
+            // The first time it may only let others come.
+            assert!(runtime.block_on(poll_once(&mut call)).is_pending());
+        }
+        begun.recv_timeout(Duration::from_secs(20)).unwrap();
+        if is_kept {
+            drop(runtime);
+            assert!(matches!(support::block_on(call), Err(CallError::Io(_))));
+        } else {
+            // It is a younger task than the reader, which goes first.
+            drop(runtime.spawn(call));
+            drop(runtime);
+        }
+        is_gone.recv_timeout(Duration::from_secs(20)).expect("its handler runs on");
+    }
     drop(client);
     service.join().unwrap().unwrap();
 }

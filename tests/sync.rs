@@ -331,3 +331,50 @@ async fn three_thousand_tasks_of_a_process_meet_at_one_barrier() {
         met.unwrap();
     }
 }
+
+/// Its reader went before it, and then nobody told the broker that it was not wanted any more.
+#[test]
+fn an_acquire_whose_runtime_has_ended_leaves_the_line() {
+    for is_kept in [false, true] {
+        let lock = Semaphore::new(1).unwrap();
+        let permit = lock.blocking_acquire().unwrap();
+        let runtime = support::runtime();
+        let theirs = lock.clone();
+        let mut acquire = Box::pin(async move { theirs.acquire().await });
+        assert!(runtime.block_on(poll_once(&mut acquire)).is_pending());
+        if is_kept {
+            drop(runtime);
+            assert!(matches!(support::block_on(acquire), Err(SyncError::Io(_))));
+        } else {
+            // It is a younger task than the reader, which goes first.
+            drop(runtime.spawn(acquire));
+            drop(runtime);
+        }
+        drop(permit);
+        let next = async { tokio::time::timeout(Duration::from_secs(20), lock.acquire()).await };
+        assert!(!support::block_on(next).expect("a permit that nobody has").unwrap().after_death());
+    }
+}
+
+#[test]
+fn one_whose_runtime_has_ended_is_not_before_a_barrier_any_more_and_has_not_died() {
+    let barrier = Barrier::new(2).unwrap();
+    let (tx, mut rx) = channel().unwrap();
+    tx.blocking_send(barrier.clone()).unwrap();
+    let other = rx.blocking_recv().unwrap().unwrap();
+    let runtime = support::runtime();
+    let mut wait = Box::pin(other.wait());
+    assert!(runtime.block_on(poll_once(&mut wait)).is_pending());
+    drop(runtime);
+    assert!(matches!(support::block_on(wait), Err(SyncError::Io(_))));
+    drop(other);
+    support::block_on(async {
+        settle().await;
+        let mut first = Box::pin(barrier.wait());
+        assert!(poll_once(&mut first).await.is_pending());
+        settle().await;
+        assert!(poll_once(&mut first).await.is_pending(), "it does not count");
+        let (first, second): (Result<BarrierWait, _>, _) = tokio::join!(first, barrier.wait());
+        assert!(!first.unwrap().after_death() && !second.unwrap().after_death());
+    });
+}

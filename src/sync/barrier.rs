@@ -92,7 +92,8 @@ impl Barrier {
         let token = self.tokens.fetch_add(1, Ordering::Relaxed);
         let mut waiting = Waiting { holder: &self.holder, token, over: false };
         let answer = self.holder.ask(Request::Wait(token)).await;
-        waiting.over = true;
+        // One that failed here may still wait there.
+        waiting.over = answer.is_ok();
         answer?.ok_or(SyncError::Closed)
     }
 
@@ -107,7 +108,7 @@ impl Barrier {
     }
 }
 
-/// Tells the broker, behind the cancellation, that it was one and no death.
+/// Tells the broker, behind the cancellation, that it was one and no death. An error may be one, too.
 struct Waiting<'a> {
     holder: &'a Holder<Gate>,
     token: u64,

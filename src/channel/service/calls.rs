@@ -289,13 +289,14 @@ impl Call<'_> {
                 Poll::Pending
             }
             (Some(Slot::Waiting { .. }), Some(end)) => Poll::Ready(Err(end.error(unanswered))),
-            (Some(slot @ Slot::Answered(_)), _) => match std::mem::replace(slot, Slot::Abandoned) {
+            (Some(slot @ Slot::Answered(_)), _) => match std::mem::replace(slot, Slot::Over) {
                 Slot::Answered(frame) => Poll::Ready(Ok(frame)),
-                Slot::Waiting { .. } | Slot::Abandoned => Poll::Ready(Err(unanswered)),
+                Slot::Waiting { .. } | Slot::Over | Slot::Abandoned => Poll::Ready(Err(unanswered)),
             },
-            (Some(Slot::Abandoned) | None, _) => {
+            (Some(Slot::Abandoned), _) => {
                 Poll::Ready(Err(io::Error::other("the runtime that waited for the answer has ended").into()))
             }
+            (Some(Slot::Over) | None, _) => Poll::Ready(Err(unanswered)),
         }
     }
 }
@@ -303,8 +304,8 @@ impl Call<'_> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         let mut table = self.calls.table();
-        let waits = matches!(table.open.get(&self.id), Some(Slot::Waiting { .. }));
-        if waits && self.sent && table.end.is_none() {
+        let is_unanswered = matches!(table.open.get(&self.id), Some(Slot::Waiting { .. } | Slot::Abandoned));
+        if is_unanswered && self.sent && table.end.is_none() {
             drop(table);
             // While it is in the table: else the client may be another process's by now, which knows nothing of this call.
             // If it can't be told, it is going to see the end.

@@ -30,7 +30,9 @@ pub(super) enum Slot {
         waker: Option<Waker>,
     },
     Answered(Frame),
-    /// Its reader is gone.
+    /// Its answer was taken.
+    Over,
+    /// Its reader is gone, and its answer may be yet to come.
     Abandoned,
 }
 
@@ -126,7 +128,7 @@ impl Slot {
     pub(super) fn take_waker(&mut self) -> Option<Waker> {
         match self {
             Self::Waiting { waker, .. } => waker.take(),
-            Self::Answered(_) | Self::Abandoned => None,
+            Self::Answered(_) | Self::Over | Self::Abandoned => None,
         }
     }
 
