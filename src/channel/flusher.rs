@@ -31,7 +31,8 @@ pub(crate) fn is_fd_congestion(error: &io::Error) -> bool {
 /// Waits until fds may be tried again. The caller's own runtime may have no timers.
 pub(crate) async fn pause() -> io::Result<()> {
     if let Ok(runtime) = runtime() {
-        return runtime.spawn(tokio::time::sleep(FD_PAUSE)).await.map_err(io::Error::other);
+        // A sleep belongs to the runtime in which it is made.
+        return runtime.spawn(async { tokio::time::sleep(FD_PAUSE).await }).await.map_err(io::Error::other);
     }
     // As in `start`: it may be for want of fds that there is none.
     let (sleeps, over) = oneshot::channel::<()>();
@@ -205,6 +206,13 @@ fn spawn_thread(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// It made the timer in the caller's runtime.
+    #[test]
+    fn a_pause_needs_no_timers_of_who_pauses_and_no_runtime() {
+        Builder::new_current_thread().enable_io().build().unwrap().block_on(pause()).unwrap();
+        crate::channel::block::block_on(pause()).unwrap();
+    }
 
     #[test]
     fn an_exit_waits_for_what_is_owed_and_gives_up_when_nothing_moves() {
