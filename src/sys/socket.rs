@@ -326,6 +326,11 @@ pub(crate) fn has_ended(socket: impl AsFd) -> io::Result<bool> {
     Ok(!fds[0].revents().is_empty())
 }
 
+/// Whether nothing is in the socket that has bytes; `SIOCINQ` in unix(7).
+pub(crate) fn is_drained(socket: impl AsFd) -> io::Result<bool> {
+    Ok(rustix::io::ioctl_fionread(socket)? == 0)
+}
+
 /// How often this thread has called sendmsg and recvmsg, so that a test can say what something costs.
 #[cfg(test)]
 pub(crate) mod calls {

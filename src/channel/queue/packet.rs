@@ -91,8 +91,10 @@ pub(super) fn recv(
         buffer.clear();
         buffer.reserve(PACKET);
         match socket::recv_into(&socket, &mut buffer, PACKET, Wait::No) {
-            // So reads the end, and so does an empty packet, which no sender of ours sends.
-            Ok(Received { len: 0, .. }) if socket::has_ended(&socket)? => return Ok(None),
+            // So reads the end, and so does an empty packet, which no sender of ours sends. Others may lie behind that.
+            Ok(Received { len: 0, .. }) if socket::has_ended(&socket)? && socket::is_drained(&socket)? => {
+                return Ok(None);
+            }
             Ok(received) => (buffer.split(), received),
             Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
                 return Ok(Some(Err(refused("a packet that is longer than a queue's packets"))));

@@ -64,6 +64,20 @@ async fn an_empty_packet_of_a_misbehaving_sender_is_not_the_end() {
     assert!(rx.next().await.is_none());
 }
 
+/// That all senders are gone was taken for the end, whatever was still there.
+#[test]
+fn what_lies_behind_an_empty_packet_comes_also_when_its_sender_is_gone() {
+    let (theirs, rx) = pair();
+    socket::send(&theirs, &[IoSlice::new(&[]), IoSlice::new(&[])], &[]).unwrap();
+    packet(&theirs, 2, 1, &[], &[1, 9]);
+    drop(theirs);
+    assert!(matches!(rx.blocking_recv(), Err(RecvError::Decode(_))));
+    assert_eq!(rx.blocking_recv().unwrap(), Some(vec![9]));
+    for _ in 0..2 {
+        assert_eq!(rx.blocking_recv().unwrap(), None);
+    }
+}
+
 /// `Stream` asks no more of the items than `recv`: that they are made of what came.
 #[test]
 fn a_receiver_is_a_stream_of_any_item_that_can_be_received() {
