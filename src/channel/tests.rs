@@ -9,14 +9,13 @@ use std::task::Poll;
 use bytes::BytesMut;
 
 use super::inbox::Inbox;
-use super::moved::Move;
 use super::socket::Socket;
 use super::{Client, Duplex, Receiver, SharedBytes, SharedBytesMut, value};
 use crate::error::{CallError, RecvError};
 use crate::sys::memory;
 use crate::sys::socket::{self, Ready, Wait};
 use crate::wire::extra::Extra;
-use crate::wire::frame::{ANSWER, Frame, VALUE};
+use crate::wire::frame::{ANSWER, Frame, Limits, VALUE};
 use crate::wire::held::Held;
 
 /// A frame's bytes.
@@ -279,13 +278,13 @@ async fn a_client_whose_move_is_called_off_goes_on_though_its_reader_has_seen_th
         let call = client.call(0);
         write(&theirs, &answer(id, 7));
         assert_eq!(call.await.unwrap(), 7, "call {id}");
-        let ((), its_move) = Move::begin(|| drop(value::encode(&client, usize::MAX).unwrap()));
+        let (_, moves) = value::encode_moving(&client, Limits::default()).unwrap();
         assert!(matches!(client.call(0).await, Err(CallError::Io(_))), "it is under way");
         // What nobody waits for wakes the reader.
         write(&theirs, &answer(100, 7));
         for _ in 0..5 {
             tokio::task::yield_now().await;
         }
-        its_move.call_off();
+        moves.call_off();
     }
 }

@@ -9,8 +9,8 @@ use serde::de::DeserializeOwned;
 use crate::error::{RecvError, SendError};
 use crate::wire::body::{self, Parts};
 use crate::wire::extra::Extra;
-use crate::wire::fds;
-use crate::wire::frame::{Frame, Limits, VALUE};
+use crate::wire::fds::{self, Moves};
+use crate::wire::frame::{Frame, Limits, MAX_FDS, VALUE};
 use crate::wire::held::Held;
 
 /// Bodies up to this many bytes are made in a buffer that is used again, and then cost one allocation of their size.
@@ -23,27 +23,35 @@ thread_local! {
 
 /// Makes a frame of a value and the fds in it. `max` bounds the body in bytes.
 pub(crate) fn encode<T: Serialize>(value: &T, max: usize) -> Result<Frame, SendError> {
-    let mut parts = Parts::new(BUFFER.take().unwrap_or_default());
-    let (encoded, fds) = fds::collect(|| parts.encode(value, max));
-    if encoded.is_ok() && parts.is_written() && parts.written.len() <= SMALL {
-        let body = Held::copy(&parts.written);
-        parts.written.clear();
-        BUFFER.set(Some(parts.written));
-        return Ok(Frame { kind: VALUE, id: 0, body, more: Extra::default(), fds });
-    }
-    encoded?;
-    let (body, more) = parts.take(0);
-    Ok(Frame { kind: VALUE, id: 0, body, more, fds })
+    encode_within(value, Limits { body: max, fds: MAX_FDS })
 }
 
 /// As [`encode`], within the limits of an end.
 pub(crate) fn encode_within<T: Serialize>(value: &T, limits: Limits) -> Result<Frame, SendError> {
-    let frame = encode(value, limits.body)?;
-    if frame.fds.len() > limits.fds {
-        let (count, most) = (frame.fds.len(), limits.fds);
-        return Err(SendError::Encode(format!("{count} file descriptors in one message, where {most} may be").into()));
-    }
-    Ok(frame)
+    encode_moving(value, limits).map(|(frame, _)| frame)
+}
+
+/// As [`encode_within`], for a message that may not be sent after all.
+pub(crate) fn encode_moving<T: Serialize>(value: &T, limits: Limits) -> Result<(Frame, Moves), SendError> {
+    let mut parts = Parts::new(BUFFER.take().unwrap_or_default());
+    let ((), fds, moves) = fds::collect_moving(|| {
+        parts.encode(value, limits.body)?;
+        let (count, most) = (fds::held(), limits.fds);
+        if count > most {
+            let why = format!("{count} file descriptors in one message, where {most} may be");
+            return Err(SendError::Encode(why.into()));
+        }
+        Ok(())
+    })?;
+    let (body, more) = if parts.is_written() && parts.written.len() <= SMALL {
+        let body = Held::copy(&parts.written);
+        parts.written.clear();
+        BUFFER.set(Some(parts.written));
+        (body, Extra::default())
+    } else {
+        parts.take(0)
+    };
+    Ok((Frame { kind: VALUE, id: 0, body, more, fds }, moves))
 }
 
 /// Reads the value of a frame, and closes the fds that are no part of it.

@@ -158,8 +158,7 @@ fn encode_each<T: Serialize>(values: &[T], out: &mut BytesMut, max: usize) -> us
     out.reserve(values.len().min(max) * 12);
     let begin = out.len();
     let (mut count, mut start) = (0, begin);
-    // The fds in all so far, and the most in one: to encode an end of a channel moves it, so one that is too much is better not
-    // encoded in vain.
+    // The fds in all so far, and the most in one: one that is too much is better not encoded in vain.
     let (mut held, mut most) = (0, 0);
     while let Err(panic) = catch(|| {
         for value in &values[count..] {
@@ -195,14 +194,13 @@ fn encode_result<T: Serialize>(result: &T, out: &mut BytesMut, max: usize) -> Ex
     // Outside a message an fd is an error, and nearly nothing has one: where it is that, it is encoded once more.
     match try_one(result, out, max) {
         Ok(()) => Extra::default(),
-        Err(_) => fds::collect(|| encode_one(result, out, max)).1,
-    }
-}
-
-#[inline]
-fn encode_one<T: Serialize>(value: &T, out: &mut BytesMut, max: usize) {
-    if let Err(failure) = try_one(value, out, max) {
-        put_failure(&failure, out);
+        Err(_) => match fds::collect(|| try_one(result, out, max)) {
+            Ok(((), fds)) => fds,
+            Err(failure) => {
+                put_failure(&failure, out);
+                Extra::default()
+            }
+        },
     }
 }
 

@@ -42,9 +42,8 @@ fn run<T: Task>(
     // A large argument has been decoded; its bytes need not stay while the task runs.
     drop(arguments);
     let output = task.run();
-    let (encoded, leaving) = fds::collect(|| out.encode(&output, max));
-    match encoded {
-        Ok(()) => Ok(leaving),
+    match fds::collect(|| out.encode(&output, max)) {
+        Ok(((), leaving)) => Ok(leaving),
         Err(EncodeError::Failed(error)) => Err(Failure::Encode(error.to_string())),
         Err(EncodeError::TooLarge { len, max }) => Err(Failure::TooLarge { len, max }),
     }
@@ -111,13 +110,13 @@ pub(crate) fn pack_for(
     let mut parts = Parts::new(Run::begin(entry, check(of)));
     let packed = catch_unwind(AssertUnwindSafe(|| fds::collect(|| encode(&mut parts))));
     match packed {
-        Ok((Ok(()), fds)) => {
+        Ok(Ok(((), fds))) => {
             let (body, more) =
                 if parts.is_written() { (Run::finish(parts.written), Extra::default()) } else { parts.take(0) };
             Ok(Parcel { name, body, more, fds })
         }
-        Ok((Err(EncodeError::Failed(source)), _)) => Err(PackError::Encode(source)),
-        Ok((Err(EncodeError::TooLarge { len, max }), _)) => Err(PackError::TooLarge { len, max }),
+        Ok(Err(EncodeError::Failed(source))) => Err(PackError::Encode(source)),
+        Ok(Err(EncodeError::TooLarge { len, max })) => Err(PackError::TooLarge { len, max }),
         Err(payload) => Err(PackError::Panicked(Panic::new(panic_message(payload)))),
     }
 }

@@ -112,11 +112,13 @@ impl<T: Serialize> codec::Encoder<T> for Codec<T> {
         let appended = Appended::to(dst);
         appended.out.put_bytes(0, HEAD_LEN);
         // The scope is also there to keep the value's fds out of a message that is being encoded around this one.
-        let (encoded, fds) = fds::collect(|| body::encode(&value, appended.out, self.max_frame));
-        encoded?;
-        if !fds.is_empty() {
-            return Err(SendError::Encode("a file descriptor cannot travel through a bare Codec".into()));
-        }
+        fds::collect(|| {
+            body::encode(&value, &mut *appended.out, self.max_frame)?;
+            match fds::held() {
+                0 => Ok(()),
+                _ => Err(SendError::Encode("a file descriptor cannot travel through a bare Codec".into())),
+            }
+        })?;
         let (_, mut frame) = appended.out.split_at_mut(start);
         Head { len: frame.len() - HEAD_LEN, kind: VALUE, fds: 0, id: 0 }.put(&mut frame);
         appended.keep();
@@ -180,7 +182,8 @@ mod tests {
     fn a_file_descriptor_is_refused_and_its_duplicate_closed() {
         let (ours, theirs) = socket::stream_pair().unwrap();
         let mut dst = BytesMut::from("before");
-        let (refused, collected) = fds::collect(|| Codec::new(9).encode(Handle(theirs), &mut dst));
+        let (refused, collected) =
+            fds::collect(|| Ok::<_, ()>(Codec::new(9).encode(Handle(theirs), &mut dst))).unwrap();
         assert!(matches!(refused, Err(SendError::Encode(_))));
         assert_eq!(dst, "before");
         assert!(collected.is_empty(), "a message around it gets none of them");

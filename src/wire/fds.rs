@@ -4,10 +4,15 @@
 //! while it is decoded, the place is traded for the fd that came with the frame. Whose part of the stack that is says a
 //! scope, and its part is gone on every exit, by error and by panic too, so no fd can slip into another message. Most
 //! values have no fd: for them a scope is three numbers.
+//!
+//! To encode an end of a channel moves it, in the same breath as its fd is put down. So the stack is also where it is known
+//! whether it has really gone: one whose fd is not collected, as its message can't be sent, has not.
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Display;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Deserializer, Serialize as _, Serializer};
 
@@ -32,7 +37,58 @@ enum Work {
 
 thread_local! {
     static SCOPE: Cell<Scope> = const { Cell::new(Scope { work: Work::None, begin: 0, end: 0 }) };
-    static STACK: RefCell<Vec<Option<OwnedFd>>> = const { RefCell::new(Vec::new()) };
+    static STACK: RefCell<Vec<Place>> = const { RefCell::new(Vec::new()) };
+}
+
+/// An fd's place on the stack.
+struct Place {
+    /// While nobody has claimed it.
+    fd: Option<OwnedFd>,
+    /// What calls off the move of the end that it is of.
+    its_move: Option<Move>,
+}
+
+impl From<OwnedFd> for Place {
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd: Some(fd), its_move: None }
+    }
+}
+
+/// It does not travel.
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(its_move) = &self.its_move {
+            its_move.call_off();
+        }
+    }
+}
+
+/// That an end has gone to another process with a message, if that is sent.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Move {
+    is_off: Arc<AtomicBool>,
+}
+
+impl Move {
+    fn call_off(&self) {
+        self.is_off.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_off(&self) -> bool {
+        self.is_off.load(Ordering::Relaxed)
+    }
+}
+
+/// The moves of all ends in one message.
+#[derive(Debug)]
+#[must_use = "they stand, unless they are called off"]
+pub(crate) struct Moves(Extra<Move>);
+
+impl Moves {
+    /// For a message that nobody has and nobody will have: with it go the duplicates of the ends.
+    pub(crate) fn call_off(&self) {
+        self.0.iter().for_each(Move::call_off);
+    }
 }
 
 impl Scope {
@@ -56,11 +112,11 @@ impl Guard {
     }
 
     /// Enters a decoder's scope that holds these.
-    fn holding(fds: impl ExactSizeIterator<Item = Option<OwnedFd>>) -> Self {
+    fn holding(places: impl ExactSizeIterator<Item = Place>) -> Self {
         let guard = Self::enter(Work::Decoding);
         let scope = SCOPE.get();
-        SCOPE.set(Scope { end: scope.begin + fds.len(), ..scope });
-        STACK.with_borrow_mut(|stack| stack.extend(fds));
+        SCOPE.set(Scope { end: scope.begin + places.len(), ..scope });
+        STACK.with_borrow_mut(|stack| stack.extend(places));
         guard
     }
 }
@@ -77,18 +133,28 @@ impl Drop for Guard {
 
 /// Takes all that the scope holds but the first `count`.
 #[cold]
-fn take(count: usize) -> Vec<Option<OwnedFd>> {
+fn take(count: usize) -> Vec<Place> {
     let scope = SCOPE.get();
     SCOPE.set(Scope { end: scope.begin + count, ..scope });
     STACK.with_borrow_mut(|stack| stack.split_off(scope.begin + count))
 }
 
-/// Runs an encoder, and gives the fds that its values put down.
-pub(crate) fn collect<R>(encode: impl FnOnce() -> R) -> (R, Extra<OwnedFd>) {
+/// Runs an encoder, and gives the fds that its values put down. If it fails or panics they are closed, and the ends that they
+/// are of have not moved.
+pub(crate) fn collect<R, E>(encode: impl FnOnce() -> Result<R, E>) -> Result<(R, Extra<OwnedFd>), E> {
+    collect_moving(encode).map(|(result, fds, _)| (result, fds))
+}
+
+/// As [`collect`], for a message that may not be sent after all.
+pub(crate) fn collect_moving<R, E>(encode: impl FnOnce() -> Result<R, E>) -> Result<(R, Extra<OwnedFd>, Moves), E> {
     let _guard = Guard::enter(Work::Encoding);
-    let result = encode();
-    let fds = if held() > 0 { take(0).into_iter().flatten().collect() } else { Extra::default() };
-    (result, fds)
+    let result = encode()?;
+    if held() == 0 {
+        return Ok((result, Extra::default(), Moves(Extra::default())));
+    }
+    let mut places = take(0);
+    let moves = places.iter_mut().filter_map(|place| place.its_move.take()).collect();
+    Ok((result, places.iter_mut().filter_map(|place| place.fd.take()).collect(), Moves(moves)))
 }
 
 /// How many fds were put down so far.
@@ -110,17 +176,17 @@ pub(crate) fn provide<R>(fds: Extra<OwnedFd>, decode: impl FnOnce() -> R) -> R {
     let _guard = if fds.is_empty() {
         Guard::enter(Work::Decoding)
     } else {
-        Guard::holding(fds.into_vec().into_iter().map(Some))
+        Guard::holding(fds.into_vec().into_iter().map(Place::from))
     };
     decode()
 }
 
 /// Fds that came with several values, which are decoded one by one. What they leave is closed when it is dropped.
-pub(crate) struct Arrived(Vec<Option<OwnedFd>>);
+pub(crate) struct Arrived(Vec<Place>);
 
 impl Arrived {
     pub(crate) fn new(fds: Extra<OwnedFd>) -> Self {
-        Self(fds.into_vec().into_iter().map(Some).collect())
+        Self(fds.into_vec().into_iter().map(Place::from).collect())
     }
 
     /// Runs the decoder of one of them.
@@ -164,9 +230,17 @@ fn put_down(fd: impl AsFd) -> Result<u32, String> {
     }
     let place = u32::try_from(scope.held()).map_err(text)?;
     let fd = socket::duplicate(fd).map_err(text)?;
-    STACK.with_borrow_mut(|stack| stack.push(Some(fd)));
+    STACK.with_borrow_mut(|stack| stack.push(fd.into()));
     SCOPE.set(Scope { end: scope.end + 1, ..scope });
     Ok(place)
+}
+
+/// Says that an end has moved, whose fd was the last to be put down. Gives what may call that off.
+pub(crate) fn moved() -> Option<Move> {
+    if held() == 0 {
+        return None;
+    }
+    STACK.with_borrow_mut(|stack| stack.last_mut().map(|place| place.its_move.get_or_insert_default().clone()))
 }
 
 /// Decodes an fd: claims the one that came with the frame.
@@ -179,7 +253,7 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
 fn claim(place: usize) -> Option<OwnedFd> {
     let scope = SCOPE.get();
     let is_here = scope.work == Work::Decoding && place < scope.held();
-    if is_here { STACK.with_borrow_mut(|stack| stack.get_mut(scope.begin + place)?.take()) } else { None }
+    if is_here { STACK.with_borrow_mut(|stack| stack.get_mut(scope.begin + place)?.fd.take()) } else { None }
 }
 
 fn text(error: impl Display) -> String {
@@ -208,7 +282,7 @@ mod tests {
 
     #[test]
     fn fds_travel_by_their_place_and_each_is_claimed_once() {
-        let (bytes, fds) = collect(|| postcard::to_allocvec(&(handle(), 7u8, handle())).unwrap());
+        let (bytes, fds) = collect(|| postcard::to_allocvec(&(handle(), 7u8, handle()))).unwrap();
         assert_eq!(bytes, [0, 7, 1]);
         assert_eq!(fds.len(), 2);
         let twice = provide(vec![socket::stream_pair().unwrap().0].into(), || {
@@ -225,7 +299,7 @@ mod tests {
 
     impl Serialize for Nested {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-            let (inner, fds) = collect(|| postcard::to_allocvec(&(handle(), handle(), handle())).unwrap());
+            let (inner, fds) = collect(|| postcard::to_allocvec(&(handle(), handle(), handle()))).unwrap();
             assert_eq!((&*inner, fds.len()), (&[0, 1, 2][..], 3));
             (&self.0, &self.1).serialize(serializer)
         }
@@ -234,7 +308,7 @@ mod tests {
     #[test]
     fn a_message_within_a_message_keeps_its_fds_to_itself() {
         let value = (handle(), Nested(handle(), handle()));
-        let (bytes, fds) = collect(|| postcard::to_allocvec(&value).unwrap());
+        let (bytes, fds) = collect(|| postcard::to_allocvec(&value)).unwrap();
         assert_eq!((&*bytes, fds.len()), (&[0, 1, 2][..], 3));
         provide(fds, || {
             let inner = provide(vec![socket::stream_pair().unwrap().0].into(), || postcard::from_bytes::<Handle>(&[0]));
@@ -252,14 +326,19 @@ mod tests {
     #[test]
     fn a_panic_or_an_error_leaves_nothing_for_the_next_message() {
         catch_unwind(|| {
-            collect(|| {
+            collect::<(), ()>(|| {
                 postcard::to_allocvec(&handle()).unwrap();
                 panic!("in an encoder")
             })
         })
         .unwrap_err();
         assert!(postcard::to_allocvec(&handle()).is_err(), "the scope is gone");
-        assert!(collect(|| ()).1.is_empty());
+        let failed = collect(|| {
+            postcard::to_allocvec(&handle()).unwrap();
+            Err::<(), _>("in an encoder")
+        });
+        assert_eq!(failed.err(), Some("in an encoder"));
+        assert!(collect(|| Ok::<_, ()>(())).unwrap().1.is_empty());
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::error::{RecvError, SendError};
 use crate::sys::socket::{Received, Wait};
 use crate::sys::{memory, socket};
 use crate::wire::extra::Extra;
+use crate::wire::fds::Moves;
 use crate::wire::frame::{Frame, HEAD_LEN, Head, Limits, VALUE};
 use crate::wire::held::Held;
 
@@ -45,7 +46,12 @@ pub(super) struct Packet {
 
 impl Packet {
     pub(super) fn new<T: Serialize>(item: &T, limits: Limits) -> Result<Self, SendError> {
-        let mut frame = value::encode_within(item, limits)?;
+        Self::new_moving(item, limits).map(|(packet, _)| packet)
+    }
+
+    /// As [`new`](Self::new), for one that may not be sent after all.
+    pub(super) fn new_moving<T: Serialize>(item: &T, limits: Limits) -> Result<(Self, Moves), SendError> {
+        let (mut frame, moves) = value::encode_moving(item, limits)?;
         let long = frame.wire_len() > PACKET;
         if long {
             frame.kind = CONTINUED;
@@ -66,9 +72,9 @@ impl Packet {
             let mut whole = body.into_bytes();
             let rest = whole.split_off(INLINE);
             body = whole.into();
-            fds.push(memory::write(iter::once(&rest).chain(&more))?);
+            fds.push(memory::write(iter::once(&rest).chain(&more)).inspect_err(|_| moves.call_off())?);
         }
-        Ok(Self { head, body, fds })
+        Ok((Self { head, body, fds }, moves))
     }
 
     /// Sends it whole, or not at all.

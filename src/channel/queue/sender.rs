@@ -14,7 +14,6 @@ use futures::Sink;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::packet::Packet;
-use crate::channel::moved::Move;
 use crate::channel::socket::Socket;
 use crate::channel::turns::Turns;
 use crate::channel::{flusher, travel};
@@ -134,11 +133,10 @@ impl<T: Serialize> QueueSender<T> {
     pub fn try_send(&self, item: T) -> Result<(), TrySendError<T>> {
         let Some(shared) = &self.shared else { return Err(TrySendError::Closed(item)) };
         // Whether there is room says only the send itself: other processes send, too.
-        let (packet, its_ends) = Move::begin(|| Packet::new(&item, self.limits));
-        let packet = packet.map_err(TrySendError::Refused)?;
+        let (packet, moves) = Packet::new_moving(&item, self.limits).map_err(TrySendError::Refused)?;
         let Err(error) = packet.send(&shared.socket) else { return Ok(()) };
         drop(packet);
-        its_ends.call_off();
+        moves.call_off();
         if error.kind() == io::ErrorKind::WouldBlock || flusher::is_fd_congestion(&error) {
             return Err(TrySendError::Full(item));
         }
