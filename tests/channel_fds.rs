@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read as _, Seek as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -16,6 +16,8 @@ use multiproc::{
 };
 use rustix::process::{Resource, Rlimit, Uid, getrlimit, setrlimit};
 use rustix::thread::set_thread_res_uid;
+
+mod support;
 
 multiproc::test_support!();
 
@@ -161,6 +163,35 @@ async fn fds_that_the_receiver_has_no_room_for_cost_that_message_alone() {
     assert_eq!(alive.recv().await.unwrap(), Some(7));
     assert_eq!(go.recv().await.unwrap().as_deref(), Some("[1, 2]"));
     child.join().await.unwrap();
+}
+
+/// What the host printed went into it.
+#[test]
+fn fds_that_arrive_are_none_of_stdio_where_the_host_has_closed_that() {
+    support::alone("fds_that_arrive_are_none_of_stdio_where_the_host_has_closed_that", || {
+        let (tx, mut rx) = channel::<(u8, Option<Fd<File>>)>().unwrap();
+        let null = || Some(Fd::from(File::options().read(true).write(true).open("/dev/null").unwrap()));
+        for n in [1, 2] {
+            tx.blocking_send((n, null())).unwrap();
+        }
+        tx.blocking_send((3, None)).unwrap();
+        #[expect(unsafe_code, reason = "it is a host that closes its stdout")]
+        // SAFETY: nobody uses it meanwhile but std, which does not mind.
+        drop(unsafe { OwnedFd::from_raw_fd(1) });
+        let (_, fd) = rx.blocking_recv().unwrap().unwrap();
+        assert!(fd.as_ref().unwrap().as_raw_fd() > 2);
+        assert!(!support::exists("/proc/self/fd/1"));
+        // There is room below 3 alone.
+        let before = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(3), maximum: before.maximum }).unwrap();
+        let second = rx.blocking_recv();
+        setrlimit(Resource::Nofile, before).unwrap();
+        let stdout = File::options().write(true).open("/dev/null").unwrap();
+        assert_eq!(stdout.as_raw_fd(), 1);
+        std::mem::forget(stdout);
+        assert!(matches!(second, Err(RecvError::Decode(why)) if why.to_string().contains("too many are open here")));
+        assert_eq!(rx.blocking_recv().unwrap().unwrap().0, 3);
+    });
 }
 
 #[tokio::test]

@@ -134,11 +134,11 @@ fn receive(socket: impl AsFd, buf: &mut [MaybeUninit<u8>], flags: libc::c_int) -
             return Err(error);
         }
     };
-    let fds = collect(&message);
+    let (fds, lost) = collect(&message);
     if message.msg_flags & libc::MSG_TRUNC != 0 {
         return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
     }
-    Ok(Received { len: received, fds, fds_lost: message.msg_flags & libc::MSG_CTRUNC != 0 })
+    Ok(Received { len: received, fds, fds_lost: lost || message.msg_flags & libc::MSG_CTRUNC != 0 })
 }
 
 /// Whether a receive may wait until something is there.
@@ -215,9 +215,10 @@ pub(crate) fn register(socket: Arc<OwnedFd>, ready: Ready) -> io::Result<AsyncFd
     Ok(unsafe { AsyncFd::register_with_interest(socket, ready.into()) }?)
 }
 
-/// Takes ownership of every fd in a received control buffer.
-fn collect(message: &libc::msghdr) -> Vec<OwnedFd> {
-    let mut fds = Vec::new();
+/// Takes ownership of every fd in a received control buffer. Says whether some of them are lost, as there was no place for
+/// them but 0, 1 or 2.
+fn collect(message: &libc::msghdr) -> (Vec<OwnedFd>, bool) {
+    let (mut fds, mut lost) = (Vec::new(), false);
     // SAFETY: the kernel filled `message` in, so msg_control and msg_controllen describe initialised headers; the CMSG_*
     // functions stay within them.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
@@ -235,13 +236,16 @@ fn collect(message: &libc::msghdr) -> Vec<OwnedFd> {
                     let data = libc::CMSG_DATA(header).cast::<RawFd>();
                     OwnedFd::from_raw_fd(data.add(index).read_unaligned())
                 };
-                fds.push(fd);
+                match above_stdio(fd) {
+                    Ok(fd) => fds.push(fd),
+                    Err(_) => lost = true,
+                }
             }
         }
         // SAFETY: `header` came from this message.
         header = unsafe { libc::CMSG_NXTHDR(message, header) };
     }
-    fds
+    (fds, lost)
 }
 
 /// Room for one `SCM_RIGHTS` header with the most fds that the kernel sends, aligned for a `cmsghdr`.
