@@ -215,8 +215,8 @@ pub(crate) fn register(socket: Arc<OwnedFd>, ready: Ready) -> io::Result<AsyncFd
     Ok(unsafe { AsyncFd::register_with_interest(socket, ready.into()) }?)
 }
 
-/// Takes ownership of every fd in a received control buffer. Says whether some of them are lost, as there was no place for
-/// them but 0, 1 or 2.
+/// Takes ownership of every fd in a received control buffer, and gives those that were sent. Says whether some of them are
+/// lost, as there was no place for them but 0, 1 or 2.
 fn collect(message: &libc::msghdr) -> (Vec<OwnedFd>, bool) {
     let (mut fds, mut lost) = (Vec::new(), false);
     // SAFETY: the kernel filled `message` in, so msg_control and msg_controllen describe initialised headers; the CMSG_*
@@ -225,20 +225,27 @@ fn collect(message: &libc::msghdr) -> (Vec<OwnedFd>, bool) {
     while !header.is_null() {
         // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR only return null or a whole header inside the buffer; checked above.
         let (level, kind, len) = unsafe { ((*header).cmsg_level, (*header).cmsg_type, (*header).cmsg_len) };
-        if level == libc::SOL_SOCKET && kind == libc::SCM_RIGHTS {
+        if level == libc::SOL_SOCKET && matches!(kind, libc::SCM_RIGHTS | SCM_PIDFD) {
             // SAFETY: only computes a length.
             let data_len = len - unsafe { libc::CMSG_LEN(0) } as usize;
             for index in 0..data_len / mem::size_of::<RawFd>() {
-                // SAFETY: `index` is below the number of fds that the kernel wrote behind this header, and each of them
-                // is an open fd that nobody else in this process owns yet.
-                let fd = unsafe {
+                // SAFETY: `index` is below the number of fds that the kernel wrote behind this header.
+                let number = unsafe {
                     #[expect(clippy::cast_ptr_alignment, reason = "it is read unaligned")]
                     let data = libc::CMSG_DATA(header).cast::<RawFd>();
-                    OwnedFd::from_raw_fd(data.add(index).read_unaligned())
+                    data.add(index).read_unaligned()
                 };
-                match above_stdio(fd) {
-                    Ok(fd) => fds.push(fd),
-                    Err(_) => lost = true,
+                if number < 0 {
+                    // Where there was no free fd for a pidfd, the error is in its place.
+                    continue;
+                }
+                // SAFETY: it is an open fd that nobody else in this process owns yet.
+                let fd = unsafe { OwnedFd::from_raw_fd(number) };
+                if kind == libc::SCM_RIGHTS {
+                    match above_stdio(fd) {
+                        Ok(fd) => fds.push(fd),
+                        Err(_) => lost = true,
+                    }
                 }
             }
         }
@@ -248,13 +255,25 @@ fn collect(message: &libc::msghdr) -> (Vec<OwnedFd>, bool) {
     (fds, lost)
 }
 
-/// Room for one `SCM_RIGHTS` header with the most fds that the kernel sends, aligned for a `cmsghdr`.
+/// The kind of a header with a pidfd of the sender, since Linux 6.5. Whoever shares a socket can have one come with each
+/// message (`SO_PASSPIDFD`).
+const SCM_PIDFD: libc::c_int = 4;
+
+/// Room for one `SCM_RIGHTS` header with the most fds that the kernel sends, aligned for a `cmsghdr`, and for what somebody who
+/// shares the socket may have come along: the sender's credentials, and its pidfd.
 ///
 /// Less room would make the kernel drop fds of a peer that sends more.
 struct ControlBuffer([MaybeUninit<u64>; ControlBuffer::WORDS]);
 
 impl ControlBuffer {
-    const WORDS: usize = (mem::size_of::<libc::cmsghdr>() + MAX_FDS_PER_CALL * mem::size_of::<RawFd>()).div_ceil(8) + 1;
+    const WORDS: usize = Self::words(MAX_FDS_PER_CALL * mem::size_of::<RawFd>())
+        + Self::words(mem::size_of::<libc::ucred>())
+        + Self::words(mem::size_of::<RawFd>());
+
+    /// What a header with so many bytes of data takes; `CMSG_SPACE` in cmsg(3).
+    const fn words(data: usize) -> usize {
+        (mem::size_of::<libc::cmsghdr>() + data).div_ceil(8)
+    }
 
     fn new() -> Self {
         Self([MaybeUninit::uninit(); Self::WORDS])
@@ -387,6 +406,45 @@ mod tests {
         assert_eq!(read(&b).unwrap().1.len(), MAX_FDS_PER_CALL);
         let error = send(&a, &[IoSlice::new(b"x")], &vec![a.as_fd(); MAX_FDS_PER_CALL + 1]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    /// Asks for a pidfd of the sender with each message; before Linux 6.5 there is none.
+    fn ask_for_pidfds(socket: &OwnedFd) -> bool {
+        const SO_PASSPIDFD: libc::c_int = 76;
+        let yes: libc::c_int = 1;
+        // SAFETY: `yes` is as many bytes as is said.
+        let asked =
+            unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PASSPIDFD, (&raw const yes).cast(), 4) };
+        asked == 0
+    }
+
+    fn pidfds_of_this_process() -> usize {
+        let me = format!("Pid:\t{}", std::process::id());
+        let infos = std::fs::read_dir("/proc/self/fdinfo").unwrap();
+        infos
+            .filter(|info| {
+                std::fs::read_to_string(info.as_ref().unwrap().path())
+                    .is_ok_and(|info| info.lines().any(|line| line == me))
+            })
+            .count()
+    }
+
+    /// Whoever has the socket, too, may have asked for it.
+    #[test]
+    fn a_pidfd_that_comes_with_a_message_is_closed_and_takes_no_room_of_its_fds() {
+        let (a, b) = stream_pair().unwrap();
+        rustix::net::sockopt::set_socket_passcred(&b, true).unwrap();
+        if !ask_for_pidfds(&b) {
+            return;
+        }
+        let before = pidfds_of_this_process();
+        for _ in 0..100 {
+            send(&a, &[IoSlice::new(b"x")], &[]).unwrap();
+            assert_eq!(read(&b).unwrap().1.len(), 0);
+        }
+        assert!(pidfds_of_this_process() < before + 50, "they are open");
+        send(&a, &[IoSlice::new(b"x")], &vec![a.as_fd(); MAX_FDS_PER_CALL]).unwrap();
+        assert_eq!(read(&b).unwrap().1.len(), MAX_FDS_PER_CALL);
     }
 
     #[test]
