@@ -3,8 +3,9 @@
 use std::future::Future as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::{Arc, Weak};
-use std::task::{Context, Wake, Waker};
+use std::sync::{Arc, Weak, mpsc};
+use std::task::{Context, RawWaker, RawWakerVTable, Wake, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -94,4 +95,43 @@ fn a_waker_that_uses_the_channel_when_it_is_dropped_may_do_so() {
         let waker = Waker::from(Arc::new(Task(Arc::downgrade(&tx))));
         assert!(send.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
     }
+}
+
+/// A waker that runs something when it is cloned, and then wakes nobody.
+fn when_cloned(work: impl Fn() + Send + Sync + 'static) -> Waker {
+    static SEEING: RawWakerVTable = RawWakerVTable::new(see, |_| (), |_| (), |_| ());
+
+    #[expect(unsafe_code, reason = "no safe waker runs code of its maker's when it is cloned")]
+    fn see(work: *const ()) -> RawWaker {
+        // SAFETY: it is what was leaked below.
+        unsafe { (*work.cast::<Box<dyn Fn() + Send + Sync>>())() };
+        RawWaker::new(work, &SEEING)
+    }
+
+    let work: Box<dyn Fn() + Send + Sync> = Box::new(work);
+    let work: &'static _ = Box::leak(Box::new(work));
+    #[expect(unsafe_code, reason = "as above")]
+    // SAFETY: the functions may be called on any thread, with what is never freed.
+    unsafe {
+        Waker::from_raw(RawWaker::new(std::ptr::from_ref(work).cast(), &SEEING))
+    }
+}
+
+#[test]
+fn a_waker_that_uses_the_channel_when_it_is_cloned_may_do_so() {
+    let (tx, _rx) = channel::<Vec<u8>>().unwrap();
+    let tx = Arc::new(tx);
+    let (done, is_done) = mpsc::channel();
+    std::thread::spawn(move || {
+        let theirs = Arc::clone(&tx);
+        let waker = when_cloned(move || drop(theirs.send(Vec::new()).now_or_never()));
+        let mut send = Box::pin(tx.send(vec![7; LARGE]));
+        let mut behind = Box::pin(tx.send(vec![7; LARGE]));
+        for _ in 0..3 {
+            assert!(send.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            assert!(behind.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        }
+        done.send(()).unwrap();
+    });
+    is_done.recv_timeout(Duration::from_secs(20)).expect("it waits for itself");
 }

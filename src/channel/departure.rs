@@ -98,7 +98,7 @@ impl<'a> Departure<'a> {
             if moving {
                 line.mover = Mover::Thread;
             } else if let Ok(until) = attempted {
-                former = line.wait(&mut self.ticket, until, &waker);
+                former = line.wait(&mut self.ticket, until, waker.clone());
                 start = line.appoint_flusher();
             }
             self.sending.release(line, start);

@@ -257,17 +257,29 @@ impl Sending {
         self: &Arc<Self>,
         cx: &mut Context<'_>,
         ticket: &mut Option<u64>,
-        attempt: impl FnOnce(&mut Line, &Socket, &Waker) -> Attempt,
+        mut attempt: impl FnMut(&mut Line, &Socket, &Waker) -> Attempt,
     ) -> Poll<Result<(), SendError>> {
-        let mut line = self.line();
-        let attempted = attempt(&mut line, &self.socket, cx.waker());
-        let (mut former, mut start) = (None, false);
-        if let Ok(until @ (Until::Room | Until::Left(_))) = attempted {
-            former = line.wait(ticket, until, cx.waker());
-            start = line.appoint_flusher();
-        }
-        self.release(line, start);
-        drop(former);
+        let mut waker = None;
+        let attempted = loop {
+            let mut line = self.line();
+            let attempted = attempt(&mut line, &self.socket, cx.waker());
+            let Ok(until @ (Until::Room | Until::Left(_))) = attempted else {
+                self.release(line, false);
+                break attempted;
+            };
+            // To clone a waker is other people's code, which may use this end, or panic: not under the lock. Most don't wait,
+            // so it is cloned when one is to, and then tried once more.
+            let Some(waker) = waker.take() else {
+                self.release(line, false);
+                waker = Some(cx.waker().clone());
+                continue;
+            };
+            let former = line.wait(ticket, until, waker);
+            let start = line.appoint_flusher();
+            self.release(line, start);
+            drop(former);
+            break attempted;
+        };
         match attempted {
             Ok(Until::Return) => {
                 // Not tokio's `yield_now`, which leaves it to the runtime: a thread of that may be blocked in this very poll.
@@ -402,11 +414,11 @@ impl Line {
 
     /// Gives what waited under this ticket before, which is dropped when the line is free: a waker is other people's code.
     #[must_use]
-    pub(super) fn wait(&mut self, ticket: &mut Option<u64>, until: Until, waker: &Waker) -> Option<Waiting> {
+    pub(super) fn wait(&mut self, ticket: &mut Option<u64>, until: Until, waker: Waker) -> Option<Waiting> {
         let ticket = *ticket.get_or_insert_with(|| {
             self.tickets += 1;
             self.tickets
         });
-        self.waiting.insert(ticket, Waiting { until, waker: waker.clone() })
+        self.waiting.insert(ticket, Waiting { until, waker })
     }
 }
