@@ -4,7 +4,7 @@ use std::future::Future as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::{Arc, Weak, mpsc};
-use std::task::{Context, RawWaker, RawWakerVTable, Wake, Waker};
+use std::task::{Context, Poll, RawWaker, RawWakerVTable, Wake, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -134,4 +134,33 @@ fn a_waker_that_uses_the_channel_when_it_is_cloned_may_do_so() {
         done.send(()).unwrap();
     });
     is_done.recv_timeout(Duration::from_secs(20)).expect("it waits for itself");
+}
+
+/// Panics, or says that it was woken.
+struct Woken(Option<mpsc::Sender<()>>);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        let _ = self.0.as_ref().expect("on purpose").send(());
+    }
+}
+
+/// The others were taken out of the line, and slept for good.
+#[test]
+fn a_waker_that_panics_keeps_no_other_send_from_its_news() {
+    let (tx, mut rx) = channel::<Vec<u8>>().unwrap();
+    let (said, woken) = mpsc::channel();
+    let mut large = Box::pin(tx.send(vec![7; LARGE]));
+    let mut cx = Context::from_waker(Waker::noop());
+    while !matches!(large.as_mut().poll(&mut cx), Poll::Pending) {}
+    // Both wait for room.
+    let mut sends = Vec::new();
+    for said in [None, Some(said)] {
+        let mut send = Box::pin(tx.send(Vec::new()));
+        let waker = Waker::from(Arc::new(Woken(said)));
+        assert!(send.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        sends.push(send);
+    }
+    assert_eq!(rx.blocking_recv().unwrap().unwrap().len(), LARGE);
+    woken.recv_timeout(Duration::from_secs(20)).expect("it sleeps for good");
 }

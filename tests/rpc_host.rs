@@ -243,3 +243,77 @@ fn a_waker_may_use_the_client_when_it_is_dropped() {
     });
     is_done.recv_timeout(Duration::from_secs(20)).expect("it waits for itself");
 }
+
+/// A waker that panics, or counts.
+struct Woken(Option<Arc<AtomicUsize>>);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.as_ref().expect("on purpose").fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Ten calls, of which one counts how often it is woken, and the others panic.
+fn call_with_bad_wakers(client: &Client<u32, u32>) -> (Vec<Pin<Box<impl Future>>>, Arc<AtomicUsize>) {
+    let count = Arc::new(AtomicUsize::new(0));
+    let mut calls = Vec::new();
+    for n in 0..10 {
+        let waker = Waker::from(Arc::new(Woken((n == 9).then(|| Arc::clone(&count)))));
+        let mut call = Box::pin(client.call(n));
+        // The first time it may only let others come, and wakes itself.
+        for waker in [Waker::noop(), &waker] {
+            assert!(call.as_mut().poll(&mut Context::from_waker(waker)).is_pending());
+        }
+        calls.push(call);
+    }
+    (calls, count)
+}
+
+#[test]
+fn wakers_that_panic_keep_no_call_from_the_news_that_there_are_no_more_answers() {
+    for by_the_server in [true, false] {
+        let (ours, theirs) = duplex::<u32, u32>().unwrap();
+        let client = Client::new(ours);
+        let runtime = support::runtime();
+        let (calls, count) = runtime.block_on(async { call_with_bad_wakers(&client) });
+        if by_the_server {
+            drop(theirs);
+            let told = async {
+                while count.load(Ordering::Relaxed) == 0 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            runtime
+                .block_on(async { tokio::time::timeout(Duration::from_secs(20), told).await })
+                .expect("it sleeps for good");
+        } else {
+            drop(runtime);
+            assert_eq!(count.load(Ordering::Relaxed), 1);
+        }
+        drop(calls);
+    }
+}
+
+#[tokio::test]
+async fn a_waker_that_panics_takes_no_other_call_its_answer() {
+    let (ours, theirs) = duplex::<u32, u32>().unwrap();
+    let (open, gate) = mpsc::channel();
+    let service = thread::spawn(move || {
+        blocking_serve(theirs, |n: u32| {
+            gate.recv().unwrap();
+            n
+        })
+    });
+    let client = Client::new(ours);
+    let mut bad = Box::pin(client.call(1));
+    let waker = Waker::from(Arc::new(Woken(None)));
+    assert!(bad.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    let mut good = Box::pin(client.call(2));
+    assert!(poll_once(&mut good).await.is_pending());
+    open.send(()).unwrap();
+    open.send(()).unwrap();
+    assert_eq!(good.await.unwrap(), 2);
+    assert_eq!(bad.await.unwrap(), 1);
+    drop(client);
+    service.join().unwrap().unwrap();
+}

@@ -309,7 +309,8 @@ impl Sending {
             flusher::start(Arc::clone(self));
         }
         for (_, told) in told {
-            told.waker.wake();
+            // They are out of the line, so a panic of one must not keep the others from it.
+            unheeded(|| told.waker.wake());
         }
         drop(spent);
     }

@@ -23,6 +23,7 @@ use crate::channel::sending::Sending;
 use crate::channel::value;
 use crate::error::{CallError, SendError};
 use crate::sys::socket::has_ended;
+use crate::task::unheeded;
 use crate::wire::frame::{ANSWER, CANCEL, Frame, REFUSAL};
 
 #[derive(Debug)]
@@ -175,7 +176,7 @@ impl Calls {
         table.end.get_or_insert(end);
         let told: Vec<_> = table.open.values_mut().filter_map(Slot::take_waker).collect();
         drop(table);
-        told.into_iter().for_each(Waker::wake);
+        told.into_iter().for_each(|waker: Waker| unheeded(|| waker.wake()));
     }
 
     /// A reader ends.

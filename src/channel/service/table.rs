@@ -10,6 +10,7 @@ use tokio::task::AbortHandle;
 
 use crate::channel::flusher;
 use crate::error::{CallError, RecvError};
+use crate::task::unheeded;
 use crate::wire::frame::Frame;
 
 #[derive(Debug, Default)]
@@ -138,7 +139,8 @@ impl Slot {
 
     pub(super) fn wake(mut self) {
         if let Some(waker) = self.take_waker() {
-            waker.wake();
+            // It is somebody else's code, and its panic is not the others' concern.
+            unheeded(|| waker.wake());
         }
     }
 }
