@@ -128,6 +128,8 @@ impl Calls {
                 drop(sides);
                 return self.poll_step_down(cx, place);
             }
+            // What comes next is read by whoever comes first, so what this says is entered before the sides are free: an end
+            // that was known before an answer would be that answer's.
             let end = match ready!(sides.receiving.poll_frame(cx)) {
                 Ok(Some(frame)) if frame.kind == REFUSAL && frame.id == ALL => {
                     // Each call is told, so no more of it is kept than a server says.
@@ -135,16 +137,18 @@ impl Calls {
                     value::decode(frame).map_or_else(End::from, |reason| End::Refused(kept(reason)))
                 }
                 Ok(Some(frame)) if matches!(frame.kind, ANSWER | REFUSAL) => {
+                    let told = self.answered(frame);
                     drop(sides);
-                    self.answered(frame);
+                    wake(told);
                     continue;
                 }
                 Ok(Some(_)) => sides.receiving.refuse("a frame that is no answer").into(),
                 Ok(None) => End::Gone,
                 Err(error) => error.into(),
             };
+            let told = self.ended(end);
             drop(sides);
-            self.ended(end);
+            wake(told);
             return Poll::Ready(Over::Ended);
         }
     }
@@ -162,21 +166,22 @@ impl Calls {
         Poll::Ready(Over::SteppedDown)
     }
 
-    fn answered(&self, frame: Frame) {
+    /// Enters an answer. Gives who is to be woken.
+    fn answered(&self, frame: Frame) -> Option<Waker> {
         let mut table = self.table();
+        let slot = table.open.get_mut(&frame.id)?;
         // Nobody waits any more for what was cancelled.
-        let Some(slot @ Slot::Waiting { .. }) = table.open.get_mut(&frame.id) else { return };
-        let told = std::mem::replace(slot, Slot::Answered(frame));
-        drop(table);
-        told.wake();
+        let Slot::Waiting { waker, .. } = slot else { return None };
+        let told = waker.take();
+        *slot = Slot::Answered(frame);
+        told
     }
 
-    fn ended(&self, end: End) {
+    /// Enters the end. Gives who is to be woken.
+    fn ended(&self, end: End) -> Vec<Waker> {
         let mut table = self.table();
         table.end.get_or_insert(end);
-        let told: Vec<_> = table.open.values_mut().filter_map(Slot::take_waker).collect();
-        drop(table);
-        told.into_iter().for_each(|waker: Waker| unheeded(|| waker.wake()));
+        table.open.values_mut().filter_map(Slot::take_waker).collect()
     }
 
     /// A reader ends.
@@ -190,13 +195,20 @@ impl Calls {
             return;
         }
         let abandoned = table.open.values_mut().filter(|slot| slot.waits_at(place));
-        let told: Vec<_> = abandoned.map(|slot| std::mem::replace(slot, Slot::Abandoned)).collect();
+        let abandoned: Vec<_> = abandoned.map(|slot| std::mem::replace(slot, Slot::Abandoned)).collect();
         drop(table);
-        told.into_iter().for_each(Slot::wake);
+        wake(abandoned.into_iter().filter_map(|mut slot| slot.take_waker()));
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Wakes them all, with nothing locked: a waker is somebody else's code, and a panic of it is not the others' concern.
+fn wake(told: impl IntoIterator<Item = Waker>) {
+    for waker in told {
+        unheeded(|| waker.wake());
     }
 }
 
@@ -324,6 +336,33 @@ impl Drop for Call<'_> {
 mod tests {
     use super::*;
     use crate::sys::socket;
+
+    /// Another reader that saw the end meanwhile had told the caller that there is no answer.
+    #[tokio::test]
+    async fn an_answer_is_known_before_anybody_reads_what_comes_behind_it() {
+        let (theirs, ours) = socket::stream_pair().unwrap();
+        let calls = Calls::new(Sides::new(ours), Bound::Wait(1), 0);
+        let mut bytes = Vec::new();
+        Frame { kind: ANSWER, id: 1, ..Frame::default() }.put_head(&mut bytes);
+        socket::send(&theirs, &[std::io::IoSlice::new(&bytes)], &[]).unwrap();
+        drop(theirs);
+        let table = calls.table();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut cx = Context::from_waker(Waker::noop());
+                calls.poll_read(&mut cx, Place::Flusher).is_ready()
+            });
+            while !socket::is_drained(&**calls.sending.socket()).unwrap() {
+                std::thread::yield_now();
+            }
+            for _ in 0..10_000 {
+                assert!(calls.sides.try_lock().is_err(), "it is taken, and not entered");
+                std::thread::yield_now();
+            }
+            drop(table);
+            assert!(reader.join().unwrap());
+        });
+    }
 
     #[test]
     fn no_call_begins_while_its_client_is_handed_over() {

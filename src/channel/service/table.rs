@@ -10,7 +10,6 @@ use tokio::task::AbortHandle;
 
 use crate::channel::flusher;
 use crate::error::{CallError, RecvError};
-use crate::task::unheeded;
 use crate::wire::frame::Frame;
 
 #[derive(Debug, Default)]
@@ -135,12 +134,5 @@ impl Slot {
 
     pub(super) fn waits_at(&self, here: Place) -> bool {
         matches!(self, Self::Waiting { place, .. } if *place == here)
-    }
-
-    pub(super) fn wake(mut self) {
-        if let Some(waker) = self.take_waker() {
-            // It is somebody else's code, and its panic is not the others' concern.
-            unheeded(|| waker.wake());
-        }
     }
 }
