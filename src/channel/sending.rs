@@ -156,6 +156,11 @@ impl Sending {
         attempted.map_or_else(|result| result, |_| Ok(()))
     }
 
+    /// Whether all that was let in has left.
+    pub(crate) fn has_left(&self) -> bool {
+        self.line().outbox.is_empty()
+    }
+
     /// Takes a ticket out of the line.
     pub(super) fn leave(&self, ticket: u64) {
         let gone = self.line().waiting.remove(&ticket);

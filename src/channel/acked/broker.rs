@@ -142,7 +142,8 @@ impl Broker {
         let mut inbox = Inbox::new(0);
         // However it ends, by a close, a death, or words that make no sense: what it has goes to others.
         while let Ok(Some(frame)) = inbox.frame(sending.socket()).await {
-            if !self.hear(who, &frame) {
+            // One that has not read its last item, and asks for another one, would have us keep any number for it.
+            if (frame.kind == ASK && !sending.has_left()) || !self.hear(who, &frame) {
                 break;
             }
             // One that always has something to say must not keep the others of this thread from running.
@@ -310,6 +311,24 @@ mod tests {
         // Its turn comes when the first one's is over.
         let other = tokio::spawn(async move { serving.is_finished() });
         assert!(!other.await.unwrap());
+    }
+
+    /// It was copied for it each time, and stayed here.
+    #[tokio::test]
+    async fn a_receiver_that_asks_again_and_reads_nothing_is_cut_off() {
+        for (give_up, id) in [(LEAVE, 0), (BACK, 1)] {
+            let (ours, theirs) = pair();
+            let broker = Arc::<Broker>::default();
+            broker.put(Frame { kind: VALUE, body: Bytes::from(vec![7; 8 << 10]).into(), ..Frame::default() }).await;
+            for _ in 0..1000 {
+                theirs.post(word(ASK, 0)).unwrap();
+                theirs.post(word(give_up, id)).unwrap();
+            }
+            let serving = tokio::spawn(Arc::clone(&broker).serve(Arc::clone(&ours)));
+            tokio::time::timeout(std::time::Duration::from_secs(20), serving).await.expect("it is heard").unwrap();
+            assert!(ours.line().outbox.len() < 16 << 10);
+            assert_eq!(broker.state().waiting.len(), 1);
+        }
     }
 
     #[tokio::test]
