@@ -139,6 +139,21 @@ async fn a_missing_directory_is_made_for_us_alone_and_the_file_goes_with_the_lis
     drop(Listener::<u8, u8>::bind(&path).unwrap());
 }
 
+/// Between the look at the name and its removal somebody else had bound there.
+#[test]
+fn a_name_is_not_removed_while_somebody_binds_in_its_directory() {
+    let (dir, path) = private();
+    let listener = Listener::<u32, u32>::bind(&path).unwrap();
+    let binding = File::open(dir.path()).unwrap();
+    rustix::fs::flock(&binding, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    drop(listener);
+    assert!(support::exists(&path));
+    drop(binding);
+    // It is replaced, as one is whose process was killed, and removed with this one.
+    drop(Listener::<u32, u32>::bind(&path).unwrap());
+    assert!(!support::exists(&path));
+}
+
 #[test]
 fn what_somebody_else_put_in_its_place_is_not_removed() {
     let (_dir, path) = private();

@@ -14,6 +14,9 @@ use crate::sys::rendezvous::{self, Directory, Entry};
 /// How long to wait for somebody else who is binding in the same directory, which takes well under a millisecond.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long to wait for that before a name is left there, which the next one replaces that binds to it.
+const LITTLE_PATIENCE: Duration = Duration::from_millis(10);
+
 /// A name that a socket of ours has. Dropping it removes the name, unless it is somebody else's by now.
 #[derive(Debug)]
 pub(super) struct Place {
@@ -40,7 +43,7 @@ impl Place {
         let dir = open_or_make(dir_path)?;
         check(&dir, dir_path, shared)?;
         // Between a look at a stale socket and its replacement nobody else may do the same.
-        lock(&dir)?;
+        lock(&dir, PATIENCE)?;
         let bound =
             bind(&dir, name, path).and_then(|socket| Ok((dir.entry(name)?, listen(&dir, name, shared, socket)?)));
         dir.unlock();
@@ -56,8 +59,12 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if std::process::id() == self.process && self.dir.entry(&self.name).is_ok_and(|entry| entry == self.entry) {
-            let _ = self.dir.remove(&self.name);
+        // Between the look and the removal nobody else may put theirs in its place.
+        if std::process::id() == self.process && lock(&self.dir, LITTLE_PATIENCE).is_ok() {
+            if self.dir.entry(&self.name).is_ok_and(|entry| entry == self.entry) {
+                let _ = self.dir.remove(&self.name);
+            }
+            self.dir.unlock();
         }
     }
 }
@@ -118,8 +125,8 @@ fn listen(dir: &Directory, name: &OsStr, shared: bool, socket: OwnedFd) -> io::R
     listening.map(|()| socket)
 }
 
-fn lock(dir: &Directory) -> io::Result<()> {
-    let until = Instant::now() + PATIENCE;
+fn lock(dir: &Directory, patience: Duration) -> io::Result<()> {
+    let until = Instant::now() + patience;
     loop {
         match dir.try_lock() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < until => {
