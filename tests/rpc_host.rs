@@ -1,5 +1,6 @@
 //! Calls in the hosts that there are: many runtimes, clients that move, wakers and handlers with code of their own.
 
+use std::fs::File;
 use std::future::{Future, pending, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +9,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use multiproc::{CallError, Client, blocking_serve, channel, duplex, serve};
+use multiproc::{CallError, Client, Fd, blocking_serve, channel, duplex, serve};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 mod support;
 
@@ -108,6 +110,60 @@ fn a_call_goes_on_in_another_runtime_while_the_first_is_idle() {
     drop(call);
     drop(client);
     service.join().unwrap().unwrap();
+}
+
+/// As if they had not been sent, it said.
+#[test]
+fn a_call_says_that_there_was_no_room_for_fds_at_either_side() {
+    support::alone("a_call_says_that_there_was_no_room_for_fds_at_either_side", || {
+        const WHY: &str = "too many are open here";
+        let null = || Some(Fd::from(File::open("/dev/null").unwrap()));
+        let all = || std::iter::from_fn(|| File::open("/dev/null").ok()).collect::<Vec<_>>();
+        setrlimit(Resource::Nofile, Rlimit { current: Some(64), maximum: getrlimit(Resource::Nofile).maximum })
+            .unwrap();
+        let runtime = support::runtime();
+        let (ours, theirs) = duplex::<Option<Fd<File>>, Option<Fd<File>>>().unwrap();
+        let client = Client::new(ours);
+        let start = |request| {
+            let mut call = Box::pin(client.call(request));
+            for _ in 0..2 {
+                // The first time it may only let others come.
+                assert!(runtime.block_on(poll_once(&mut call)).is_pending());
+            }
+            call
+        };
+        let call = start(null());
+        let taken = all();
+        let (said, begun) = mpsc::channel();
+        let (open, gate) = mpsc::channel();
+        let service = thread::spawn(move || {
+            blocking_serve(theirs, |_| {
+                said.send(()).unwrap();
+                gate.recv().unwrap()
+            })
+        });
+        match runtime.block_on(call) {
+            Err(CallError::Refused { reason, .. }) => assert!(reason.contains(WHY), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+        drop(taken);
+
+        let (first, second) = (start(None), start(None));
+        open.send(null()).unwrap();
+        // It has answered the first.
+        begun.recv().unwrap();
+        begun.recv().unwrap();
+        let taken = all();
+        match runtime.block_on(first) {
+            Err(CallError::Decode(why)) => assert!(why.to_string().contains(WHY), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        drop(taken);
+        open.send(None).unwrap();
+        assert!(runtime.block_on(second).unwrap().is_none());
+        drop(client);
+        service.join().unwrap().unwrap();
+    });
 }
 
 /// Says that it is dropped.

@@ -108,8 +108,6 @@ pub(crate) struct Inbox {
     /// The body of a large frame that is under way.
     large: Option<Large>,
     state: State,
-    /// Whether fds of the frame that was taken last could not be taken in.
-    fds_lost: bool,
     /// Whether the last read took all that was there: the socket then says when there is more, and to try once more before
     /// that would only cost a call.
     drained: bool,
@@ -123,7 +121,7 @@ impl Inbox {
     /// An inbox that goes on where another one stood; see [`unread`](Self::unread).
     pub(crate) fn resume(max_body: usize, bytes: BytesMut, batches: VecDeque<Batch>) -> Self {
         let decoder = Decoder::new(max_body);
-        Self { bytes, batches, decoder, large: None, state: State::Open, fds_lost: false, drained: false }
+        Self { bytes, batches, decoder, large: None, state: State::Open, drained: false }
     }
 
     /// Bounds the bodies that come from now on, in bytes.
@@ -271,8 +269,8 @@ impl Inbox {
     }
 
     fn frame_of(&mut self, head: Head, body: Held) -> Result<Frame, RecvError> {
-        let fds = self.claim(&head)?;
-        Ok(Frame { kind: head.kind, id: head.id, body, more: Extra::default(), fds })
+        let (fds, fds_lost) = self.claim(&head)?;
+        Ok(Frame { kind: head.kind, id: head.id, body, more: Extra::default(), fds, fds_lost })
     }
 
     /// How long the body is of which the header has come, and it has not.
@@ -280,18 +278,14 @@ impl Inbox {
         self.decoder.begun().map_or(0, |head| head.len)
     }
 
-    /// Whether the frame that was taken last lacks fds that came with it, as this process had none free.
-    pub(crate) fn has_lost_fds(&self) -> bool {
-        self.fds_lost
-    }
-
     /// What is here of the frame that is under way.
     fn here(&self) -> &[u8] {
         self.large.as_ref().map_or(&self.bytes, Large::here)
     }
 
-    /// The fds of a frame that is being taken. They come with its first byte, so they are here before its last one.
-    fn claim(&mut self, head: &Head) -> Result<Extra<OwnedFd>, RecvError> {
+    /// The fds of a frame that is being taken, and whether some are lost. They come with its first byte, so they are here before
+    /// its last one.
+    fn claim(&mut self, head: &Head) -> Result<(Extra<OwnedFd>, bool), RecvError> {
         let batch = if head.fds == 0 { None } else { self.batches.pop_front() };
         for batch in &mut self.batches {
             batch.within = batch.within.saturating_sub(HEAD_LEN + head.len);
@@ -299,12 +293,11 @@ impl Inbox {
         if self.batches.front().is_some_and(|batch| batch.within == 0) {
             return Err(self.refuse("file descriptors that no frame announced"));
         }
-        self.fds_lost = batch.as_ref().is_some_and(|batch| batch.lost);
         match batch {
             Some(batch) if batch.fds.len() != head.fds && !batch.lost => {
                 Err(self.refuse("another number of file descriptors than announced"))
             }
-            batch => Ok(batch.map_or(Extra::default(), |batch| batch.fds.into())),
+            batch => Ok(batch.map_or((Extra::default(), false), |batch| (batch.fds.into(), batch.lost))),
         }
     }
 

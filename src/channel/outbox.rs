@@ -79,7 +79,7 @@ impl Part {
 impl Outbox {
     /// Appends a frame. Gives the position in the stream at which it will have left; see [`sent`](Self::sent).
     pub(crate) fn push(&mut self, frame: Frame) -> u64 {
-        let Frame { kind, id, body, more, fds } = frame;
+        let Frame { kind, id, body, more, fds, .. } = frame;
         self.push_shared(kind, id, (&body, &more), fds)
     }
 

@@ -17,9 +17,6 @@ use crate::error::RecvError;
 use crate::sys::socket as sys;
 use crate::wire::frame::{Frame, Limits, VALUE};
 
-/// Why a value can't be decoded whose fds this process had no room for.
-const FDS_LOST: &str = "file descriptors of the message could not be taken in: too many are open here";
-
 /// The receiving side of a socket.
 #[derive(Debug)]
 pub(crate) struct Receiving {
@@ -118,11 +115,6 @@ impl Receiving {
         }
     }
 
-    /// Whether the frame that was taken last lacks fds, as this process had none free for them.
-    pub(crate) fn has_lost_fds(&self) -> bool {
-        self.inbox.has_lost_fds()
-    }
-
     /// Ends the stream for what the peer did.
     pub(crate) fn refuse(&mut self, reason: &'static str) -> RecvError {
         self.inbox.refuse(reason)
@@ -161,11 +153,7 @@ impl Receiving {
     fn value<T: DeserializeOwned>(&mut self, frame: Result<Option<Frame>, RecvError>) -> Result<Option<T>, RecvError> {
         let broken = match frame {
             Ok(None) => return Ok(None),
-            Ok(Some(frame)) if frame.kind == VALUE => {
-                return value::decode(frame).map(Some).map_err(|error| {
-                    if self.inbox.has_lost_fds() { RecvError::Decode(FDS_LOST.into()) } else { error }
-                });
-            }
+            Ok(Some(frame)) if frame.kind == VALUE => return value::decode(frame).map(Some),
             Ok(Some(_)) => self.inbox.refuse("a frame that is no value"),
             Err(error) => error,
         };

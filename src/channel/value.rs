@@ -51,11 +51,12 @@ pub(crate) fn encode_moving<T: Serialize>(value: &T, limits: Limits) -> Result<(
     } else {
         parts.take(0)
     };
-    Ok((Frame { kind: VALUE, id: 0, body, more, fds }, moves))
+    Ok((Frame { kind: VALUE, body, more, fds, ..Frame::default() }, moves))
 }
 
 /// Reads the value of a frame, and closes the fds that are no part of it.
 pub(crate) fn decode<T: DeserializeOwned>(frame: Frame) -> Result<T, RecvError> {
-    let Frame { body, fds: arrived, .. } = frame;
-    fds::provide(arrived, || body::decode_shared(&body)).map_err(RecvError::Decode)
+    let Frame { body, fds: arrived, fds_lost, .. } = frame;
+    fds::provide(arrived, || body::decode_shared(&body))
+        .map_err(|error| RecvError::Decode(if fds_lost { fds::LOST.into() } else { error }))
 }

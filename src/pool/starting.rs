@@ -123,7 +123,8 @@ impl Supervisor {
         let id = {
             let mut desk = self.seat.desk();
             let id = desk.take_id();
-            desk.push(Frame { kind: Kind::Run as u8, id, body: task.body.clone(), more: task.more.clone(), fds });
+            let (body, more) = (task.body.clone(), task.more.clone());
+            desk.push(Frame { kind: Kind::Run as u8, id, body, more, fds, ..Frame::default() });
             id
         };
         let answer = async {

@@ -152,7 +152,7 @@ impl ProcessBuilder {
             if Handle::try_current().is_err() {
                 return Err(SpawnError::Io(io::Error::other("not in a tokio runtime")));
             }
-            let run = Frame { kind: Kind::Run as u8, id: 1, body, more, fds };
+            let run = Frame { kind: Kind::Run as u8, id: 1, body, more, fds, ..Frame::default() };
             let worker = start::start(&self.plan, &self.name, Some(run)).await?;
             Ok(Process::new(worker, name)?)
         }

@@ -123,10 +123,10 @@ pub(crate) fn pack_for(
 
 /// Decodes a task's result from the frame that brought it.
 pub(crate) fn unpack<R: DeserializeOwned>(frame: Frame) -> Result<R, TaskError> {
-    let Frame { body, fds: arrived, .. } = frame;
+    let Frame { body, fds: arrived, fds_lost, .. } = frame;
     match catch_unwind(AssertUnwindSafe(|| fds::provide(arrived, || body::decode_shared(&body)))) {
         Ok(Ok(result)) => Ok(result),
-        Ok(Err(error)) => Err(TaskError::Decode(error)),
+        Ok(Err(error)) => Err(TaskError::Decode(if fds_lost { fds::LOST.into() } else { error })),
         Err(payload) => Err(TaskError::Panicked(Panic::new(panic_message(payload)))),
     }
 }

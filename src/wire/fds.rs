@@ -20,6 +20,9 @@ use crate::sys::socket;
 use crate::wire::extra::Extra;
 use crate::wire::frame::MAX_FDS;
 
+/// Why a value can't be decoded whose fds this process had no room for.
+pub(crate) const LOST: &str = "file descriptors of the message could not be taken in: too many are open here";
+
 /// What this thread is doing with fds at the moment, and which part of the stack that is about.
 #[derive(Clone, Copy)]
 struct Scope {

@@ -78,6 +78,8 @@ pub(crate) struct Frame {
     /// Of a frame that leaves, what follows the body's beginning; of one that has come, nothing.
     pub(crate) more: Extra<Bytes>,
     pub(crate) fds: Extra<OwnedFd>,
+    /// Of one that has come: some of its fds could not be taken in, as this process had none free.
+    pub(crate) fds_lost: bool,
 }
 
 impl Frame {

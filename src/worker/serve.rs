@@ -177,7 +177,7 @@ impl<'a> Server<'a> {
             }
         }
         let (body, more) = self.scratch.take(HEAD_LEN);
-        self.outbox.push(Frame { kind: kind as u8, id, body, more, fds });
+        self.outbox.push(Frame { kind: kind as u8, id, body, more, fds, ..Frame::default() });
         // At once: in the outbox it would be lost to the next task's crash.
         flush(&mut self.outbox, self.socket)
     }

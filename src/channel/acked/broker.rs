@@ -75,7 +75,8 @@ impl Item {
     fn frame(&self) -> io::Result<Frame> {
         let fds = self.fds.duplicate()?;
         let kind = if self.again { AGAIN } else { VALUE };
-        Ok(Frame { kind, id: self.id, body: self.body.clone(), more: self.more.clone(), fds })
+        let (body, more) = (self.body.clone(), self.more.clone());
+        Ok(Frame { kind, id: self.id, body, more, fds, ..Frame::default() })
     }
 }
 

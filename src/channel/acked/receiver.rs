@@ -140,11 +140,12 @@ impl<T: DeserializeOwned> AckedReceiver<T> {
                 let again = frame.kind == AGAIN;
                 // First: where the item's own decoder panics, it goes back.
                 let claim = Claim { id: frame.id, sending: Arc::clone(&self.sending), _out: Arc::clone(&self.out) };
+                let lost = frame.fds_lost;
                 match value::decode(frame) {
                     Ok(item) => Ok(Some(Delivery { item, claim, again })),
                     // Another one may have room. An error that ends the `Stream`, else it would get the item again at once,
                     // and for ever.
-                    Err(_) if self.receiving.has_lost_fds() => Err(io::Error::other(NO_ROOM).into()),
+                    Err(_) if lost => Err(io::Error::other(NO_ROOM).into()),
                     Err(error) => {
                         let _ = claim.give_up(ACK);
                         Err(error)
