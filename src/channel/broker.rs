@@ -30,7 +30,7 @@ const MOST_FOREIGN: usize = if cfg!(test) { 8 } else { 4096 };
 
 /// The most questions of one holder that are open at once, over all its clones in a process; one more is an error. They
 /// must not wait for each other, for one may be what the others wait for. The asking side holds a future for each, so what
-/// the broker holds for it is in proportion.
+/// the broker holds for it is in proportion; and of the answers that one does not read, few are encoded.
 const MOST_ASKED: usize = if cfg!(test) { 64 } else { 1 << 20 };
 
 /// What the broker does for one holder. Dropping it is the holder's end, after which nobody asks any more.

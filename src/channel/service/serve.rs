@@ -4,7 +4,7 @@ use std::any::Any;
 use std::collections::{HashMap, VecDeque};
 use std::error::Error;
 use std::fmt::Write as _;
-use std::future::poll_fn;
+use std::future::{poll_fn, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use pin_project_lite::pin_project;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 
 use super::{ALL, MAX_CALLS};
 use crate::channel::outbox::Outbox;
@@ -26,6 +27,10 @@ use crate::wire::frame::{ANSWER, CANCEL, Frame, Limits, REFUSAL, REQUEST};
 
 /// Requests that wait are read ahead while they are less than this many bytes, so that their cancellation is seen.
 const AHEAD: usize = 256 * 1024;
+
+/// How many answers may be encoded and not have left. The others wait as what their handlers gave, so a client that does not
+/// read has few bytes and fds kept for it.
+const LEAVING: usize = 64;
 
 /// The most that a refusal says, in bytes.
 pub(super) const MAX_REASON: usize = 1024;
@@ -88,6 +93,7 @@ where
     let mut sides = end.into_sides();
     let sending = Arc::clone(&sides.sending);
     let limits = sides.receiving.limits();
+    let turns = Semaphore::new(LEAVING);
     let mut open = HashMap::new();
     let mut running = FuturesUnordered::new();
     loop {
@@ -110,18 +116,24 @@ where
                     Ok(request) => Ok(Handling { future: Some(handler(request)) }),
                     Err(error) => Err(refusal(id, &reason(&error))),
                 });
-                let sending = &sending;
+                let (sending, turns) = (&sending, &turns);
                 let call = async move {
+                    let mut turn = None;
                     let frame = match begun.and_then(|begun| begun) {
                         Ok(handling) => {
-                            let answered =
-                                AssertUnwindSafe(async { answer(id, &handling.await, limits) }).catch_unwind();
-                            answered.await.unwrap_or_else(|payload| refusal(id, &panicked(payload)))
+                            let answering = AssertUnwindSafe(async {
+                                // It may be withdrawn while it waits, and is dropped as the handler is then.
+                                let given = Handling { future: Some(ready(handling.await)) };
+                                turn = turns.acquire().await.ok();
+                                answer(id, &given.await, limits)
+                            });
+                            answering.catch_unwind().await.unwrap_or_else(|payload| refusal(id, &panicked(payload)))
                         }
                         Err(refusal) => refusal,
                     };
                     // Whoever can't be answered has gone, which is read next.
                     let _ = sending.send(frame).await;
+                    drop(turn);
                 };
                 let call = Abortable::new(call, registration);
                 running.push(async move {
@@ -247,7 +259,8 @@ impl Waiting {
 }
 
 pin_project! {
-    /// A handler's future. It is dropped where other calls are at work, or their service ends, so a panic of that is caught.
+    /// A handler's future, or what that gave. It is dropped where other calls are at work, or their service ends, so a panic of
+    /// that is caught.
     struct Handling<F> {
         #[pin]
         future: Option<F>,
