@@ -219,9 +219,9 @@ async fn a_flush_after_the_end_of_a_peer_that_has_not_read_all_is_an_error() {
     }
 }
 
-/// The thread that had been left the rest of a message, and waited for more room than there was, kept the socket open.
-#[tokio::test]
-async fn an_end_that_goes_when_others_have_sent_its_rest_takes_nothing_more() {
+/// Two ends of which the one has sent what filled the socket, and what that had left to a thread: which has not noticed yet, as
+/// it waits for more room than there is.
+async fn with_a_rest_sent_by_others() -> (Duplex<Vec<u8>, Vec<u8>>, Duplex<Vec<u8>, Vec<u8>>) {
     let (ours, mut theirs) = duplex::<Vec<u8>, Vec<u8>>().unwrap();
     let mut pending = loop {
         let mut leaving = Box::pin(ours.send(vec![7; 40_000]));
@@ -236,7 +236,28 @@ async fn an_end_that_goes_when_others_have_sent_its_rest_takes_nothing_more() {
     theirs.recv().await.unwrap().unwrap();
     assert!(pending.as_mut().now_or_never().is_some(), "there is room for the rest, but not much");
     drop(pending);
-    drop(ours);
-    let sending = async { while theirs.send(vec![7; 40_000]).await.is_ok() {} };
+    (ours, theirs)
+}
+
+async fn has_nobody_at_the_other_end(end: Duplex<Vec<u8>, Vec<u8>>) {
+    let sending = async { while end.send(vec![7; 40_000]).await.is_ok() {} };
     tokio::time::timeout(Duration::from_secs(10), sending).await.expect("it waits for room");
+}
+
+/// The thread kept the socket open.
+#[tokio::test]
+async fn an_end_that_goes_when_others_have_sent_its_rest_takes_nothing_more() {
+    let (ours, theirs) = with_a_rest_sent_by_others().await;
+    drop(ours);
+    has_nobody_at_the_other_end(theirs).await;
+}
+
+/// Here, too, though the end was another's by then.
+#[tokio::test]
+async fn an_end_that_has_moved_when_others_had_sent_its_rest_is_open_nowhere_else() {
+    let (ours, theirs) = with_a_rest_sent_by_others().await;
+    let (tx, mut rx) = channel().unwrap();
+    tx.send(ours).await.unwrap();
+    drop(rx.recv().await.unwrap().unwrap());
+    has_nobody_at_the_other_end(theirs).await;
 }

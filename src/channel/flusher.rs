@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 
 use super::sending::Sending;
 use crate::sys::home::Home;
@@ -44,17 +45,18 @@ pub(crate) async fn pause() -> io::Result<()> {
     Ok(())
 }
 
-/// Sends what is under way until nothing is. If there can be no thread, the sending side fails.
-pub(super) fn start(sending: Arc<Sending>) {
+/// Sends what is under way until nothing is. If there can be no thread, the sending side fails. Gives what ends that sooner, where
+/// it can be.
+pub(super) fn start(sending: Arc<Sending>) -> Option<AbortHandle> {
     if let Ok(runtime) = runtime() {
-        drop(runtime.spawn(flush(sending)));
-        return;
+        return Some(runtime.spawn(flush(sending)).abort_handle());
     }
     // A runtime has fds of its own, and there may be none just now.
     let theirs = Arc::clone(&sending);
     if let Err(error) = spawn_thread(move || flush_alone(&theirs)) {
         sending.fail(&error);
     }
+    None
 }
 
 /// Waits until this process owes nothing; for its exit, which takes the thread along. It gives up when nothing at all has

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use tokio::task::AbortHandle;
 
 use super::departure::Departure;
 use super::flusher::{self, Debt, is_fd_congestion};
@@ -50,6 +51,8 @@ pub(super) struct Line {
     /// Behind [`State::Moved`].
     moved: Moved,
     pub(super) mover: Mover,
+    /// The flusher's task for this end, while it is the mover.
+    task: Option<AbortHandle>,
     /// While the flusher is to send something.
     debt: Option<Debt<'static>>,
     /// Who waits, by ticket: in the order in which they came.
@@ -116,6 +119,7 @@ impl Sending {
             state: State::Open,
             moved: Moved::default(),
             mover: Mover::None,
+            task: None,
             debt: None,
             waiting: BTreeMap::new(),
             tickets: SINK,
@@ -227,6 +231,11 @@ impl Sending {
         let given = give()?;
         line.state = State::Moved;
         line.moved.set();
+        // A flusher whose work others have done waits for much room before it sees that, and keeps the socket open here.
+        if let Some(task) = line.task.take() {
+            line.mover = Mover::None;
+            task.abort();
+        }
         Ok(given)
     }
 
@@ -241,6 +250,7 @@ impl Sending {
         let moved = line.outbox.sent() != before;
         if result.is_ok() {
             line.mover = Mover::None;
+            line.task = None;
         }
         if moved {
             flusher::moved();
@@ -311,7 +321,9 @@ impl Sending {
         }
         drop(line);
         if start {
-            flusher::start(Arc::clone(self));
+            let task = flusher::start(Arc::clone(self));
+            let mut line = self.line();
+            line.task = task.filter(|_| line.mover == Mover::Flusher);
         }
         for (_, told) in told {
             // They are out of the line, so a panic of one must not keep the others from it.
@@ -397,6 +409,7 @@ impl Line {
         self.lost |= !self.outbox.is_empty();
         self.outbox.abandon(&mut self.spent);
         self.mover = Mover::None;
+        self.task = None;
         self.news = true;
         // A peer in the middle of a frame learns that it is cut.
         let _ = socket::end_sending(socket);
