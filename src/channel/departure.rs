@@ -12,7 +12,8 @@ use std::thread;
 use tokio::task::coop;
 
 use super::block;
-use super::sending::{Attempt, Line, Mover, Sending, Until};
+use super::line::{Attempt, Line, Mover, Until};
+use super::sending::Sending;
 use super::socket::Socket;
 use crate::error::SendError;
 use crate::sys::socket::{self, Ready};

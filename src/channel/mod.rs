@@ -3,6 +3,7 @@
 //! ```text
 //!  Sender  Receiver  Duplex        typed ends; travel.rs makes them values, moved.rs says whether they have gone
 //!  sending.rs  receiving.rs        one direction each: who waits, who moves, what is an end
+//!  line.rs                         what of a sending side is behind its lock
 //!  parent.rs                       a channel between two programs
 //!  departure.rs  gather.rs         one frame's way out; and when it waits for others
 //!  flusher.rs                      who goes on when the socket is full
@@ -28,6 +29,7 @@ mod fd;
 pub(crate) mod flusher;
 mod gather;
 pub(crate) mod inbox;
+mod line;
 mod listener;
 mod moved;
 pub(crate) mod outbox;

@@ -10,29 +10,20 @@
 //! What has begun to leave moves whether or not its sender is still there or is being polled, so no dropped or forgotten
 //! future can leave the peer in the middle of a frame. This file knows nothing of values.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::mem;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
-use tokio::task::AbortHandle;
-
 use super::departure::Departure;
-use super::flusher::{self, Debt, is_fd_congestion};
-use super::gather::Gathering;
-use super::moved::Moved;
-use super::outbox::Outbox;
+use super::flusher;
+use super::line::{Attempt, Line, Mover, SINK, State, Until};
 use super::socket::Socket;
 use crate::error::SendError;
 use crate::sys::socket;
 use crate::task::unheeded;
 use crate::wire::frame::Frame;
-
-/// A frame is let in while less than this many bytes are under way.
-const ROOM: usize = 64 * 1024;
 
 /// The sending side of a socket.
 #[derive(Debug)]
@@ -43,92 +34,9 @@ pub(crate) struct Sending {
     pub(super) due: AtomicUsize,
 }
 
-#[derive(Debug)]
-pub(super) struct Line {
-    pub(super) outbox: Outbox,
-    pub(super) gathering: Gathering,
-    state: State,
-    /// Behind [`State::Moved`].
-    moved: Moved,
-    pub(super) mover: Mover,
-    /// The flusher's task for this end, while it is the mover.
-    task: Option<AbortHandle>,
-    /// While the flusher is to send something.
-    debt: Option<Debt<'static>>,
-    /// Who waits, by ticket: in the order in which they came.
-    waiting: BTreeMap<u64, Waiting>,
-    tickets: u64,
-    /// Something happened since those who wait were last looked at.
-    news: bool,
-    /// What stopped the last flush was not a full socket but [`is_fd_congestion`].
-    pub(super) congested: bool,
-    /// Something that was let in did not leave before the end.
-    lost: bool,
-    /// Others' bytes that have left: to let go of them runs their code, once the line is free.
-    spent: Vec<Bytes>,
-}
-
-/// How the sending side stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Open,
-    /// Nobody can receive any more, or this end said that it is done.
-    Closed,
-    /// The system failed us in a way that may have cut a frame; the raw error.
-    Failed(i32),
-    /// Another process has this end now.
-    Moved,
-}
-
-/// Who waits for the socket and moves what is under way, once the socket was full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mover {
-    None,
-    Flusher,
-    /// A thread in a blocking send. Nobody else writes meanwhile: it waits in poll(2), where nobody could tell it that
-    /// its frame has left.
-    Thread,
-}
-
-#[derive(Debug)]
-pub(super) struct Waiting {
-    until: Until,
-    waker: Waker,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Until {
-    Room,
-    /// This position in the stream has left.
-    Left(u64),
-    /// Whoever can run now has run.
-    Return,
-}
-
-/// What an attempt gives: what is still to be waited for, or the end of it.
-pub(super) type Attempt = Result<Until, Result<(), SendError>>;
-
-/// The ticket of the one `Sink` that an end is; futures have tickets from 1.
-const SINK: u64 = 0;
-
 impl Sending {
     pub(crate) fn new(socket: Arc<Socket>) -> Self {
-        let line = Line {
-            outbox: Outbox::default(),
-            gathering: Gathering::default(),
-            state: State::Open,
-            moved: Moved::default(),
-            mover: Mover::None,
-            task: None,
-            debt: None,
-            waiting: BTreeMap::new(),
-            tickets: SINK,
-            news: false,
-            congested: false,
-            lost: false,
-            spent: Vec::new(),
-        };
-        Self { socket, line: Mutex::new(line), due: AtomicUsize::new(0) }
+        Self { socket, line: Mutex::default(), due: AtomicUsize::new(0) }
     }
 
     pub(crate) fn socket(&self) -> &Arc<Socket> {
@@ -338,106 +246,5 @@ impl Sending {
             line.state = State::Open;
         }
         line
-    }
-}
-
-impl Line {
-    fn check(&self) -> Result<(), SendError> {
-        match self.state {
-            State::Open => Ok(()),
-            State::Closed => Err(SendError::Closed),
-            State::Failed(error) => Err(io::Error::from_raw_os_error(error).into()),
-            State::Moved => Err(io::Error::other("this end was sent to another process").into()),
-        }
-    }
-
-    /// Waits for `until`, after moving what can be moved.
-    pub(super) fn attempt(&mut self, socket: &Socket, until: Until) -> Attempt {
-        if self.is_met(until) {
-            return Err(Ok(()));
-        }
-        if self.mover != Mover::Thread && self.state == State::Open {
-            // Whatever it says, the state and the outbox say it too.
-            let _ = self.flush(socket);
-        }
-        self.outcome(until).map_or(Ok(until), Err)
-    }
-
-    fn is_met(&self, until: Until) -> bool {
-        match until {
-            Until::Room => self.outbox.len() < ROOM && self.state == State::Open,
-            Until::Left(end) => self.outbox.sent() >= end,
-            Until::Return => false,
-        }
-    }
-
-    /// Whether what was let in last may stay for a moment.
-    pub(super) fn may_gather(&self) -> bool {
-        self.mover == Mover::None && self.outbox.len() < ROOM
-    }
-
-    /// How the wait ended, if it has.
-    fn outcome(&self, until: Until) -> Option<Result<(), SendError>> {
-        if self.is_met(until) { Some(Ok(())) } else { self.check().err().map(Err) }
-    }
-
-    /// Sends what leaves without waiting. `WouldBlock` and [`is_fd_congestion`] mean that some is still here; any other
-    /// error has ended this side.
-    fn flush(&mut self, socket: &Socket) -> io::Result<()> {
-        self.gathering.end();
-        let before = self.outbox.sent();
-        let result = self.outbox.flush_into(socket, &mut self.spent);
-        self.news |= self.outbox.sent() != before;
-        self.congested = result.as_ref().is_err_and(is_fd_congestion);
-        if let Err(error) = &result
-            && error.kind() != io::ErrorKind::WouldBlock
-            && !self.congested
-        {
-            self.end(socket, error);
-        }
-        result
-    }
-
-    fn end(&mut self, socket: &Socket, error: &io::Error) {
-        if self.state != State::Open {
-            return;
-        }
-        self.state = match error.kind() {
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => State::Closed,
-            _ => State::Failed(error.raw_os_error().unwrap_or(libc::EIO)),
-        };
-        self.lost |= !self.outbox.is_empty();
-        self.outbox.abandon(&mut self.spent);
-        self.mover = Mover::None;
-        self.task = None;
-        self.news = true;
-        // A peer in the middle of a frame learns that it is cut.
-        let _ = socket::end_sending(socket);
-    }
-
-    pub(super) fn appoint_flusher(&mut self) -> bool {
-        let free = self.mover == Mover::None;
-        if free {
-            self.mover = Mover::Flusher;
-        }
-        free
-    }
-
-    /// An exit waits for what the flusher is to send, and no longer: others may have sent it.
-    fn account(&mut self) {
-        let owes = self.mover == Mover::Flusher && !self.outbox.is_empty();
-        if owes != self.debt.is_some() {
-            self.debt = owes.then(flusher::owe);
-        }
-    }
-
-    /// Gives what waited under this ticket before, which is dropped when the line is free: a waker is other people's code.
-    #[must_use]
-    pub(super) fn wait(&mut self, ticket: &mut Option<u64>, until: Until, waker: Waker) -> Option<Waiting> {
-        let ticket = *ticket.get_or_insert_with(|| {
-            self.tickets += 1;
-            self.tickets
-        });
-        self.waiting.insert(ticket, Waiting { until, waker })
     }
 }
