@@ -288,6 +288,23 @@ async fn start_makes_all_workers_ready_and_a_pool_is_lazy_without_it() {
     within(pool.close()).await;
 }
 
+/// It heard of a failure only when the last try had failed.
+#[tokio::test]
+async fn start_says_what_failed_though_it_is_tried_again_without_end() {
+    let ledger = Ledger::new();
+    let pool = ProcessPool::builder()
+        .workers(2)
+        .restart_limit(u32::MAX, Duration::from_mins(10))
+        .on_worker_start(task!(fail(ledger.place(), 0)))
+        .build()
+        .unwrap();
+    match within(pool.start()).await {
+        Err(SpawnError::Worker(cause)) => assert!(matches!(*cause, SpawnError::StartTask(_)), "{cause:?}"),
+        other => panic!("{other:?}"),
+    }
+    within(pool.close()).await;
+}
+
 #[tokio::test]
 async fn a_start_that_is_given_up_goes_on() {
     let pool = ProcessPool::new(2);

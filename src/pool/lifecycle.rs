@@ -135,6 +135,8 @@ impl Shared {
         state.failures = state.failures.saturating_add(1);
         state.failed_at = Instant::now();
         state.last_cause = Some(cause);
+        // For `start`, whether it is tried again or not.
+        self.changed.notify_waiters();
         let over = state.failures > self.settings.restart_limit.0;
         let wanted = match state.phase {
             Phase::Open => true,
