@@ -246,6 +246,65 @@ async fn with_one_worker_alive_the_others_are_not_started_without_end() {
     within(pool.close()).await;
 }
 
+fn note_and_fail_without(place: PathBuf, file: PathBuf) {
+    let is_there = file.exists();
+    note(&place, 0);
+    assert!(is_there, "not yet");
+}
+
+/// Others had to wait for the long task: nobody came back to those whose starts had failed.
+#[tokio::test]
+async fn a_task_whose_starts_failed_does_not_wait_for_a_long_one_once_the_window_has_passed() {
+    let (parent, ledger, meeting) = (folder(), Ledger::new(), Meeting::new());
+    let file = parent.path().join("needed");
+    std::fs::write(&file, "").unwrap();
+    let pool = ProcessPool::builder()
+        .workers(2)
+        .on_worker_start(task!(note_and_fail_without(ledger.place(), file.clone())))
+        .restart_limit(1, Duration::from_millis(100))
+        .build()
+        .unwrap();
+    let long = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
+    let guest = meeting.guest().await;
+    std::fs::remove_file(&file).unwrap();
+    let waiting = tokio::spawn(pool.submit(task!(pid())));
+    until(|| ledger.entries().len() >= 3).await;
+    std::fs::write(&file, "").unwrap();
+    assert_ne!(within(waiting).await.unwrap().unwrap(), guest.pid);
+    assert!(!long.is_finished());
+    guest.go_on().await;
+    within(long).await.unwrap();
+    within(pool.close()).await;
+}
+
+#[tokio::test]
+async fn a_task_for_which_there_was_no_process_does_not_wait_for_a_long_one_once_there_can_be() {
+    let (parent, meeting) = (folder(), Meeting::new());
+    let directory = parent.path().join("needed");
+    std::fs::create_dir(&directory).unwrap();
+    let pool = ProcessPool::builder()
+        .workers(2)
+        .current_dir(&directory)
+        .restart_limit(1, Duration::from_mins(10))
+        .build()
+        .unwrap();
+    let long = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
+    let guest = meeting.guest().await;
+    std::fs::remove_dir(&directory).unwrap();
+    let waiting = tokio::spawn(pool.submit(task!(pid())));
+    let is_given_up = || {
+        let status = pool.status();
+        status.queued == 1 && status.details.len() == 1
+    };
+    until(is_given_up).await;
+    std::fs::create_dir(&directory).unwrap();
+    assert_ne!(within(waiting).await.unwrap().unwrap(), guest.pid);
+    assert!(!long.is_finished());
+    guest.go_on().await;
+    within(long).await.unwrap();
+    within(pool.close()).await;
+}
+
 fn doom() {
     std::thread::spawn(|| {
         std::thread::sleep(Duration::from_millis(2));

@@ -170,7 +170,8 @@ impl PoolBuilder {
     /// that are submitted until `window` has passed since the last failure. Then starts count anew. Default: 5, and 10 s.
     ///
     /// Where the starts failed before there was a process (no fd, no memory, no such directory), only the tasks that waited
-    /// fail. The next one is a new try at once, and the pool works again as soon as the shortage is over.
+    /// fail. The next one is a new try at once, and the pool works again as soon as the shortage is over. Where they wait for a
+    /// worker that lives, one start a second is tried for them.
     ///
     /// The death of a worker that had started is no failed start: it costs the task that it was running.
     pub fn restart_limit(mut self, failures: u32, window: Duration) -> Self {

@@ -15,6 +15,7 @@ use super::life::{Event, WorkerState};
 use super::lifecycle::had_a_process;
 use super::seat::Seat;
 use super::state::{Ending, Phase, Shared, State};
+use super::supervisor::LAST_PAUSE;
 use crate::error::{SpawnError, TaskError};
 
 /// What a worker does next.
@@ -147,11 +148,15 @@ impl Shared {
 
     /// Has workers started for the tasks that wait for one.
     pub(super) fn open_seats(&self, state: &mut State) {
-        // Where starts fail without end, the workers that live do what there is.
-        if !state.seats.is_empty() && self.broken(state).is_some() {
-            return;
-        }
-        while state.starting < state.assigned.len() && state.seats.len() < state.target {
+        let most = match self.broken(state) {
+            // Where starts fail without end, the workers that live do what there is. Where there was not even a process, one
+            // start will tell whether the shortage is over, as often as by a supervisor that goes on trying.
+            Some(cause) if !state.seats.is_empty() => {
+                usize::from(!had_a_process(&cause) && state.failed_at.elapsed() >= LAST_PAUSE)
+            }
+            _ => usize::MAX,
+        };
+        while state.starting < state.assigned.len().min(most) && state.seats.len() < state.target {
             Self::open_seat(state);
         }
     }

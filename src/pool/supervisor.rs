@@ -26,7 +26,7 @@ const CLOSING_LOOK: Duration = Duration::from_millis(20);
 
 /// The first pause after a failed start; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LAST_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const LAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs the supervisor of a new seat on that runtime. If there is none any more, the seat is given up.
 pub(super) fn spawn(runtime: Option<&Handle>, shared: Arc<Shared>, seat: Arc<Seat>) {

@@ -1,6 +1,7 @@
 //! Looks at the workers from time to time, while they have tasks, for what no event tells of.
 //!
-//! They only ring; what follows is decided in `serving.rs` and `recall.rs`. The keeper has the clock for them.
+//! They only ring; what follows is decided in `serving.rs` and `recall.rs`. The keeper has the clock for them. That starts may
+//! be tried again is no event either.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -63,6 +64,8 @@ impl Watch {
                     seat.bell.notify_one();
                 }
             }
+            // Where starts had failed, those that live may be busy for long.
+            shared.open_seats(&mut state);
             quiet = if any { 0 } else { quiet + 1 };
             // Under the same lock as the look, or a task that is given now would have nobody who looks.
             self.on = quiet < QUIET && state.phase != Phase::Cancelled;
