@@ -100,6 +100,26 @@ async fn a_dropped_stream_starts_nothing_more() {
     within(pool.close()).await;
 }
 
+/// What was under way was cancelled, and went on counting as read ahead.
+#[tokio::test]
+async fn unordered_loses_nothing_though_it_comes_late() {
+    let pool = ProcessPool::new(2);
+    for polled in [1, 4] {
+        let mut map = pool.map(0..50_u64, |n| n).chunk(3);
+        assert!(is_pending(map.next()).await);
+        let mut results = Vec::new();
+        for _ in 1..polled {
+            results.push(within(map.next()).await.unwrap().unwrap());
+        }
+        let rest: Vec<_> = within(map.unordered().map(Result::unwrap).collect()).await;
+        results.extend(rest);
+        results.sort_unstable();
+        assert_eq!(results, (0..50).collect::<Vec<_>>());
+    }
+    assert_eq!(pool.status().counts.cancelled, 0);
+    within(pool.close()).await;
+}
+
 #[tokio::test]
 async fn unordered_gives_what_is_ready_first() {
     let pool = ProcessPool::new(2);

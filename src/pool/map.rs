@@ -109,15 +109,17 @@ where
             function: PhantomData,
             chunking: Chunking::measured(),
             read_ahead: None,
-            under_way: UnderWay::InOrder(FuturesOrdered::new()),
+            under_way: UnderWay::new(),
             inputs_under_way: 0,
             ready: Ready::none(),
         }
     }
 
     /// Gives results as they come, not in the order of the inputs.
+    ///
+    /// It may be called at any time: inputs that are under way by then keep their order among themselves.
     pub fn unordered(mut self) -> Self {
-        self.under_way = UnderWay::AsTheyCome(FuturesUnordered::new());
+        self.under_way.is_ordered = false;
         self
     }
 
@@ -332,24 +334,34 @@ impl<R: DeserializeOwned> Arrived<R> {
     }
 }
 
-/// The chunks that are under way, and the order in which their results are given.
-enum UnderWay<R: DeserializeOwned> {
-    InOrder(FuturesOrdered<ChunkUnderWay<R>>),
-    AsTheyCome(FuturesUnordered<ChunkUnderWay<R>>),
+/// The chunks that are under way.
+struct UnderWay<R: DeserializeOwned> {
+    /// Whether the next ones are to be given in the order of the inputs.
+    is_ordered: bool,
+    in_order: FuturesOrdered<ChunkUnderWay<R>>,
+    as_they_come: FuturesUnordered<ChunkUnderWay<R>>,
 }
 
 impl<R: DeserializeOwned> UnderWay<R> {
+    fn new() -> Self {
+        Self { is_ordered: true, in_order: FuturesOrdered::new(), as_they_come: FuturesUnordered::new() }
+    }
+
     fn push(&mut self, chunk: ChunkUnderWay<R>) {
-        match self {
-            Self::InOrder(chunks) => chunks.push_back(chunk),
-            Self::AsTheyCome(chunks) => chunks.push(chunk),
+        if self.is_ordered {
+            self.in_order.push_back(chunk);
+        } else {
+            self.as_they_come.push(chunk);
         }
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arrived<R>>> {
-        match self {
-            Self::InOrder(chunks) => Pin::new(chunks).poll_next(cx),
-            Self::AsTheyCome(chunks) => Pin::new(chunks).poll_next(cx),
+        match Pin::new(&mut self.in_order).poll_next(cx) {
+            Poll::Ready(None) => Pin::new(&mut self.as_they_come).poll_next(cx),
+            Poll::Pending if let Poll::Ready(Some(arrived)) = Pin::new(&mut self.as_they_come).poll_next(cx) => {
+                Poll::Ready(Some(arrived))
+            }
+            earlier => earlier,
         }
     }
 }
