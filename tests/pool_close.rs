@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use multiproc::{ProcessPool, TaskError, TrySubmitError, call, task};
-use pool_support::{Ledger, Meeting, endless, is_gone, is_pending, meet, meet_and_give_pid, note, pid, until, within};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use pool_support::{
+    Ledger, Meeting, Slow, endless, is_gone, is_pending, meet, meet_and_give_pid, note, pid, try_submit, until, within,
+};
 
 multiproc::test_support!();
 
@@ -249,44 +250,43 @@ async fn close_does_not_wait_for_workers_whose_tasks_were_given_up() {
     assert!(is_gone(guest.pid));
 }
 
-/// An argument that takes as long to encode as somebody wants.
-struct Slow(std::sync::mpsc::Sender<()>, std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
-
-impl Serialize for Slow {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.send(()).unwrap();
-        self.1.lock().unwrap().recv().unwrap();
-        serializer.serialize_unit()
-    }
-}
-
-impl<'de> Deserialize<'de> for Slow {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        <()>::deserialize(deserializer)?;
-        let (sender, receiver) = std::sync::mpsc::channel();
-        Ok(Self(sender, std::sync::Mutex::new(receiver)))
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn close_waits_for_a_task_that_is_being_encoded() {
     let pool = ProcessPool::new(1);
     within(pool.start()).await.unwrap();
-    let (begun, begins) = std::sync::mpsc::channel();
-    let (go_on, goes_on) = std::sync::mpsc::channel();
-    let slow = Slow(begun, std::sync::Mutex::new(goes_on));
-    let submitter = {
-        let pool = pool.clone();
-        tokio::task::spawn_blocking(move || pool.try_submit(call(|_: Slow| pid(), slow)).map_err(drop).unwrap())
-    };
-    tokio::task::spawn_blocking(move || begins.recv().unwrap()).await.unwrap();
+    let (slow, mut encoding) = Slow::new();
+    let submitter = try_submit(&pool, slow);
+    encoding.begins().await;
     let mut close = std::pin::pin!(pool.close());
     assert!(is_pending(&mut close).await);
     until(|| pool.status().workers == 0).await;
     assert!(is_pending(&mut close).await, "a task has been taken that has not ended");
-    go_on.send(()).unwrap();
-    let task = within(submitter).await.unwrap();
+    encoding.go_on();
+    let task = within(submitter).await.unwrap().unwrap();
     within(close).await;
     assert!(task.is_finished());
     within(task).await.unwrap();
+}
+
+/// An idle worker was left over, for the task that was being encoded.
+#[tokio::test]
+async fn close_ends_when_a_task_that_had_a_slot_cannot_be_encoded() {
+    let pool = ProcessPool::new(2);
+    within(pool.start()).await.unwrap();
+    let meeting = Meeting::new();
+    let running = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
+    let guest = meeting.guest().await;
+    let (slow, mut encoding) = Slow::new();
+    let submitter = try_submit(&pool, slow);
+    encoding.begins().await;
+    let waiting = tokio::spawn(pool.submit(task!(pid())));
+    until(|| pool.status().queued == 1).await;
+    let mut close = std::pin::pin!(pool.close());
+    assert!(is_pending(&mut close).await);
+    guest.go_on().await;
+    within(running).await.unwrap();
+    within(waiting).await.unwrap().unwrap();
+    encoding.fail();
+    within(submitter).await.unwrap().unwrap_err();
+    within(close).await;
 }

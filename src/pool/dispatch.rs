@@ -79,6 +79,8 @@ impl Shared {
         self.changed.notify_waiters();
         self.release(&mut state);
         self.dispatch(&mut state);
+        // Idle workers may have been kept for what waited for this slot, and went elsewhere.
+        Self::retire_unneeded(&mut state);
     }
 
     /// Sends a task for which a slot was taken.

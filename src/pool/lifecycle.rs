@@ -228,9 +228,7 @@ impl Shared {
         }
         // What nobody wants must not keep the idle ones.
         state.sweep();
-        if state.waiting.is_empty() && state.assigned.is_empty() {
-            Self::retire_idle(&mut state, usize::MAX);
-        }
+        Self::retire_unneeded(&mut state);
         for seat in &state.seats {
             seat.bell.notify_one();
         }
@@ -291,8 +289,15 @@ impl Shared {
         }
     }
 
+    /// While the pool closes, idle workers end as soon as no task waits.
+    pub(super) fn retire_unneeded(state: &mut State) {
+        if state.phase == Phase::Closing && state.waiting.is_empty() && state.assigned.is_empty() {
+            Self::retire_idle(state, usize::MAX);
+        }
+    }
+
     /// Has up to `count` idle workers retire, the one that has been idle longest first.
-    pub(super) fn retire_idle(state: &mut State, count: usize) {
+    fn retire_idle(state: &mut State, count: usize) {
         let count = count.min(state.idle.len());
         for seat in state.idle.drain(..count) {
             seat.desk().apply(Event::Retire);

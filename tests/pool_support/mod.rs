@@ -6,11 +6,16 @@ use std::future::Future;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use multiproc::{ProcessPool, TaskHandle, TrySubmitError, call};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::{JoinHandle, spawn_blocking};
 
 /// Far longer than anything here takes, also on a machine that does ten other things. Only a hang meets it.
 pub(crate) const FOREVER: Duration = Duration::from_mins(1);
@@ -98,6 +103,70 @@ pub(crate) fn meet(place: &Path, id: u64) {
 pub(crate) fn meet_and_give_pid(place: PathBuf, id: u64) -> u32 {
     meet(&place, id);
     std::process::id()
+}
+
+/// An argument that is encoded for as long as somebody wants.
+pub(crate) struct Slow {
+    begun: UnboundedSender<()>,
+    goes_on: Mutex<mpsc::Receiver<()>>,
+}
+
+/// Where it can be seen that a [`Slow`] one is being encoded.
+pub(crate) struct Encoding {
+    begins: UnboundedReceiver<()>,
+    go_on: mpsc::Sender<()>,
+}
+
+impl Slow {
+    pub(crate) fn new() -> (Self, Encoding) {
+        let (begun, begins) = unbounded_channel();
+        let (go_on, goes_on) = mpsc::channel();
+        (Self { begun, goes_on: Mutex::new(goes_on) }, Encoding { begins, go_on })
+    }
+}
+
+impl Encoding {
+    pub(crate) async fn begins(&mut self) {
+        within(self.begins.recv()).await.unwrap();
+    }
+
+    pub(crate) fn go_on(self) {
+        self.go_on.send(()).unwrap();
+    }
+
+    pub(crate) fn fail(self) {
+        drop(self.go_on);
+    }
+}
+
+impl Serialize for Slow {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.begun.send(()).unwrap();
+        match self.goes_on.lock().unwrap().recv() {
+            Ok(()) => serializer.serialize_unit(),
+            Err(_) => Err(serde::ser::Error::custom("not this one")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Slow {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        <()>::deserialize(deserializer)?;
+        Ok(Self::new().0)
+    }
+}
+
+/// Tries to submit a task with such an argument, on a thread where it may take its time.
+pub(crate) fn try_submit(pool: &ProcessPool, slow: Slow) -> JoinHandle<Result<TaskHandle<u32>, TrySubmitError<()>>> {
+    let pool = pool.clone();
+    spawn_blocking(move || {
+        pool.try_submit(call(|_: Slow| pid(), slow)).map_err(|error| match error {
+            TrySubmitError::Full(_) => TrySubmitError::Full(()),
+            TrySubmitError::Closed(_) => TrySubmitError::Closed(()),
+            TrySubmitError::Refused(error) => TrySubmitError::Refused(error),
+            other => panic!("{other}"),
+        })
+    })
 }
 
 /// A task that is never done.
