@@ -290,3 +290,24 @@ async fn close_ends_when_a_task_that_had_a_slot_cannot_be_encoded() {
     within(submitter).await.unwrap().unwrap_err();
     within(close).await;
 }
+
+/// It would have waited for the end of another one's grace.
+#[tokio::test]
+async fn a_task_that_is_encoded_when_its_pool_is_cancelled_is_cancelled_too() {
+    let pool = ProcessPool::builder().workers(2).cancel_grace(Duration::MAX).build().unwrap();
+    let meeting = Meeting::new();
+    let running = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
+    let guest = meeting.guest().await;
+    let (slow, mut encoding) = Slow::new();
+    let submitter = try_submit(&pool, slow);
+    encoding.begins().await;
+    let mut cancel = std::pin::pin!(pool.cancel());
+    assert!(is_pending(&mut cancel).await);
+    encoding.go_on();
+    let task = within(submitter).await.unwrap().unwrap();
+    assert!(matches!(within(task).await, Err(TaskError::Cancelled)));
+    assert_eq!(pool.status().counts.cancelled, 1, "the other one still runs");
+    guest.go_on().await;
+    assert!(matches!(within(running).await, Err(TaskError::Cancelled)));
+    within(cancel).await;
+}

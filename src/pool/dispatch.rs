@@ -89,7 +89,11 @@ impl Shared {
         state.reserved -= 1;
         self.changed.notify_waiters();
         self.stamp(&mut state, job);
-        if job.assign(&mut state.after.wake) {
+        if state.phase == Phase::Cancelled {
+            // It was nowhere to be found when the others were cancelled.
+            self.give_up(&mut state, Unsent::Unwanted);
+            state.after.resolve.push((Arc::clone(job), TaskError::Cancelled));
+        } else if job.assign(&mut state.after.wake) {
             self.place(&mut state, Arc::clone(job));
         } else {
             self.release(&mut state);
