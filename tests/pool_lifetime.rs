@@ -10,7 +10,7 @@ use futures::StreamExt as _;
 use futures::future::{join, join_all};
 use futures::stream::FuturesUnordered;
 use multiproc::{ProcessPool, WorkerState, call, task};
-use pool_support::{Ledger, Meeting, is_gone, meet, meet_and_give_pid, note, pid, until, within};
+use pool_support::{Ledger, Meeting, Slow, is_gone, meet, meet_and_give_pid, note, pid, try_submit, until, within};
 
 multiproc::test_support!();
 
@@ -113,6 +113,33 @@ async fn idle_workers_end_and_the_least_number_stays() {
         within(pool.submit(task!(pid()))).await.unwrap();
         within(pool.close()).await;
     }
+}
+
+/// The last worker ends while the only slot belongs to a task that is being encoded.
+#[tokio::test]
+async fn a_task_that_waits_for_a_slot_is_not_cancelled_by_the_end_of_an_idle_worker() {
+    let exits = Meeting::new();
+    let pool = ProcessPool::builder()
+        .workers(1)
+        .idle_timeout(Duration::from_millis(20))
+        .on_worker_exit(task!(hold_on(exits.place())))
+        .build()
+        .unwrap();
+    within(pool.start()).await.unwrap();
+    let (slow, mut encoding) = Slow::new();
+    let submitter = try_submit(&pool, slow);
+    encoding.begins().await;
+    let ending = exits.guest().await;
+    let waiting = tokio::spawn(pool.submit(task!(pid())));
+    until(|| pool.status().queued == 1).await;
+    // From now on workers do not wait at their end.
+    drop(exits);
+    ending.go_on().await;
+    until(|| waiting.is_finished() || pool.status().counts.restarts > 0).await;
+    encoding.go_on();
+    within(within(submitter).await.unwrap().unwrap()).await.unwrap();
+    within(waiting).await.unwrap().unwrap();
+    within(pool.close()).await;
 }
 
 #[tokio::test]

@@ -113,7 +113,8 @@ impl Shared {
             self.changed.notify_waiters();
         }
         let wanted = match state.phase {
-            Phase::Open if end == End::TooLongIdle => !state.assigned.is_empty(),
+            // What waits for a slot, too: it may be that of a task which is still being encoded.
+            Phase::Open if end == End::TooLongIdle => state.seats.len() <= state.target && state.has_work(),
             Phase::Open => state.seats.len() <= state.target,
             Phase::Closing => state.has_work(),
             Phase::Cancelled => false,
