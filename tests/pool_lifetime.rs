@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::future::{join, join_all};
 use futures::stream::FuturesUnordered;
-use multiproc::{ProcessPool, WorkerState, call, task};
+use multiproc::{ProcessPool, WorkerState, call, task, worker};
 use pool_support::{Ledger, Meeting, Slow, is_gone, meet, meet_and_give_pid, note, pid, try_submit, until, within};
 
 multiproc::test_support!();
@@ -139,6 +139,31 @@ async fn a_task_that_waits_for_a_slot_is_not_cancelled_by_the_end_of_an_idle_wor
     encoding.go_on();
     within(within(submitter).await.unwrap().unwrap()).await.unwrap();
     within(waiting).await.unwrap().unwrap();
+    within(pool.close()).await;
+}
+
+fn index() -> usize {
+    worker().index().unwrap()
+}
+
+/// Or `GPUS[worker().index()]` would be out of bounds after a while.
+#[tokio::test]
+async fn a_new_worker_has_the_lowest_number_that_no_other_has() {
+    let pool = ProcessPool::builder().workers(2).idle_timeout(Duration::from_millis(1)).build().unwrap();
+    let meeting = Meeting::new();
+    for _ in 0..3 {
+        let long = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
+        let guest = meeting.guest().await;
+        for _ in 0..3 {
+            until(|| pool.status().details.len() == 1).await;
+            // Usually 0, but it may have been slow and the task have gone to the other one.
+            let taken = pool.status().details[0].index;
+            assert_eq!(within(pool.submit(task!(index()))).await.unwrap(), 1 - taken);
+        }
+        guest.go_on().await;
+        within(long).await.unwrap();
+        until(|| pool.status().details.is_empty()).await;
+    }
     within(pool.close()).await;
 }
 

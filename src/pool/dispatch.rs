@@ -184,9 +184,11 @@ impl Shared {
     }
 
     pub(super) fn open_seat(state: &mut State) {
-        let seat = Seat::new(state.next_index);
-        state.next_index += 1;
-        state.seats.push(Arc::clone(&seat));
+        // The first number that is missing: seats are in the order of their numbers.
+        let index = state.seats.iter().zip(0..).position(|(seat, index)| seat.index != index);
+        let index = index.unwrap_or(state.seats.len());
+        let seat = Seat::new(index);
+        state.seats.insert(index, Arc::clone(&seat));
         state.starting += 1;
         state.after.supervise.push(seat);
     }

@@ -52,7 +52,7 @@ const MOST_UNWRITTEN: usize = 64 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Seat {
-    /// Numbers the pool's workers, from 0, in the order in which they were first wanted.
+    /// The worker's number in the pool: the lowest that no other had when it was first wanted.
     pub(super) index: usize,
     desk: Mutex<Desk>,
     /// Rings when the supervisor should look at the desk.

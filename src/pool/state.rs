@@ -45,7 +45,7 @@ pub(super) struct State {
     pub(super) sweep_at: usize,
     /// Tasks with a slot, for which no worker is ready yet.
     pub(super) assigned: VecDeque<Arc<Job>>,
-    /// Every worker that has a supervisor.
+    /// Every worker that has a supervisor, by its index.
     pub(super) seats: Vec<Arc<Seat>>,
     /// Those that wait for a task; the last one worked last.
     pub(super) idle: Vec<Arc<Seat>>,
@@ -55,7 +55,6 @@ pub(super) struct State {
     pub(super) target: usize,
     /// Permits to swallow, because the pool shrank while they were out.
     pub(super) surplus: usize,
-    pub(super) next_index: usize,
     /// How many starts in a row have failed, and when the last one did.
     pub(super) failures: u32,
     pub(super) failed_at: Instant,
@@ -161,7 +160,6 @@ impl Shared {
                 starting: 0,
                 target,
                 surplus: 0,
-                next_index: 0,
                 failures: 0,
                 failed_at: Instant::now(),
                 last_cause: None,

@@ -35,7 +35,7 @@ pub struct PoolStatus {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct WorkerStatus {
-    /// Its number in the pool; its process is called by the pool's name and this.
+    /// Its number in the pool, see [`Worker::index`](crate::Worker::index); its process is called by the pool's name and this.
     pub index: usize,
     /// Its process, if it has one that is ready.
     pub pid: Option<u32>,

@@ -124,8 +124,11 @@ impl Worker {
         Some(&*seat()?.pool)
     }
 
-    /// The worker's number in its pool, from 0. A replacement has the number of the worker that it replaces, so no two
-    /// tasks that run at the same time see the same one. `None` as for [`pool`](Self::pool).
+    /// The worker's number in its pool: the lowest one, from 0, that no other had when it was wanted. So it is below the number
+    /// of workers that there may be. After a [`resize`](crate::ProcessPool::resize) to fewer, those that stay keep theirs.
+    ///
+    /// A replacement has the number of the worker that it replaces, so no two tasks that run at the same time see the same
+    /// one. `None` as for [`pool`](Self::pool).
     pub fn index(&self) -> Option<usize> {
         usize::try_from(seat()?.index).ok()
     }
