@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use multiproc::{ProcessPool, TaskError, call, task};
-use pool_support::{FOREVER, Meeting, endless, is_gone, is_pending, meet, pid, until, within};
+use pool_support::{FOREVER, Meeting, endless, is_gone, is_pending, kill, meet, pid, until, within};
 use tokio::runtime::{Builder, Runtime};
 
 multiproc::test_support!();
@@ -126,6 +126,32 @@ fn answers_that_a_long_task_keeps_from_being_told_come_though_the_last_runtime_s
         within(long).await.unwrap();
         within(pool.close()).await;
     });
+}
+
+/// Whatever becomes of the runtime where the first task came from: it stands still, and then it ends.
+#[test]
+fn a_worker_that_is_stopped_is_noticed_in_its_own_runtime() {
+    for ends in [false, true] {
+        let (other, own) = (runtime(0), runtime(1));
+        let _own = own.enter();
+        let (pool, meeting) = (ProcessPool::new(2), Meeting::new());
+        let (long, _guest) = other.block_on(async {
+            let long = call(|place: PathBuf| meet(&place, 0), meeting.place());
+            (within(pool.spawn(long)).await.unwrap(), meeting.guest().await)
+        });
+        let stopped = own.block_on(within(pool.submit(task!(pid())))).unwrap();
+        kill(stopped, libc::SIGSTOP);
+        let is_stopped = || std::fs::read_to_string(format!("/proc/{stopped}/stat")).unwrap().contains(") T ");
+        own.block_on(until(is_stopped));
+        let task = own.spawn(pool.submit(task!(pid())));
+        own.block_on(until(|| pool.status().busy == 2));
+        let other = (!ends).then_some(other);
+        assert_ne!(own.block_on(within(task)).unwrap().unwrap(), stopped);
+        drop(other);
+        assert!(matches!(own.block_on(within(long)), Err(TaskError::Cancelled)));
+        own.block_on(within(pool.cancel()));
+        assert!(is_gone(stopped));
+    }
 }
 
 #[test]
@@ -333,7 +359,7 @@ async fn a_pool_works_inside_an_async_task() {
         (),
     );
     let (outer, inner) = within(pool.submit(inner)).await.unwrap();
-    pool_support::kill(outer, libc::SIGKILL);
+    kill(outer, libc::SIGKILL);
     until(|| is_gone(outer)).await;
     let runs = |pid: u32| {
         std::fs::read_to_string(format!("/proc/{pid}/stat"))

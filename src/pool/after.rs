@@ -5,6 +5,7 @@ use std::sync::{Arc, MutexGuard};
 use std::task::Waker;
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 
 use super::job::Job;
 use super::seat::Seat;
@@ -21,7 +22,8 @@ pub(super) struct After {
     pub(super) wake: Vec<Waker>,
     /// What was to be sent to workers that are gone.
     pub(super) spent: Vec<Bytes>,
-    pub(super) watch: bool,
+    /// Where somebody is to look at the workers from now on.
+    pub(super) watch: Vec<Handle>,
     pub(super) watch_ahead: bool,
     /// Whose outbox is to be written. One place is enough: few accesses give tasks to more than one worker.
     write: Option<Arc<Seat>>,
@@ -41,7 +43,7 @@ impl After {
             && self.resolve.is_empty()
             && self.wake.is_empty()
             && self.spent.is_empty()
-            && !self.watch
+            && self.watch.is_empty()
             && !self.watch_ahead
     }
 }
@@ -85,7 +87,6 @@ impl Drop for Locked<'_> {
             return;
         }
         let After { supervise, resolve, wake, mut spent, watch, watch_ahead, .. } = std::mem::take(&mut state.after);
-        let runtime = state.runtime.clone();
         drop(state);
         if let Some(seat) = write {
             seat.write_into(&mut spent);
@@ -99,11 +100,11 @@ impl Drop for Locked<'_> {
         if watch_ahead {
             watch::look_ahead(self.shared);
         }
-        if watch {
-            watch::spawn(runtime.as_ref(), self.shared);
+        for runtime in watch {
+            watch::spawn(&runtime, self.shared);
         }
         for seat in supervise {
-            supervisor::spawn(runtime.as_ref(), Arc::clone(self.shared), seat);
+            supervisor::spawn(Arc::clone(self.shared), seat);
         }
         unheeded(|| drop(spent));
     }

@@ -132,7 +132,7 @@ impl Shared {
         if let Some(seat) = state.idle.pop() {
             match seat.give(job) {
                 Ok(()) => {
-                    state.watch();
+                    state.watch(&seat);
                     state.after.write(&seat);
                 }
                 Err(why) => {
@@ -187,7 +187,7 @@ impl Shared {
         // The first number that is missing: seats are in the order of their numbers.
         let index = state.seats.iter().zip(0..).position(|(seat, index)| seat.index != index);
         let index = index.unwrap_or(state.seats.len());
-        let seat = Seat::new(index);
+        let seat = Seat::new(index, state.runtime.clone());
         state.seats.insert(index, Arc::clone(&seat));
         state.starting += 1;
         state.after.supervise.push(seat);
@@ -263,7 +263,7 @@ impl Shared {
                 self.give_up(state, why);
                 continue;
             }
-            state.watch();
+            state.watch(seat);
             state.after.write(seat);
             // Tasks that were given up in between have freed their slots.
             self.dispatch(state);

@@ -5,7 +5,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::runtime::Id;
 use tokio::sync::Semaphore;
 
 use super::job::Job;
@@ -191,7 +190,7 @@ impl Shared {
 
     /// A supervisor was dropped in the middle: its runtime has ended. The tasks that its worker had begun end with it. The others
     /// go on where the last task came from, if that is another runtime, or else in the workers that are left in others.
-    pub(super) fn abandoned(self: &Arc<Self>, seat: &Arc<Seat>, runtime: Option<Id>) {
+    pub(super) fn abandoned(self: &Arc<Self>, seat: &Arc<Seat>) {
         let mut state = self.state();
         let mut desk = seat.desk();
         if desk.state == WorkerState::Starting {
@@ -206,7 +205,7 @@ impl Shared {
         state.counts.cancelled += begun.len() as u64;
         state.after.resolve.extend(begun.into_iter().map(|job| (job, TaskError::Cancelled)));
         Self::put_back(&mut state, rest);
-        let last_lives = state.runtime.as_ref().is_some_and(|last| Some(last.id()) != runtime);
+        let last_lives = state.runtime.as_ref().is_some_and(|last| !seat.is_in(last.id()));
         if last_lives && state.phase != Phase::Cancelled {
             self.remove(&mut state, seat);
             self.dispatch(&mut state);

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::runtime::{Handle, Id};
 use tokio::sync::Notify;
 
 use super::job::{Job, Unsent};
@@ -54,6 +55,8 @@ const MOST_UNWRITTEN: usize = 64 * 1024;
 pub(super) struct Seat {
     /// The worker's number in the pool: the lowest that no other had when it was first wanted.
     pub(super) index: usize,
+    /// Where its supervisor runs.
+    pub(super) runtime: Option<Handle>,
     desk: Mutex<Desk>,
     /// Rings when the supervisor should look at the desk.
     pub(super) bell: Notify,
@@ -114,8 +117,13 @@ struct Sent {
 }
 
 impl Seat {
-    pub(super) fn new(index: usize) -> Arc<Self> {
-        Arc::new(Self { index, desk: Mutex::new(Desk::empty()), bell: Notify::new() })
+    pub(super) fn new(index: usize, runtime: Option<Handle>) -> Arc<Self> {
+        Arc::new(Self { index, runtime, desk: Mutex::new(Desk::empty()), bell: Notify::new() })
+    }
+
+    /// Whether its supervisor runs in that runtime.
+    pub(super) fn is_in(&self, runtime: Id) -> bool {
+        self.runtime.as_ref().is_some_and(|own| own.id() == runtime)
     }
 
     pub(super) fn desk(&self) -> MutexGuard<'_, Desk> {

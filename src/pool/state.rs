@@ -9,7 +9,7 @@ use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Id};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use super::after::{After, Locked};
@@ -64,12 +64,12 @@ pub(super) struct State {
     pub(super) submitted: u64,
     /// Whether some worker may have tasks that it has not begun.
     pub(super) sent_ahead: bool,
-    /// The runtime that the last task came from; supervisors of new seats run there.
+    /// The runtime that the last task came from, which is that of the next new seat.
     pub(super) runtime: Option<Handle>,
     /// Slots that were taken for tasks that are still being encoded.
     pub(super) reserved: usize,
-    /// Whether somebody looks at the workers from time to time: see `watch.rs`.
-    pub(super) watched: bool,
+    /// The runtimes in which somebody looks at the workers from time to time: see `watch.rs`.
+    pub(super) watched: Vec<Id>,
     /// Whether somebody looks for workers that are silent, as there may be some that have tasks ahead.
     pub(super) watched_ahead: bool,
     /// What is to be done once the lock is gone.
@@ -168,7 +168,7 @@ impl Shared {
                 sent_ahead: false,
                 reserved: 0,
                 runtime: None,
-                watched: false,
+                watched: Vec::new(),
                 watched_ahead: false,
                 after: After::default(),
             }),
@@ -232,12 +232,19 @@ impl State {
         }
     }
 
-    /// A task was given to a worker: from now on somebody looks whether it comes to it.
-    pub(super) fn watch(&mut self) {
-        if !self.watched {
-            self.watched = true;
-            self.after.watch = true;
+    /// A task was given to a worker: from now on somebody looks whether it comes to it, in the runtime of its supervisor.
+    pub(super) fn watch(&mut self, seat: &Seat) {
+        if let Some(runtime) = &seat.runtime
+            && !self.watched.contains(&runtime.id())
+        {
+            self.watched.push(runtime.id());
+            self.after.watch.push(runtime.clone());
         }
+    }
+
+    /// Nobody looks any more in that runtime.
+    pub(super) fn unwatch(&mut self, runtime: Id) {
+        self.watched.retain(|&watched| watched != runtime);
     }
 
     /// Some worker has tasks ahead, and may answer them without a word.

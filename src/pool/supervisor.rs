@@ -7,8 +7,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::runtime::{Handle, Id};
-
 use super::answers::Ring;
 use super::job::{Job, Outcome};
 use super::life::Event;
@@ -28,9 +26,10 @@ const CLOSING_LOOK: Duration = Duration::from_millis(20);
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 pub(super) const LAST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Runs the supervisor of a new seat on that runtime. If there is none any more, the seat is given up.
-pub(super) fn spawn(runtime: Option<&Handle>, shared: Arc<Shared>, seat: Arc<Seat>) {
-    let supervisor = Supervisor { shared, seat, runtime: runtime.map(Handle::id), left: false };
+/// Runs the supervisor of a new seat in its runtime. If there is none any more, the seat is given up.
+pub(super) fn spawn(shared: Arc<Shared>, seat: Arc<Seat>) {
+    let runtime = seat.runtime.clone();
+    let supervisor = Supervisor { shared, seat, left: false };
     match runtime {
         Some(runtime) => drop(runtime.spawn(supervisor.run())),
         None => drop(supervisor),
@@ -40,8 +39,6 @@ pub(super) fn spawn(runtime: Option<&Handle>, shared: Arc<Shared>, seat: Arc<Sea
 pub(super) struct Supervisor {
     pub(super) shared: Arc<Shared>,
     pub(super) seat: Arc<Seat>,
-    /// Where it runs.
-    runtime: Option<Id>,
     /// Whether the seat has been given up in order.
     left: bool,
 }
@@ -49,7 +46,7 @@ pub(super) struct Supervisor {
 impl Drop for Supervisor {
     fn drop(&mut self) {
         if !self.left {
-            self.shared.abandoned(&self.seat, self.runtime);
+            self.shared.abandoned(&self.seat);
         }
     }
 }

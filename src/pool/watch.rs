@@ -6,7 +6,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Id};
 use tokio::sync::Notify;
 
 use super::state::{Phase, Shared};
@@ -21,22 +21,21 @@ const LOOK_AHEAD: Duration = Duration::from_millis(1);
 /// After so many looks at which no worker had a task there are no more, until one gets a task.
 const QUIET: u32 = 5;
 
-/// Starts looking for workers that do nothing. Without a runtime there is nobody to do anything about what would be seen.
-pub(super) fn spawn(runtime: Option<&Handle>, shared: &Arc<Shared>) {
-    let watch = Watch { shared: Arc::downgrade(shared), on: true };
-    if let Some(runtime) = runtime {
-        drop(runtime.spawn(watch.run()));
-    }
+/// Starts looking for workers of a runtime that do nothing.
+pub(super) fn spawn(runtime: &Handle, shared: &Arc<Shared>) {
+    let watch = Watch { shared: Arc::downgrade(shared), runtime: runtime.id(), on: true };
+    drop(runtime.spawn(watch.run()));
 }
 
-/// It does not keep the pool alive.
+/// Looks at the workers whose supervisors are in the same runtime. It does not keep the pool alive.
 struct Watch {
     shared: Weak<Shared>,
+    runtime: Id,
     on: bool,
 }
 
 impl Watch {
-    /// Looks are counted and no times taken, and they are made in a runtime that would have to do something, so that no
+    /// Looks are counted and no times taken, and they are made in the runtime that would have to do something, so that no
     /// pause of the whole machine, of this process or of that runtime is held against anybody.
     async fn run(mut self) {
         let mut quiet = 0;
@@ -57,7 +56,7 @@ impl Watch {
             let Some(shared) = self.shared.upgrade() else { return };
             let mut state = shared.state();
             let mut any = false;
-            for seat in &state.seats {
+            for seat in state.seats.iter().filter(|seat| seat.is_in(self.runtime)) {
                 let mut desk = seat.desk();
                 any |= desk.is_to_be_watched();
                 if desk.look() {
@@ -69,18 +68,20 @@ impl Watch {
             quiet = if any { 0 } else { quiet + 1 };
             // Under the same lock as the look, or a task that is given now would have nobody who looks.
             self.on = quiet < QUIET && state.phase != Phase::Cancelled;
-            state.watched = self.on;
+            if !self.on {
+                state.unwatch(self.runtime);
+            }
         }
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        // Its runtime has ended; the next task may come from another one.
+        // Its runtime has ended, and with it its workers.
         if self.on
             && let Some(shared) = self.shared.upgrade()
         {
-            shared.state().watched = false;
+            shared.state().unwatch(self.runtime);
         }
     }
 }

@@ -108,7 +108,7 @@ mod tests {
             let whole = parcel.body.len() as u64;
             let parts = Some(Parts::new(CALLS.into()));
             let job = Job::new("pool", parcel, Wishes::default(), Awaits::Outcome(None), parts);
-            let (seat, mut outbox) = (Seat::new(0), Outbox::default());
+            let (seat, mut outbox) = (Seat::new(0, None), Outbox::default());
             let mut done = 0;
             for id in 1.. {
                 assert!(Arc::clone(&job).send(&seat, &mut outbox, id).is_ok());
