@@ -67,8 +67,8 @@ async fn ask(mut request: Request) -> io::Result<Result<Started, Box<Refused>>> 
     }
     no_forked_copy()?;
     let (reply, answer) = oneshot::channel();
-    if let Err((error, Order { request, .. })) = order(Order { request, mask: SignalMask::current(), reply }) {
-        return Ok(Err(Box::new(Refused { error, request })));
+    if let Err(refused) = order(Order { request, mask: SignalMask::current(), reply }) {
+        return Ok(Err(refused));
     }
     answer.await.map_err(|_| io::Error::other("the thread that starts programs is lost"))
 }
@@ -86,8 +86,8 @@ struct Desk {
     free: usize,
 }
 
-/// Gives an order to a free thread, to a new one, or to whichever is free first. Where there is none it comes back.
-fn order(order: Order) -> Result<(), (io::Error, Order)> {
+/// Gives an order to a free thread, to a new one, or to whichever is free first. Where there is none the request comes back.
+fn order(order: Order) -> Result<(), Box<Refused>> {
     let mut desk = desk();
     // All of them at the first order, and the missing ones when they are needed: so a burst of starts leaves a host with as
     // many threads as it had.
@@ -99,7 +99,7 @@ fn order(order: Order) -> Result<(), (io::Error, Order)> {
                 desk.threads += 1;
                 desk.free += 1;
             }
-            Err(error) if desk.threads == 0 => return Err((error, order)),
+            Err(error) if desk.threads == 0 => return Err(Box::new(Refused { error, request: order.request })),
             // Those that there are have to do.
             Err(_) => break,
         }
