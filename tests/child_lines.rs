@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::process::Stdio;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use multiproc::{Command, Source};
@@ -236,4 +236,25 @@ async fn a_line_end_does_not_count_for_the_longest_line() {
         assert_eq!(lines.next().await.unwrap().unwrap(), line);
     }
     assert_eq!(lines.next().await.unwrap().unwrap_err().kind(), ErrorKind::InvalidData);
+}
+
+/// Where there was always more to read nobody looked at the clock.
+#[tokio::test]
+async fn its_time_and_its_end_come_although_there_is_always_another_line() {
+    let begun = Instant::now();
+    let mut child = piped("exec yes").timeout(Duration::from_millis(100)).spawn().unwrap();
+    let error = loop {
+        match child.lines().next().await.unwrap() {
+            Ok(_) => assert!(begun.elapsed() < Duration::from_secs(20), "it has no timeout"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+    // What it left running is out of reach.
+    let mut child = piped("setsid yes & echo began").spawn().unwrap();
+    let (begun, mut lines) = (Instant::now(), child.lines());
+    while let Some(line) = lines.next().await {
+        line.unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(20), "it never ends");
+    }
 }

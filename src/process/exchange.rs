@@ -93,16 +93,24 @@ impl Exchange {
         // nothing is read, the clock is not looked at, and a timeout is none.
         coop::unconstrained(poll_fn(|cx| {
             self.feed(cx, pipes.stdin)?;
-            if let Some(event) = self.read(cx, want, &mut pipes)? {
+            // Where there is always more to read, that must not hide the rest.
+            let read = self.read(cx, want, &mut pipes)?;
+            if let Some(event) = read.filter(|event| *event != Event::Read) {
                 return Poll::Ready(Ok(event));
             }
             if !self.phase.has_exited() && exited.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(Event::Exited));
             }
-            let Some(due) = due else { return Poll::Pending };
-            if due <= Instant::now() {
-                return Poll::Ready(Ok(Event::Due));
+            if due.is_some_and(|due| due <= Instant::now()) {
+                // Nothing is read after the drain, so then it is all that there is.
+                let is_last = read.is_some() && self.phase.has_exited();
+                let last = if is_last { self.read(cx, Want::Output, &mut pipes)? } else { None };
+                return Poll::Ready(Ok(last.unwrap_or(Event::Due)));
             }
+            if let Some(event) = read {
+                return Poll::Ready(Ok(event));
+            }
+            let Some(due) = due else { return Poll::Pending };
             if timer.is_none() {
                 timer.set(Some(sleep_until(due)));
             }

@@ -106,9 +106,9 @@ impl<'a> Reader<'a> {
     }
 
     async fn next(&mut self) -> Option<io::Result<(Source, String)>> {
-        // A program that writes without end must not keep the other tasks of this thread from running.
-        consume_budget().await;
         loop {
+            // A program that writes without end must not keep the other tasks of this thread from running.
+            consume_budget().await;
             match self.state {
                 State::Ended => return None,
                 State::Unpiped => {
