@@ -200,6 +200,31 @@ async fn the_grace_of_a_stop_is_the_whole_groups() {
     assert_eq!(lines.collect::<Vec<_>>(), ["cleaned"]);
 }
 
+/// Has a child in its group that goes on for longer at a SIGTERM than one that has answered may.
+#[expect(clippy::zombie_processes, reason = "left behind on purpose")]
+fn with_a_slow_server() -> u8 {
+    let script = "trap 'sleep 5.5; echo cleaned; exit' TERM; echo up; while :; do sleep 0.01; done";
+    let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
+    std::hint::black_box(child);
+    loop {
+        std::thread::park();
+    }
+}
+
+#[tokio::test]
+async fn a_join_after_a_stop_that_was_dropped_leaves_the_group_its_grace() {
+    if !has_group_signals() {
+        return;
+    }
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut child = Process::builder().stdout(writer).spawn(task!(with_a_slow_server())).await.unwrap();
+    let mut lines = BufReader::new(reader).lines().map(Result::unwrap);
+    assert_eq!(lines.next().unwrap(), "up");
+    assert!(child.stop(Duration::from_mins(1)).now_or_never().is_none());
+    assert_eq!(died(child.join().await).unwrap().signal(), Some(libc::SIGTERM));
+    assert_eq!(lines.collect::<Vec<_>>(), ["cleaned"]);
+}
+
 #[tokio::test]
 async fn a_stop_that_was_dropped_kills_after_its_grace_all_the_same() {
     let (mut child, _) = running(Process::builder(), task!(stubborn_with_child())).await;

@@ -248,6 +248,11 @@ impl Kept {
         self.signal_group(libc::SIGTERM)
     }
 
+    /// Whether its group was asked to end: then a SIGKILL comes in its time, or never.
+    pub(crate) fn was_asked(&self) -> bool {
+        self.0.asked.load(Ordering::Relaxed)
+    }
+
     /// Whether we sent it a SIGKILL: otherwise a death by one is unexplained, most often the out-of-memory killer.
     pub(crate) fn kill_sent(&self) -> bool {
         self.0.kill_sent.load(Ordering::Relaxed)
@@ -335,10 +340,7 @@ impl Kept {
 
     /// Whether its group has its grace, and can be reached without its leader.
     fn may_outlive(&self, pidfd: &OwnedFd) -> bool {
-        self.0.asked.load(Ordering::Relaxed)
-            && !self.kill_sent()
-            && !self.0.leavings.spared
-            && group::outlives_leader(pidfd)
+        self.was_asked() && !self.kill_sent() && !self.0.leavings.spared && group::outlives_leader(pidfd)
     }
 
     /// Kills the group, then reaps: in the other order the group's number could be somebody else's by then.

@@ -168,7 +168,7 @@ impl<T> Process<T> {
         self.running.converse().await;
         // That it hangs up is no news any more.
         self.running.worker.socket.rest();
-        if within(EXIT_WITHIN, self.kept().exited_watched()).await.is_none() {
+        if within(EXIT_WITHIN, self.kept().exited_watched()).await.is_none() && !self.kept().was_asked() {
             // It has answered, or closed its socket, and yet goes on.
             let _ = self.kept().signal_group(libc::SIGKILL);
         }
