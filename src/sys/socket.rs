@@ -243,8 +243,9 @@ fn collect(message: &libc::msghdr) -> (Vec<OwnedFd>, bool) {
                 let fd = unsafe { OwnedFd::from_raw_fd(number) };
                 if kind == libc::SCM_RIGHTS {
                     match above_stdio(fd) {
-                        Ok(fd) => fds.push(fd),
-                        Err(_) => lost = true,
+                        // After one that is missing each would be taken for another.
+                        Ok(fd) if !lost => fds.push(fd),
+                        _ => lost = true,
                     }
                 }
             }
