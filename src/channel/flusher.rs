@@ -45,18 +45,18 @@ pub(crate) async fn pause() -> io::Result<()> {
     Ok(())
 }
 
-/// Sends what is under way until nothing is. If there can be no thread, the sending side fails. Gives what ends that sooner, where
-/// it can be.
-pub(super) fn start(sending: Arc<Sending>) -> Option<AbortHandle> {
-    if let Ok(runtime) = runtime() {
-        return Some(runtime.spawn(flush(sending)).abort_handle());
-    }
-    // A runtime has fds of its own, and there may be none just now.
-    let theirs = Arc::clone(&sending);
+/// Sends what is under way until nothing is. Gives what ends that sooner. `None`: there is no runtime for it, which has fds of its
+/// own, and there may be none just now.
+pub(super) fn start(sending: &Arc<Sending>) -> Option<AbortHandle> {
+    runtime().ok().map(|runtime| runtime.spawn(flush(Arc::clone(sending))).abort_handle())
+}
+
+/// As [`start`], on a thread of its own. If there can be none, the sending side fails.
+pub(super) fn start_alone(sending: &Arc<Sending>) {
+    let theirs = Arc::clone(sending);
     if let Err(error) = spawn_thread(move || flush_alone(&theirs)) {
         sending.fail(&error);
     }
-    None
 }
 
 /// Waits until this process owes nothing; for its exit, which takes the thread along. It gives up when nothing at all has

@@ -220,6 +220,11 @@ impl Sending {
     /// Of those who wait for room that is all: one may never be polled again, and must not keep the room from the others.
     pub(super) fn release(self: &Arc<Self>, mut line: MutexGuard<'_, Line>, start: bool) {
         line.account();
+        if start {
+            // It begins when the line is free. What ends it is known by then, or who hands the socket over could not.
+            line.task = flusher::start(self);
+        }
+        let alone = start && line.task.is_none();
         let spent = mem::take(&mut line.spent);
         let mut told = Vec::new();
         if mem::take(&mut line.news) && !line.waiting.is_empty() {
@@ -228,10 +233,8 @@ impl Sending {
             line.waiting = waiting;
         }
         drop(line);
-        if start {
-            let task = flusher::start(Arc::clone(self));
-            let mut line = self.line();
-            line.task = task.filter(|_| line.mover == Mover::Flusher);
+        if alone {
+            flusher::start_alone(self);
         }
         for (_, told) in told {
             // They are out of the line, so a panic of one must not keep the others from it.
