@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
 use multiproc::sync::watch;
 use multiproc::{
-    AckedQueue, AckedReceiver, Client, Duplex, ProcessPool, Receiver, SendError, Sender, SpawnError, TaskError,
-    TrySendError, TrySubmitError, channel, duplex, queue, serve, spawn_process, task,
+    AckedQueue, AckedReceiver, Client, Duplex, Process, ProcessPool, Receiver, SendError, Sender, SpawnError,
+    TaskError, TrySendError, TrySubmitError, channel, duplex, queue, serve, spawn_process, task,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -222,6 +222,15 @@ async fn the_ends_in_a_task_that_cannot_be_sent_go_on() {
         pairs.end().await;
     }
     pool.close().await;
+    pairs.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_ends_in_a_task_whose_process_cannot_be_started_go_on() {
+    let mut pairs = Pairs::new();
+    let start = Process::builder().current_dir("/no/such/directory").spawn(task!(take(pairs.message(Rest::Fine))));
+    assert!(matches!(start.await, Err(SpawnError::Directory { .. })));
+    pairs.go_on();
     pairs.end().await;
 }
 

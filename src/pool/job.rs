@@ -126,7 +126,7 @@ impl Job {
             Awaits::Outcome(waker) => (false, waker),
         };
         let Wishes { name, timeout, retries } = wishes;
-        let Parcel { name: function, body, more, fds } = parcel;
+        let Parcel { name: function, body, more, fds, .. } = parcel;
         let name = name.unwrap_or(Cow::Borrowed(function));
         let span = Span::begin(pool, &name);
         let is_chunk = parts.is_some();

@@ -147,14 +147,18 @@ impl ProcessBuilder {
         let packed = valid.and_then(|()| start::permitted()).and_then(|_| Ok(task::pack(&task, self.plan.max_body)?));
         drop(task);
         async move {
-            let Parcel { name, body, more, fds } = packed?;
-            // All that is waited for from here on would panic.
-            if Handle::try_current().is_err() {
-                return Err(SpawnError::Io(io::Error::other("not in a tokio runtime")));
-            }
+            let Parcel { name, body, more, fds, moves } = packed?;
             let run = Frame { kind: Kind::Run as u8, id: 1, body, more, fds, ..Frame::default() };
-            let worker = start::start(&self.plan, &self.name, Some(run)).await?;
-            Ok(Process::new(worker, name)?)
+            let start = async {
+                // All that is waited for from here on would panic.
+                if Handle::try_current().is_err() {
+                    return Err(SpawnError::Io(io::Error::other("not in a tokio runtime")));
+                }
+                let worker = start::start(&self.plan, &self.name, Some(run)).await?;
+                Ok(Process::new(worker, name)?)
+            };
+            // Without a process nobody has the ends in the task, and it was never begun.
+            start.await.inspect_err(|_| moves.call_off())
         }
     }
 }

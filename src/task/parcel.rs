@@ -14,7 +14,7 @@ use crate::error::{BoxError, Panic, SpawnError, TaskError};
 use crate::sys::image::{self, Entry};
 use crate::wire::body::{self, EncodeError, Parts};
 use crate::wire::extra::Extra;
-use crate::wire::fds;
+use crate::wire::fds::{self, Moves};
 use crate::wire::frame::Frame;
 use crate::wire::held::Held;
 use crate::wire::message::{Failure, Run};
@@ -62,6 +62,8 @@ pub(crate) struct Parcel {
     /// What follows the body's beginning.
     pub(crate) more: Extra<Bytes>,
     pub(crate) fds: Extra<OwnedFd>,
+    /// Of the ends in it, for one that is not sent after all.
+    pub(crate) moves: Moves,
 }
 
 /// Why a task can't be sent.
@@ -108,12 +110,12 @@ pub(crate) fn pack_for(
 ) -> Result<Parcel, PackError> {
     let entry = image::offset_of(entry).ok_or(PackError::Foreign { task: of })?;
     let mut parts = Parts::new(Run::begin(entry, check(of)));
-    let packed = catch_unwind(AssertUnwindSafe(|| fds::collect(|| encode(&mut parts))));
+    let packed = catch_unwind(AssertUnwindSafe(|| fds::collect_moving(|| encode(&mut parts))));
     match packed {
-        Ok(Ok(((), fds))) => {
+        Ok(Ok(((), fds, moves))) => {
             let (body, more) =
                 if parts.is_written() { (Run::finish(parts.written), Extra::default()) } else { parts.take(0) };
-            Ok(Parcel { name, body, more, fds })
+            Ok(Parcel { name, body, more, fds, moves })
         }
         Ok(Err(EncodeError::Failed(source))) => Err(PackError::Encode(source)),
         Ok(Err(EncodeError::TooLarge { len, max })) => Err(PackError::TooLarge { len, max }),
