@@ -304,7 +304,8 @@ impl Child {
     pub(super) async fn step(&mut self, want: Want) -> Result<Event, CommandError> {
         let Self { stdin, stdout, stderr, members, exchange, .. } = self;
         let exited = all_exited(members, want);
-        let event = exchange.event(want, Pipes { stdin, stdout, stderr }, exited).await?;
+        let has_exited = || members.iter().all(|member| member.kept.try_exit().is_some());
+        let event = exchange.event(want, Pipes { stdin, stdout, stderr }, exited, has_exited).await?;
         let reacted = self.react(event);
         if event == Event::Overflow || self.refused.is_some() {
             // Nobody reads on, and what has left the group gets to know it. After the kill, which is what the program is to end of.

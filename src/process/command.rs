@@ -236,7 +236,8 @@ impl Command {
         Ok((command, ours))
     }
 
-    /// How long it may run, from its start. Then its group gets SIGTERM, and after the [`grace`](Self::grace) SIGKILL, and
+    /// How long it may take, from the call of the verb that starts it: what the start takes counts, too, and so does the wait for
+    /// others' starts where hundreds come at once. Then its group gets SIGTERM, and after the [`grace`](Self::grace) SIGKILL, and
     /// the verb fails with [`CommandError::TimedOut`](crate::CommandError::TimedOut), which has the output until then.
     ///
     /// A spawned [`Child`](crate::Child) keeps to it while one of its async methods is awaited. A program that runs as another

@@ -79,12 +79,14 @@ impl Exchange {
         self.phase == Phase::Running && self.deadline.is_some_and(|deadline| deadline <= Instant::now())
     }
 
-    /// Feeds and reads until something happens. All progress is in `self` and `pipes`.
+    /// Feeds and reads until something happens. All progress is in `self` and `pipes`. `exited` is told of the exit, sooner or
+    /// later; `has_exited` looks.
     pub(super) async fn event(
         &mut self,
         want: Want,
         mut pipes: Pipes<'_>,
         exited: impl Future<Output = ()>,
+        has_exited: impl Fn() -> bool,
     ) -> io::Result<Event> {
         let due = self.phase.due(self.deadline);
         let mut exited = pin!(exited);
@@ -102,6 +104,10 @@ impl Exchange {
                 return Poll::Ready(Ok(Event::Exited));
             }
             if due.is_some_and(|due| due <= Instant::now()) {
+                // In time, and where many things happen at once the news of it is late.
+                if !self.phase.has_exited() && has_exited() {
+                    return Poll::Ready(Ok(Event::Exited));
+                }
                 // Nothing is read after the drain, so then it is all that there is.
                 let is_last = read.is_some() && self.phase.has_exited();
                 let last = if is_last { self.read(cx, Want::Output, &mut pipes)? } else { None };
@@ -114,10 +120,11 @@ impl Exchange {
             if timer.is_none() {
                 timer.set(Some(sleep_until(due)));
             }
-            match timer.as_mut().as_pin_mut() {
-                Some(timer) => timer.poll(cx).map(|()| Ok(Event::Due)),
-                None => Poll::Pending,
+            if timer.as_mut().as_pin_mut().is_some_and(|timer| timer.poll(cx).is_ready()) {
+                // Then it is due.
+                cx.waker().wake_by_ref();
             }
+            Poll::Pending
         }))
         .await
     }
