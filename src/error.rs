@@ -79,8 +79,9 @@ pub enum TaskError {
         /// It got a SIGKILL that this library did not send: on Linux most often the out-of-memory killer.
         unexplained_kill: bool,
     },
-    /// The task ran longer than its timeout; its process was killed.
-    #[error("task timed out and its worker process was killed")]
+    /// The task ran longer than its timeout. Its process was killed, unless it ended the task within the pool's
+    /// [`cancel_grace`](crate::PoolBuilder::cancel_grace).
+    #[error("task timed out")]
     TimedOut,
     /// The task was cancelled before it had a result.
     #[error("task was cancelled")]
