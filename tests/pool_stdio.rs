@@ -5,8 +5,9 @@ mod pool_support;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 
-use multiproc::{ProcessPool, call, task};
-use pool_support::{folder, kill, pid, within};
+use futures::future::join_all;
+use multiproc::{ProcessPool, TaskError, call, task};
+use pool_support::{folder, is_gone, is_pending, kill, pid, until, within};
 
 multiproc::test_support!();
 
@@ -198,4 +199,113 @@ async fn a_stdout_that_somebody_else_holds_holds_nobody_up() {
     within(pool.close()).await;
     assert!(begun.elapsed() < std::time::Duration::from_secs(15));
     pool_support::kill(other, libc::SIGKILL);
+}
+
+/// A listener that stands still at its first lines until the sender is dropped, and where it can be seen that it does.
+fn halting(
+    said: &Said,
+) -> (impl Fn(u32, &str) + Send + Sync + 'static, tokio::sync::mpsc::UnboundedReceiver<()>, std::sync::mpsc::Sender<()>)
+{
+    let (begin, begins) = tokio::sync::mpsc::unbounded_channel();
+    let (let_go, goes_on) = std::sync::mpsc::channel();
+    let (listen, goes_on) = (listener(said), std::sync::Mutex::new(goes_on));
+    let halt = move |worker, line: &str| {
+        let _ = begin.send(());
+        // Nothing else that is due on this thread is to wait, too.
+        let _ = tokio::task::block_in_place(|| goes_on.lock().unwrap().recv());
+        listen(worker, line);
+    };
+    (halt, begins, let_go)
+}
+
+fn print_and_give_pid() -> u32 {
+    println!("a line");
+    pid()
+}
+
+/// What it needs to go on may be held by whoever waits for the end of the pool.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cancel_waits_for_no_listener_that_stands_still() {
+    for closes in [false, true] {
+        let (listen, mut halts, let_go) = halting(&Said::default());
+        let pool = ProcessPool::builder().workers(1).on_stdout_line(listen).build().unwrap();
+        let worker = within(pool.submit(task!(print_and_give_pid()))).await.unwrap();
+        within(halts.recv()).await.unwrap();
+        let mut close = std::pin::pin!(pool.close());
+        if closes {
+            assert!(is_pending(&mut close).await);
+            until(|| pool.status().details.is_empty()).await;
+            assert!(is_pending(&mut close).await, "not all that was printed was told");
+        }
+        within(pool.cancel()).await;
+        within(close).await;
+        assert!(is_gone(worker));
+        drop(let_go);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listener_that_stands_still_holds_up_no_task_of_the_next_worker() {
+    let said = Said::default();
+    let (listen, mut halts, let_go) = halting(&said);
+    let pool = ProcessPool::builder().workers(1).on_stdout_line(listen).build().unwrap();
+    let die = call(
+        |()| {
+            println!("last words");
+            std::process::exit(3);
+        },
+        (),
+    );
+    assert!(matches!(within(pool.submit(die)).await, Err::<(), _>(TaskError::Died { .. })));
+    within(halts.recv()).await.unwrap();
+    within(pool.submit(task!(pid()))).await.unwrap();
+    assert!(said.lock().unwrap().is_empty());
+    drop(let_go);
+    within(pool.close()).await;
+    assert!(said.lock().unwrap().iter().map(|(_, line)| &**line).eq(["last words"]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listener_that_stands_still_keeps_no_place_in_the_pool() {
+    let said = Said::default();
+    let (listen, mut halts, let_go) = halting(&said);
+    let pool = ProcessPool::builder()
+        .workers(1)
+        .idle_timeout(std::time::Duration::from_millis(1))
+        .on_stdout_line(listen)
+        .build()
+        .unwrap();
+    let first = within(pool.submit(task!(print_and_give_pid()))).await.unwrap();
+    within(halts.recv()).await.unwrap();
+    until(|| is_gone(first) && pool.status().details.is_empty()).await;
+    within(pool.submit(task!(pid()))).await.unwrap();
+    let mut close = std::pin::pin!(pool.close());
+    assert!(is_pending(&mut close).await);
+    until(|| pool.status().details.is_empty()).await;
+    assert!(is_pending(&mut close).await, "not all that was printed was told");
+    drop(let_go);
+    within(close).await;
+    assert_eq!(*said.lock().unwrap(), [(first, "a line".into())]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_workers_that_a_listener_is_behind_with_no_line_is_lost_and_each_can_be_cancelled() {
+    for cancels in [false, true] {
+        let said = Said::default();
+        let (listen, _halts, let_go) = halting(&said);
+        let pool = ProcessPool::builder().workers(1).max_tasks_per_worker(1).on_stdout_line(listen).build().unwrap();
+        let tasks = tokio::spawn(join_all((0..40).map(|_| pool.submit(task!(print_and_give_pid())))));
+        until(|| pool.status().counts.restarts == 9).await;
+        if cancels {
+            within(pool.cancel()).await;
+            assert!(within(tasks).await.unwrap().into_iter().any(|task| matches!(task, Err(TaskError::Cancelled))));
+        } else {
+            drop(let_go);
+            let pids: Vec<_> = within(tasks).await.unwrap().into_iter().map(Result::unwrap).collect();
+            within(pool.close()).await;
+            let mut heard: Vec<_> = said.lock().unwrap().iter().map(|(worker, _)| *worker).collect();
+            heard.sort_unstable_by_key(|worker| pids.iter().position(|pid| pid == worker));
+            assert_eq!(heard, pids);
+        }
+    }
 }

@@ -190,6 +190,7 @@ impl Shared {
         let seat = Seat::new(index, state.runtime.clone());
         state.seats.insert(index, Arc::clone(&seat));
         state.starting += 1;
+        state.supervisors += 1;
         state.after.supervise.push(seat);
     }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::answers::answer;
 use super::life::Event;
-use super::output::heard_out;
-use super::state::{End, Ending};
+use super::output::{Listening, heard_out};
+use super::state::{End, Ending, Phase};
 use super::supervisor::{Cause, Process, Supervisor};
 use super::trace;
 use crate::error::TaskError;
@@ -23,12 +23,15 @@ pub(super) const KILL_WITHIN: Duration = Duration::from_secs(2);
 /// How long a process that has closed its socket may take to exit by itself.
 const EXIT_WITHIN: Duration = Duration::from_millis(100);
 
+/// How long a task's outcome, or the end of a pool that is cancelled, may wait for who listens to what was printed.
+const HEAR_WITHIN: Duration = Duration::from_millis(100);
+
 /// How long a process that ends in order may take for its exit task and its exit.
 const RETIRE_WITHIN: Duration = Duration::from_secs(10);
 
 impl Supervisor {
     /// Ends the process, if it has not ended, and resolves the task that it had.
-    pub(super) async fn end(&self, mut process: Process, cause: Cause) -> End {
+    pub(super) async fn end(&self, mut process: Process, cause: Cause, listening: &mut Vec<Listening>) -> End {
         // First of all: what is given to a worker after its desk was looked at below would be lost.
         self.shared.withdraw(&self.seat);
         let kept = process.child.kept().clone();
@@ -64,7 +67,7 @@ impl Supervisor {
             Cause::Died | Cause::Stuck | Cause::Retired(_) => Ending::Died,
         };
         // Before its task's outcome, unless whoever listens takes long.
-        let _ = within(EXIT_WITHIN, heard_out(&mut process.listening)).await;
+        let _ = within(HEAR_WITHIN, heard_out(listening, 0)).await;
         self.hear_last_words(&mut process);
         let exit = exit.unwrap_or(Exit::UNKNOWN);
         if let Some(cause) = cause.unplanned() {
@@ -77,12 +80,22 @@ impl Supervisor {
             Cause::Died | Cause::Stuck | Cause::Retired(_) => died(&kept, &exit, job.name.clone()),
         });
         process.resolve();
-        heard_out(&mut process.listening).await;
         match cause {
             Cause::Retired(end) => end,
             Cause::Died if !worked => End::Fruitless { status: exit.status, pid: kept.pid() },
             _ => End::Other,
         }
+    }
+
+    /// Its seat is given up: waits until all that its processes have printed was told, but not for long once the pool is cancelled.
+    /// Whoever listens may need what somebody holds who waits for that.
+    pub(super) async fn hear_out(&self, mut listening: Vec<Listening>) {
+        tokio::select! {
+            biased;
+            () = heard_out(&mut listening, 0) => return,
+            () = self.shared.when(|state| (state.phase == Phase::Cancelled).then_some(())) => {}
+        }
+        let _ = within(HEAR_WITHIN, heard_out(&mut listening, 0)).await;
     }
 
     /// What it had said before its end counts.

@@ -220,6 +220,12 @@ impl Shared {
         }
     }
 
+    /// A supervisor has ended, and with it all that was left of its worker.
+    pub(super) fn supervisor_ended(self: &Arc<Self>) {
+        self.state().supervisors -= 1;
+        self.changed.notify_waiters();
+    }
+
     /// Takes nothing new any more.
     pub(super) fn begin_close(self: &Arc<Self>) {
         let mut state = self.state();

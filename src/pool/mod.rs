@@ -47,7 +47,7 @@ use job::{Awaits, Wishes};
 pub use life::WorkerState;
 pub use map::Map;
 pub use state::Counts;
-use state::{Phase, Shared, State};
+use state::{Phase, Shared};
 pub use status::{PoolStatus, WorkerStatus};
 use submit::Claim;
 pub use submit::{Submit, TaskHandle};
@@ -296,15 +296,16 @@ impl ProcessPool {
     }
 
     async fn ended(&self) {
-        self.when(|state| {
-            (state.phase != Phase::Open
-                && state.reserved == 0
-                && state.seats.is_empty()
-                && state.assigned.is_empty()
-                && state.waiting.is_empty())
-            .then_some(())
-        })
-        .await;
+        self.shared()
+            .when(|state| {
+                (state.phase != Phase::Open
+                    && state.reserved == 0
+                    && state.supervisors == 0
+                    && state.assigned.is_empty()
+                    && state.waiting.is_empty())
+                .then_some(())
+            })
+            .await;
     }
 
     /// Starts all workers, and waits until they are ready: so that the first tasks need not.
@@ -319,29 +320,17 @@ impl ProcessPool {
     pub async fn start(&self) -> Result<(), SpawnError> {
         start::permitted()?;
         self.shared().warm_up()?;
-        self.when(|state| {
-            if state.phase != Phase::Open {
-                Some(Err(SpawnError::Cancelled))
-            } else if let Some(cause) = &state.last_cause {
-                Some(Err(SpawnError::Worker(Arc::clone(cause))))
-            } else {
-                (state.starting == 0).then_some(Ok(()))
-            }
-        })
-        .await
-    }
-
-    async fn when<R>(&self, mut known: impl FnMut(&State) -> Option<R>) -> R {
-        loop {
-            let changed = self.shared().changed.notified();
-            let mut changed = std::pin::pin!(changed);
-            // Listen before looking, or a change in between would be missed.
-            changed.as_mut().enable();
-            if let Some(known) = known(&self.shared().state()) {
-                return known;
-            }
-            changed.await;
-        }
+        self.shared()
+            .when(|state| {
+                if state.phase != Phase::Open {
+                    Some(Err(SpawnError::Cancelled))
+                } else if let Some(cause) = &state.last_cause {
+                    Some(Err(SpawnError::Worker(Arc::clone(cause))))
+                } else {
+                    (state.starting == 0).then_some(Ok(()))
+                }
+            })
+            .await
     }
 
     /// How many workers there may be.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustix::io::retry_on_intr;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, coop};
 
 use crate::process::ChildStdout;
 use crate::task::unheeded;
@@ -58,19 +58,27 @@ impl Listening {
     }
 }
 
-/// Waits until all that a process which has ended has printed was told.
+/// Nobody waits for it any more.
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.reads.abort();
+    }
+}
+
+/// Waits until all that processes which have ended have printed was told, but for `left` of their pipes.
 ///
 /// # Cancel safety
 ///
 /// It may be called again, to wait for what is left.
-pub(super) async fn heard_out(listening: &mut Vec<Listening>) {
+pub(super) async fn heard_out(listening: &mut Vec<Listening>, left: usize) {
     for each in &*listening {
         each.ended.notify_one();
     }
-    while let Some(last) = listening.last_mut() {
+    listening.retain(|each| !each.reads.is_finished());
+    while listening.len() > left {
         // It can't panic. If its runtime has ended, so have we.
-        let _ = (&mut last.reads).await;
-        listening.pop();
+        let _ = (&mut listening[0].reads).await;
+        listening.remove(0);
     }
 }
 
@@ -83,7 +91,7 @@ async fn read(mut lines: Lines, fd: Arc<OwnedFd>, mut pipe: ChildStdout, ended: 
             read = pipe.read(&mut buffer) => match read {
                 // An error is an end, too.
                 Ok(0) | Err(_) => return lines.end(),
-                Ok(count) => lines.take(&buffer[..count]),
+                Ok(count) => lines.take(&buffer[..count]).await,
             },
         }
     }
@@ -92,7 +100,7 @@ async fn read(mut lines: Lines, fd: Arc<OwnedFd>, mut pipe: ChildStdout, ended: 
     while left > 0 {
         let most = left.min(buffer.len());
         let Ok(count @ 1..) = retry_on_intr(|| rustix::io::read(&fd, &mut buffer[..most])) else { break };
-        lines.take(&buffer[..count]);
+        lines.take(&buffer[..count]).await;
         left -= count;
     }
     lines.end();
@@ -113,7 +121,7 @@ impl Lines {
         Self { listener, worker, line: Vec::new(), is_rest: false }
     }
 
-    fn take(&mut self, mut bytes: &[u8]) {
+    async fn take(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let room = LONGEST_LINE - self.line.len();
             let end = bytes.iter().take(room).position(|&byte| byte == b'\n');
@@ -123,6 +131,8 @@ impl Lines {
             if end.is_some() || self.line.len() == LONGEST_LINE {
                 self.tell();
                 self.is_rest = end.is_none();
+                // There may be thousands of them, of which each is somebody else's code.
+                coop::consume_budget().await;
             }
         }
     }
@@ -160,13 +170,13 @@ mod tests {
         (told, Listener::new(move |_, line| into.lock().unwrap().push(line.to_owned())))
     }
 
-    #[test]
-    fn a_line_that_just_fits_into_its_pieces_has_no_empty_one() {
+    #[tokio::test]
+    async fn a_line_that_just_fits_into_its_pieces_has_no_empty_one() {
         for (behind, more) in [("", &[][..]), ("\n", &[]), ("\r\n", &[]), ("\n\ny", &[0, 1]), ("y\n", &[1])] {
             for pieces in 1..=3 {
                 let (told, listener) = listener();
                 let mut lines = Lines::new(listener, 1);
-                lines.take(&[vec![b'x'; pieces * LONGEST_LINE], behind.into()].concat());
+                lines.take(&[vec![b'x'; pieces * LONGEST_LINE], behind.into()].concat()).await;
                 lines.end();
                 let lengths: Vec<_> = told.lock().unwrap().iter().map(String::len).collect();
                 assert_eq!(lengths, [&vec![LONGEST_LINE; pieces], more].concat(), "{pieces} {behind:?}");
@@ -182,7 +192,7 @@ mod tests {
         writer.write_all(b"the last\nwords").unwrap();
         let mut listening = vec![Listening::begin(listener, 1, Arc::new(reader.into())).unwrap()];
         // The writer, who is somebody else, is not waited for.
-        heard_out(&mut listening).await;
+        heard_out(&mut listening, 0).await;
         assert_eq!(*told.lock().unwrap(), ["the last", "words"]);
         drop(writer);
     }
@@ -193,8 +203,28 @@ mod tests {
         let (reader, mut writer) = io::pipe().unwrap();
         let mut listening = vec![Listening::begin(listener, 1, Arc::new(reader.into())).unwrap()];
         let other = std::thread::spawn(move || while writer.write_all(b"and on\n").is_ok() {});
-        heard_out(&mut listening).await;
+        heard_out(&mut listening, 0).await;
         other.join().unwrap();
         assert!(told.lock().unwrap().iter().all(|line| "and on".starts_with(&**line)));
+    }
+
+    #[tokio::test]
+    async fn who_tells_many_lines_lets_others_run_meanwhile() {
+        let (told, listener) = listener();
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(&[b'\n'; 4000]).unwrap();
+        let mut listening = vec![Listening::begin(listener, 1, Arc::new(reader.into())).unwrap()];
+        let other = async {
+            loop {
+                match told.lock().unwrap().len() {
+                    0 => {}
+                    count => break count,
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let (count, ()) = tokio::join!(other, heard_out(&mut listening, 0));
+        assert!(count < 4000);
+        assert_eq!(told.lock().unwrap().len(), 4000);
     }
 }

@@ -22,39 +22,39 @@ use crate::task::Parcel;
 use crate::wire::frame::Frame;
 use crate::wire::message::{self, Kind};
 
+/// With more pipes than this of ended ones whose lines were not all told, no process is started: it prints, too.
+const MOST_UNHEARD: usize = 8;
+
 impl Supervisor {
     /// Starts a process and makes it ready, unless it is of no use any more. One that does not get ready is killed, and
-    /// has ended by then.
-    pub(super) async fn start(&self) -> Result<Process, SpawnError> {
+    /// has ended by then. Adds who reads what it prints.
+    pub(super) async fn start(&self, listening: &mut Vec<Listening>) -> Result<Process, SpawnError> {
         let settings = &self.shared.settings;
         let name = format!("{}-{}", settings.name, self.seat.index);
         let place = message::Seat { pool: settings.name.clone(), index: self.seat.index as u64 };
+        let words = async {
+            heard_out(listening, MOST_UNHEARD).await;
+            start::first_words(&settings.plan, &name, Some(place), None).await
+        };
         let words = tokio::select! {
             biased;
             () = self.unneeded() => return Err(SpawnError::Cancelled),
-            words = start::first_words(&settings.plan, &name, Some(place), None) => words?,
+            words = words => words?,
         };
         // This takes a millisecond or so, and is not given up half-way: then nobody would know when the process has ended.
         let mut worker = start::launch(&settings.plan, &name, words).await?;
         let kept = worker.child.kept().clone();
-        let mut listening = self.listen(&mut worker)?;
+        listening.append(&mut self.listen(&mut worker)?);
         let ready = tokio::select! {
             biased;
             () = self.unneeded() => Err(SpawnError::Cancelled),
             ready = self.make_ready(worker) => ready,
         };
-        match ready {
-            Ok(mut process) => {
-                process.listening = listening;
-                Ok(process)
-            }
-            Err(error) => {
-                // It was dropped, and so killed.
-                let _ = within(KILL_WITHIN, kept.exited_watched()).await;
-                heard_out(&mut listening).await;
-                Err(error)
-            }
+        if ready.is_err() {
+            // It was dropped, and so killed.
+            let _ = within(KILL_WITHIN, kept.exited_watched()).await;
         }
+        ready
     }
 
     /// Has what the process prints read, if somebody wants it.
@@ -95,7 +95,6 @@ impl Supervisor {
             endings: Vec::new(),
             unfinished: Vec::new(),
             max_memory,
-            listening: Vec::new(),
             stopping: None,
         })
     }

@@ -5,6 +5,7 @@
 //! then a job's cell.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -31,7 +32,7 @@ pub(super) struct Shared {
     pub(super) permits: Semaphore,
     pub(super) times: Times,
     state: Mutex<State>,
-    /// Rings when something changed that `start`, `close` or `cancel` may wait for.
+    /// Rings when something changed that somebody may wait for, see [`when`](Self::when).
     pub(super) changed: Notify,
 }
 
@@ -45,8 +46,10 @@ pub(super) struct State {
     pub(super) sweep_at: usize,
     /// Tasks with a slot, for which no worker is ready yet.
     pub(super) assigned: VecDeque<Arc<Job>>,
-    /// Every worker that has a supervisor, by its index.
+    /// Every worker, by its index.
     pub(super) seats: Vec<Arc<Seat>>,
+    /// How many supervisors there are: one a seat, and those of seats that were given up and have printed what was not told yet.
+    pub(super) supervisors: usize,
     /// Those that wait for a task; the last one worked last.
     pub(super) idle: Vec<Arc<Seat>>,
     /// How many of `seats` have no ready process.
@@ -156,6 +159,7 @@ impl Shared {
                 sweep_at: SWEEP_AT,
                 assigned: VecDeque::new(),
                 seats: Vec::new(),
+                supervisors: 0,
                 idle: Vec::new(),
                 starting: 0,
                 target,
@@ -179,6 +183,19 @@ impl Shared {
 
     pub(super) fn state(self: &Arc<Self>) -> Locked<'_> {
         Locked::new(self, self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until something is known of the state.
+    pub(super) async fn when<R>(self: &Arc<Self>, mut known: impl FnMut(&State) -> Option<R>) -> R {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            // Listen before looking, or a change in between would be missed.
+            changed.as_mut().enable();
+            if let Some(known) = known(&self.state()) {
+                return known;
+            }
+            changed.await;
+        }
     }
 
     pub(super) fn take_permit(&self) -> bool {

@@ -48,6 +48,7 @@ impl Drop for Supervisor {
         if !self.left {
             self.shared.abandoned(&self.seat);
         }
+        self.shared.supervisor_ended();
     }
 }
 
@@ -68,8 +69,6 @@ pub(super) struct Process {
     pub(super) unfinished: Vec<Arc<Job>>,
     /// With how many bytes in memory it is replaced.
     pub(super) max_memory: Option<u64>,
-    /// Who reads its stdout and stderr.
-    pub(super) listening: Vec<Listening>,
     /// The task that has been asked to stop by itself.
     pub(super) stopping: Option<Stopping>,
 }
@@ -123,15 +122,17 @@ impl Supervisor {
     async fn run(mut self) {
         let mut pause = FIRST_PAUSE;
         let mut again = false;
+        // Who reads what the process prints, and those before it have printed: they need not be heard out for the next one to start.
+        let mut listening = Vec::new();
         let pool = &*Arc::clone(&self.shared).settings.name.clone();
         loop {
             let unneeded = self.shared.state().needs_no_start();
-            let started = if unneeded { Err(SpawnError::Cancelled) } else { self.start().await };
+            let started = if unneeded { Err(SpawnError::Cancelled) } else { self.start(&mut listening).await };
             let failed;
             let next = match started {
                 Ok(process) => {
                     trace::started(pool, &self.seat, Ok(process.child.kept().pid()), again);
-                    let end = self.serve(process).await;
+                    let end = self.serve(process, &mut listening).await;
                     failed = matches!(end, End::Fruitless { .. });
                     self.shared.ended(&self.seat, end)
                 }
@@ -143,7 +144,7 @@ impl Supervisor {
             };
             if next == Next::Leave {
                 self.left = true;
-                return;
+                return self.hear_out(listening).await;
             }
             again = true;
             if failed {
@@ -185,12 +186,12 @@ impl Supervisor {
     }
 
     /// Serves until the process has ended.
-    async fn serve(&self, mut process: Process) -> End {
+    async fn serve(&self, mut process: Process, listening: &mut Vec<Listening>) -> End {
         self.seat.desk().apply(Event::Ready);
         self.shared.started();
         let turn = self.shared.next_task(&self.seat);
         let cause = self.work(&mut process, turn).await;
-        self.end(process, cause).await
+        self.end(process, cause, listening).await
     }
 }
 
