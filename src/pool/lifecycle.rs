@@ -119,7 +119,9 @@ impl Shared {
             Phase::Cancelled => false,
         };
         if wanted {
+            // One with the other: who gives the seat up counts it off by what its desk says.
             state.starting += 1;
+            seat.desk().restart();
             state.counts.restarts += 1;
             Next::Restart
         } else {
@@ -321,5 +323,33 @@ fn no_worker(cause: Option<&Arc<SpawnError>>) -> TaskError {
     match cause {
         Some(cause) if !matches!(**cause, SpawnError::Cancelled) => TaskError::Broken(Box::new(Arc::clone(cause))),
         _ => TaskError::Cancelled,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::ProcessPool;
+
+    /// It was counted off a second time, so that the other one's start was one too few.
+    #[test]
+    fn a_worker_that_has_ended_and_is_not_started_again_yet_does_not_count_as_starting() {
+        let pool = ProcessPool::new(2);
+        let shared = pool.shared();
+        let (ended, _starting) = {
+            let mut state = shared.state();
+            Shared::open_seat(&mut state);
+            Shared::open_seat(&mut state);
+            // Nobody is to start them.
+            state.after.supervise.clear();
+            (Arc::clone(&state.seats[0]), Arc::clone(&state.seats[1]))
+        };
+        ended.desk().apply(Event::Ready);
+        shared.started();
+        shared.lost(&ended, &[], [], Ending::Died, |_| TaskError::Cancelled);
+        shared.abandoned(&ended);
+        assert_eq!(shared.state().starting, 1);
+        shared.started();
+        assert_eq!(shared.state().starting, 0);
     }
 }

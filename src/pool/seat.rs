@@ -196,8 +196,15 @@ impl Desk {
 
     /// Clears the desk after a process; no task may lie on it. What could not be written may be others' bytes, whose end is
     /// their code: it is to be dropped without a lock.
+    ///
+    /// Its worker is dead from then on, until it is known that [another process](Self::restart) is to be started.
     pub(super) fn clear(&mut self, spent: &mut Vec<Bytes>) {
         self.outbox.abandon(spent);
+        *self = Self { state: WorkerState::Dead, ..Self::empty() };
+    }
+
+    /// Another process is to be started in the place of one that has ended.
+    pub(super) fn restart(&mut self) {
         *self = Self::empty();
     }
 
