@@ -17,7 +17,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use multiproc::{Fd, Process, ProcessPool, TaskError, call, spawn_process, task};
-use pool_support::{Ledger, Meeting, endless, is_gone, is_pending, kill, meet, pid, until, within};
+use pool_support::{Ledger, Meeting, Slow, endless, is_gone, is_pending, kill, meet, pid, until, within};
 
 multiproc::test_support!();
 
@@ -78,6 +78,16 @@ async fn a_host_with_a_thread_that_reaps_everybody() {
     within(within(spawn_process(host)).await.unwrap().join()).await.unwrap();
 }
 
+/// Sets a low limit for this process's fds, and holds as many as there can be.
+fn use_up_fds() -> Vec<File> {
+    // SAFETY: the limit is a live struct.
+    unsafe {
+        let few = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const few);
+    }
+    std::iter::from_fn(|| File::open("/dev/null").ok()).collect()
+}
+
 #[tokio::test]
 async fn a_host_without_fds_gets_errors_and_works_again_once_there_are_some() {
     let host = call(
@@ -86,15 +96,7 @@ async fn a_host_without_fds_gets_errors_and_works_again_once_there_are_some() {
                 // The limit's window has nothing to do with it: it is longer than the test may take.
                 let pool = ProcessPool::builder().workers(2).restart_limit(1, Duration::from_mins(10)).build().unwrap();
                 within(pool.submit(task!(pid()))).await.unwrap();
-                // SAFETY: the limit is a live struct.
-                unsafe {
-                    let few = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
-                    libc::setrlimit(libc::RLIMIT_NOFILE, &raw const few);
-                }
-                let mut held = Vec::new();
-                while let Ok(file) = File::open("/dev/null") {
-                    held.push(file);
-                }
+                let held = use_up_fds();
                 // The worker that lives needs none, but for the caller's own. After its death there is no other.
                 let worker = within(pool.submit(task!(pid()))).await.unwrap();
                 kill(worker, libc::SIGKILL);
@@ -127,15 +129,7 @@ async fn a_task_whose_fds_cannot_be_sent_has_failed_and_was_not_cancelled() {
                 let mut first = pool.submit(task!(pid()));
                 let mut second = pool.submit(call(|_: Fd<File>| (), Fd::from(File::open("/dev/null").unwrap())));
                 assert!(is_pending(&mut first).await && is_pending(&mut second).await);
-                // SAFETY: the limit is a live struct.
-                unsafe {
-                    let few = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
-                    libc::setrlimit(libc::RLIMIT_NOFILE, &raw const few);
-                }
-                let mut held = Vec::new();
-                while let Ok(file) = File::open("/dev/null") {
-                    held.push(file);
-                }
+                let held = use_up_fds();
                 within(first).await.unwrap();
                 let error = within(second).await.unwrap_err();
                 assert!(matches!(error, TaskError::Encode(_)), "{error:?}");
@@ -144,6 +138,39 @@ async fn a_task_whose_fds_cannot_be_sent_has_failed_and_was_not_cancelled() {
                 drop(held);
                 within(pool.submit(task!(pid()))).await.unwrap();
                 within(pool.close()).await;
+            });
+        },
+        (),
+    );
+    within(within(spawn_process(host)).await.unwrap().join()).await.unwrap();
+}
+
+/// The slot that it did not need was once nobody's, so that who waited for it waited for ever.
+#[tokio::test]
+async fn the_slot_of_a_task_whose_fds_cannot_be_sent_goes_to_the_next_one_and_the_pool_closes() {
+    let host = call(
+        |()| {
+            in_a_runtime(async {
+                let pool = ProcessPool::new(1);
+                within(pool.start()).await.unwrap();
+                let (slow, mut encoding) = Slow::new();
+                let submitter = tokio::task::spawn_blocking({
+                    let pool = pool.clone();
+                    let fd = Fd::from(File::open("/dev/null").unwrap());
+                    move || pool.try_submit(call(|_: (Fd<File>, Slow)| (), (fd, slow))).map_err(drop)
+                });
+                encoding.begins().await;
+                let mut waiting = pool.submit(task!(pid()));
+                assert!(is_pending(&mut waiting).await);
+                let mut close = std::pin::pin!(pool.close());
+                assert!(is_pending(&mut close).await);
+                let held = use_up_fds();
+                encoding.go_on();
+                let error = within(within(submitter).await.unwrap().unwrap()).await.unwrap_err();
+                assert!(matches!(error, TaskError::Encode(_)), "{error:?}");
+                drop(held);
+                within(waiting).await.unwrap();
+                within(close).await;
             });
         },
         (),

@@ -75,19 +75,13 @@ impl Shared {
     /// Gives a slot back that was not used.
     pub(super) fn unreserve(self: &Arc<Self>) {
         let mut state = self.state();
-        state.reserved -= 1;
-        self.changed.notify_waiters();
         self.release(&mut state);
-        self.dispatch(&mut state);
-        // Idle workers may have been kept for what waited for this slot, and went elsewhere.
-        Self::retire_unneeded(&mut state);
+        self.reserved_no_more(&mut state);
     }
 
     /// Sends a task for which a slot was taken.
     pub(super) fn submit_reserved(self: &Arc<Self>, job: &Arc<Job>) {
         let mut state = self.state();
-        state.reserved -= 1;
-        self.changed.notify_waiters();
         self.stamp(&mut state, job);
         if state.phase == Phase::Cancelled {
             // It was nowhere to be found when the others were cancelled.
@@ -98,6 +92,17 @@ impl Shared {
         } else {
             self.release(&mut state);
         }
+        self.reserved_no_more(&mut state);
+    }
+
+    /// A task that had a slot before it was encoded has it no more, or as any other.
+    fn reserved_no_more(self: &Arc<Self>, state: &mut State) {
+        state.reserved -= 1;
+        self.changed.notify_waiters();
+        // If the slot is free, it is for what waited for it.
+        self.dispatch(state);
+        // Idle workers may have been kept for that, and it went elsewhere.
+        Self::retire_unneeded(state);
     }
 
     /// Whether the pool takes tasks.
