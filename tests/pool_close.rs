@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use multiproc::{ProcessPool, TaskError, TrySubmitError, call, task};
+use multiproc::{ProcessPool, TaskError, TrySubmitError, WorkerState, call, task};
 use pool_support::{
     Ledger, Meeting, Slow, endless, is_gone, is_pending, meet, meet_and_give_pid, note, pid, try_submit, until, within,
 };
@@ -310,4 +310,33 @@ async fn a_task_that_is_encoded_when_its_pool_is_cancelled_is_cancelled_too() {
     guest.go_on().await;
     assert!(matches!(within(running).await, Err(TaskError::Cancelled)));
     within(cancel).await;
+}
+
+/// With nothing to do at the moment it retired, and as something waited it was started again, on and on.
+#[tokio::test]
+async fn a_worker_that_gets_ready_while_the_only_slot_is_reserved_stays_for_what_waits() {
+    let starts = Meeting::new();
+    let start = call(|place: PathBuf| meet(&place, 0), starts.place());
+    let pool = ProcessPool::builder().workers(1).on_worker_start(start).build().unwrap();
+    let (slow, mut encoding) = Slow::new();
+    let submitter = try_submit(&pool, slow);
+    encoding.begins().await;
+    let waiting = tokio::spawn(pool.submit(task!(pid())));
+    until(|| pool.status().queued == 1).await;
+    assert!(is_pending(pool.start()).await);
+    let guest = starts.guest().await;
+    let mut close = std::pin::pin!(pool.close());
+    assert!(is_pending(&mut close).await);
+    let worker = guest.pid;
+    guest.go_on().await;
+    // It either stays, or ends and is started again.
+    tokio::select! {
+        again = starts.guest() => panic!("{again:?}"),
+        () = until(|| pool.status().details.iter().any(|worker| worker.state == WorkerState::Idle)) => {}
+    }
+    encoding.go_on();
+    assert_eq!(within(within(submitter).await.unwrap().unwrap()).await.unwrap(), worker);
+    assert_eq!(within(waiting).await.unwrap().unwrap(), worker);
+    within(close).await;
+    assert_eq!(pool.status().counts.restarts, 0);
 }

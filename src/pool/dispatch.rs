@@ -288,7 +288,8 @@ impl Shared {
             Self::send_ahead(state, seat);
             return Turn::Busy;
         }
-        if state.phase == Phase::Closing {
+        // What waits does so for a slot that is reserved, and may need this worker when that is free.
+        if state.phase == Phase::Closing && state.waiting.is_empty() {
             state.take_idle(seat);
             return Turn::Retire;
         }
