@@ -8,7 +8,7 @@ mod clock;
 mod writing;
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -80,7 +80,7 @@ pub(super) struct Desk {
     /// Tasks that were sent and not answered, oldest first. The first one runs, or is about to.
     sent: VecDeque<Sent>,
     /// The task that was taken back because the worker did not begin it, if it has not been heard of since.
-    recalled: Option<Arc<Job>>,
+    recalled: Option<Weak<Job>>,
     /// Since when the first of them has been the first.
     pub(super) since: Instant,
     /// How long its last tasks took, each; `None` before the first answer.
@@ -373,7 +373,7 @@ impl Desk {
     pub(super) fn recall(&mut self) -> Vec<Arc<Job>> {
         let back = self.take_back();
         if self.sent.is_empty() {
-            self.recalled = back.first().cloned();
+            self.recalled = back.first().map(Arc::downgrade);
             self.apply(Event::Overdue);
         }
         back
@@ -382,7 +382,9 @@ impl Desk {
     /// It has died by itself. If it was not heard of any more after its tasks had been taken back, the first of them is as
     /// suspect as if it still lay here.
     pub(super) fn suspect(&mut self) {
-        if let Some(job) = self.recalled.take_if(|_| self.state == WorkerState::Stalled) {
+        if self.state == WorkerState::Stalled
+            && let Some(job) = self.recalled.take().and_then(|job| job.upgrade())
+        {
             job.suspect();
         }
     }

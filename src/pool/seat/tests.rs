@@ -123,9 +123,7 @@ fn the_next_process_gets_nothing_that_was_for_the_one_before() {
 #[test]
 fn a_tasks_time_begins_when_its_worker_begins_it() {
     let ledger = Arc::new(Ledger::create().unwrap().0);
-    let parcel = crate::task::pack(&crate::call(|()| (), ()), 1024).unwrap();
-    let job = Job::new("pool", parcel, Wishes::default(), Awaits::Outcome(None), None);
-    let sent = [Sent { id: 1, job }].into();
+    let sent = [Sent { id: 1, job: job() }].into();
     let mut desk = Desk { ledger: Some(Arc::clone(&ledger)), sent, ..Desk::empty() };
     let long = Duration::from_secs(100);
     let ago = Instant::now().checked_sub(long).unwrap();
@@ -156,4 +154,27 @@ fn a_worker_whose_task_waits_for_fds_is_not_taken_for_stuck() {
     // It has left, or there is room for it and its worker does not read.
     desk.congested = false;
     assert!((0..2 * STUCK).any(|_| desk.look()) && desk.is_stuck());
+}
+
+/// Its result may be large, and may hold fds.
+#[test]
+fn a_task_that_was_taken_back_lives_no_longer_than_somebody_wants_it() {
+    let mut desk = busy_desk(&job());
+    let job = desk.recall().pop().unwrap();
+    assert_eq!(desk.state, WorkerState::Stalled);
+    let left = Arc::downgrade(&job);
+    drop(job);
+    assert!(left.upgrade().is_none());
+}
+
+fn job() -> Arc<Job> {
+    let parcel = crate::task::pack(&crate::call(|()| (), ()), 1024).unwrap();
+    Job::new("pool", parcel, Wishes::default(), Awaits::Outcome(None), None)
+}
+
+/// A desk of a worker that was sent this task and has not begun it.
+fn busy_desk(job: &Arc<Job>) -> Desk {
+    let ledger = Some(Arc::new(Ledger::create().unwrap().0));
+    let sent = [Sent { id: 1, job: Arc::clone(job) }].into();
+    Desk { state: WorkerState::Busy, ledger, sent, last_id: 1, ..Desk::empty() }
 }
