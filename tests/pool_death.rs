@@ -228,26 +228,34 @@ extern "C" fn linger(_: i32) {
     unsafe { libc::usleep(300_000) };
 }
 
+extern "C" fn linger_for_long(_: i32) {
+    // SAFETY: as above.
+    unsafe { libc::sleep(60) };
+}
+
 /// As above, where the workers take long to die (they dump core, say): the task was once taken back from each of them
 /// meanwhile, went to the next one, and ended them for ever.
 #[tokio::test]
 async fn a_task_that_slowly_ends_each_worker_before_it_is_begun_ends_a_few_of_them() {
-    let prepare = call(
-        |()| {
-            // SAFETY: the handler does what a handler may. abort(3) comes back to it only once.
-            unsafe { libc::signal(libc::SIGABRT, linger as *const () as libc::sighandler_t) };
-        },
-        (),
-    );
-    let pool = ProcessPool::builder().workers(1).memory_limit(256 << 20).on_worker_start(prepare).build().unwrap();
-    match within(pool.submit(call(|bytes: Bytes| bytes.len(), Bytes::from(vec![0; 300 << 20])))).await {
-        Err(TaskError::Died { status: Some(status), .. }) => assert_eq!(status.signal(), Some(libc::SIGABRT)),
-        other => panic!("{other:?}"),
+    for (long, signal) in [(false, libc::SIGABRT), (true, libc::SIGKILL)] {
+        let prepare = call(
+            |long: bool| {
+                let linger = if long { linger_for_long } else { linger };
+                // SAFETY: the handlers do what handlers may. abort(3) comes back to them only once.
+                unsafe { libc::signal(libc::SIGABRT, linger as *const () as libc::sighandler_t) };
+            },
+            long,
+        );
+        let pool = ProcessPool::builder().workers(1).memory_limit(256 << 20).on_worker_start(prepare).build().unwrap();
+        match within(pool.submit(call(|bytes: Bytes| bytes.len(), Bytes::from(vec![0; 300 << 20])))).await {
+            Err(TaskError::Died { status: Some(status), .. }) => assert_eq!(status.signal(), Some(signal)),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(within(pool.submit(task!(eat(1 << 20)))).await.unwrap(), 1 << 20);
+        let counts = pool.status().counts;
+        assert_eq!((counts.died, counts.restarts), (1, 4));
+        within(pool.close()).await;
     }
-    assert_eq!(within(pool.submit(task!(eat(1 << 20)))).await.unwrap(), 1 << 20);
-    let counts = pool.status().counts;
-    assert_eq!((counts.died, counts.restarts), (1, 4));
-    within(pool.close()).await;
 }
 
 #[tokio::test]

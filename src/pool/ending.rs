@@ -48,8 +48,8 @@ impl Supervisor {
             (Cause::Died, Some(stopping)) => stopping.cause,
             _ => cause,
         };
-        if cause == Cause::Died {
-            self.seat.desk().suspect();
+        if matches!(cause, Cause::Died | Cause::Stuck) {
+            self.seat.desk().suspect(cause == Cause::Stuck);
         }
         let exit = match cause {
             Cause::Retired(_) => self.retire(&mut process).await,

@@ -29,7 +29,7 @@ use crate::wire::message::Kind;
 /// The largest body, in bytes, that is sent to a worker before it has finished what it has.
 const LARGEST_AHEAD: usize = 16 * 1024;
 
-/// How many workers may die before one begins a task.
+/// How many workers may end before one begins a task.
 const MOST_BOUNCES: u32 = 3;
 
 /// What a caller asks for one task.
@@ -97,7 +97,7 @@ struct Rare {
     retries: u32,
     /// How many workers died while they ran it.
     deaths: u32,
-    /// How often a worker died before it had begun it.
+    /// How often a worker ended before it had begun it.
     bounces: u32,
     /// How far it has come, if it is a chunk.
     parts: Option<Parts>,
@@ -236,7 +236,7 @@ impl Job {
         again
     }
 
-    /// A worker that it was taken back from has died without a word: it may be the reason, wherever it is now.
+    /// A worker that it was taken back from has ended without a word: it may be the reason, wherever it is now.
     pub(super) fn suspect(&self) {
         let mut cell = self.cell();
         if !matches!(cell.stage, Stage::Resolved(_) | Stage::Gone) {
@@ -244,9 +244,14 @@ impl Job {
         }
     }
 
-    /// Whether so many workers have died before they began it that it stays with the next one until that begins it or ends.
+    /// How many workers have ended before they began it.
+    pub(super) fn bounces(&self) -> u32 {
+        self.cell().bounces()
+    }
+
+    /// Whether these are so many that it stays with the next one until that begins it or ends.
     pub(super) fn stays(&self) -> bool {
-        self.cell().bounces() >= MOST_BOUNCES
+        self.bounces() >= MOST_BOUNCES
     }
 
     /// Resolves it, if nothing has before.

@@ -79,8 +79,9 @@ pub(super) struct Desk {
     congested: bool,
     /// Tasks that were sent and not answered, oldest first. The first one runs, or is about to.
     sent: VecDeque<Sent>,
-    /// The task that was taken back because the worker did not begin it, if it has not been heard of since.
-    recalled: Option<Weak<Job>>,
+    /// The task that was taken back because the worker did not begin it, if it has not been heard of since; and how often the
+    /// task had been suspect by then.
+    recalled: Option<(Weak<Job>, u32)>,
     /// Since when the first of them has been the first.
     pub(super) since: Instant,
     /// How long its last tasks took, each; `None` before the first answer.
@@ -373,17 +374,22 @@ impl Desk {
     pub(super) fn recall(&mut self) -> Vec<Arc<Job>> {
         let back = self.take_back();
         if self.sent.is_empty() {
-            self.recalled = back.first().map(Arc::downgrade);
+            self.recalled = back.first().map(|job| (Arc::downgrade(job), job.bounces()));
             self.apply(Event::Overdue);
         }
         back
     }
 
-    /// It has died by itself. If it was not heard of any more after its tasks had been taken back, the first of them is as
-    /// suspect as if it still lay here.
-    pub(super) fn suspect(&mut self) {
+    /// It has died by itself, or is stuck: it may take long to die. If it was not heard of any more after its tasks had been taken
+    /// back, the first of them is as suspect as if it still lay here.
+    ///
+    /// Only a task that is suspect again and again is ever ended for it, and of those that are stuck at the same time just one
+    /// counts: whatever stops all workers, but not us, would have to do so again to each that is started in their place.
+    pub(super) fn suspect(&mut self, is_stuck: bool) {
         if self.state == WorkerState::Stalled
-            && let Some(job) = self.recalled.take().and_then(|job| job.upgrade())
+            && let Some((job, before)) = self.recalled.take()
+            && let Some(job) = job.upgrade()
+            && (!is_stuck || job.bounces() == before)
         {
             job.suspect();
         }

@@ -167,6 +167,23 @@ fn a_task_that_was_taken_back_lives_no_longer_than_somebody_wants_it() {
     assert!(left.upgrade().is_none());
 }
 
+#[test]
+fn workers_that_are_stuck_at_once_are_held_against_a_task_once_and_each_death_is() {
+    let job = job();
+    let mut before = 0;
+    for (is_stuck, counts) in [(true, 1), (true, 1), (false, 3)] {
+        let mut desks = [(); 3].map(|()| busy_desk(&job));
+        for desk in &mut desks {
+            assert!(Arc::ptr_eq(&desk.recall()[0], &job));
+        }
+        for desk in &mut desks {
+            desk.suspect(is_stuck);
+        }
+        assert_eq!(job.bounces(), before + counts);
+        before += counts;
+    }
+}
+
 fn job() -> Arc<Job> {
     let parcel = crate::task::pack(&crate::call(|()| (), ()), 1024).unwrap();
     Job::new("pool", parcel, Wishes::default(), Awaits::Outcome(None), None)
