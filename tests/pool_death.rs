@@ -398,9 +398,14 @@ fn answer(ids: &[u64]) {
         // Length 0, version 1, kind 26 (Done), no fds; see the frame's drawing.
         .flat_map(|id| [0, 0, 0, 0, 1, 26, 0, 0].into_iter().chain(id.to_le_bytes()))
         .collect();
+    say(&forged);
+}
+
+/// Sends this over any socket that the worker has.
+fn say(bytes: &[u8]) {
     for fd in fds() {
         // SAFETY: the bytes are live; what is no socket doesn't take them.
-        unsafe { libc::send(fd, forged.as_ptr().cast(), forged.len(), libc::MSG_NOSIGNAL) };
+        unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) };
     }
 }
 
@@ -465,6 +470,67 @@ async fn a_worker_that_has_lied_gets_no_other_task() {
         assert_ne!(other.unwrap(), pid);
     }
     within(pool.close()).await;
+}
+
+/// What a worker may say that is no answer.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+enum Lie {
+    /// A frame of a kind that there is not.
+    Kind,
+    /// An answer that is none: a failure without a word.
+    Body,
+    /// What is no frame.
+    Header,
+}
+
+/// Lies, and goes on with what its worker has ahead as soon as it is told to.
+fn lie_and_go_on(place: PathBuf, lie: Lie) {
+    match lie {
+        Lie::Kind => say(&[0, 0, 0, 0, 1, 99, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]),
+        Lie::Body => say(&[0, 0, 0, 0, 1, 27, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]),
+        Lie::Header => say(&[0xff; 16]),
+    }
+    meet(&place, 0);
+}
+
+/// It had the tasks ahead for as long as it had to exit by itself, and the one that it had begun by then died with it.
+#[tokio::test]
+async fn a_worker_that_has_said_what_is_no_answer_begins_no_other_task() {
+    for lie in [Lie::Kind, Lie::Body, Lie::Header] {
+        let pool = ProcessPool::new(1);
+        for _ in 0..20 {
+            within(pool.submit(task!(pid()))).await.unwrap();
+        }
+        let (meeting, others) = (Meeting::new(), Meeting::new());
+        // Behind a quick one the liar and what is to come behind that are sent together.
+        let quick = tokio::spawn(pool.submit(task!(pid())));
+        let liar = tokio::spawn(pool.submit(task!(lie_and_go_on(meeting.place(), lie))));
+        let place = others.place();
+        let innocent: Vec<_> =
+            (0..20).map(|id| tokio::spawn(pool.submit(task!(meet_and_give_pid(place.clone(), id))))).collect();
+        let guest = meeting.guest().await;
+        let pid = guest.pid;
+        // What was said before has come, too.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        guest.go_on().await;
+        let letting_go = tokio::spawn(async move {
+            loop {
+                let guest = others.guest().await;
+                // One that the liar has begun has no end of its own.
+                if guest.pid == pid { std::mem::forget(guest) } else { guest.go_on().await }
+            }
+        });
+        within(quick).await.unwrap().unwrap();
+        // It may have answered in time.
+        let _ = within(liar).await.unwrap();
+        for task in innocent {
+            assert_ne!(within(task).await.unwrap().unwrap(), pid, "{lie:?}");
+        }
+        letting_go.abort();
+        within(pool.close()).await;
+    }
 }
 
 /// It was once taken for one that had finished a task, which an idle one has not.

@@ -54,23 +54,7 @@ impl Shared {
         }
         desk.clear(&mut state.after.spent);
         drop(desk);
-        // Where nothing was begun, the first task may have been the reason; those behind it never are.
-        let suspect = begun.is_empty();
-        for (place, job) in rest.into_iter().enumerate().rev() {
-            let again = if suspect && place == 0 {
-                // Of a chunk it is the next call that would be the reason.
-                job.bounce() || ending != Ending::Cancelled && job.fail_part(|| error(&job))
-            } else {
-                job.take_back()
-            };
-            if again {
-                state.requeue(job);
-            } else {
-                state.counts.add(if job.is_wanted() { ending } else { Ending::Cancelled });
-                let error = error(&job);
-                state.after.resolve.push((job, error));
-            }
-        }
+        Self::put_back_from(&mut state, rest, !begun.is_empty(), ending, &error);
         for job in begun.into_iter().rev() {
             if ending == Ending::Died && job.take_retry() {
                 state.requeue(job);

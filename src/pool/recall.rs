@@ -10,6 +10,7 @@ use super::job::Job;
 use super::life::WorkerState;
 use super::seat::Seat;
 use super::state::{Ending, Phase, Shared, State};
+use crate::error::TaskError;
 
 /// What a look at a worker's tasks found.
 #[derive(Debug, PartialEq, Eq)]
@@ -79,6 +80,29 @@ impl Shared {
         }
     }
 
+    /// As [`put_back`](Self::put_back), from a worker that has ended, or is about to. Where it had begun nothing the first of them
+    /// may have been the reason; those behind it never are.
+    pub(super) fn put_back_from(
+        state: &mut State,
+        mut jobs: Vec<Arc<Job>>,
+        begun: bool,
+        ending: Ending,
+        error: impl Fn(&Job) -> TaskError,
+    ) {
+        if !begun && !jobs.is_empty() {
+            let first = jobs.remove(0);
+            // Of a chunk it is the next call that would be the reason.
+            if first.bounce() || ending != Ending::Cancelled && first.fail_part(|| error(&first)) {
+                state.requeue(first);
+            } else {
+                state.counts.add(if first.is_wanted() { ending } else { Ending::Cancelled });
+                let error = error(&first);
+                state.after.resolve.push((first, error));
+            }
+        }
+        Self::put_back(state, jobs);
+    }
+
     /// Whether a worker's task has run for longer than it may. If so it is the last one that the worker has begun, and there is none
     /// behind it that could be begun by the time that the worker is ended. `None`: it has no task.
     pub(super) fn is_too_long(self: &Arc<Self>, seat: &Arc<Seat>) -> Option<bool> {
@@ -102,11 +126,14 @@ impl Shared {
 
     /// Takes back all that a worker has not begun, which is not to have it any more: it says what can't be. From now on it is
     /// given no task.
-    pub(super) fn disown(self: &Arc<Self>, seat: &Arc<Seat>) {
+    pub(super) fn disown(self: &Arc<Self>, seat: &Arc<Seat>, error: impl Fn(&Job) -> TaskError) {
         let mut state = self.state();
         state.take_idle(seat);
-        let back = seat.desk().take_back();
-        Self::put_back(&mut state, back);
+        let mut desk = seat.desk();
+        let back = desk.take_back();
+        let begun = desk.load() > 0;
+        drop(desk);
+        Self::put_back_from(&mut state, back, begun, Ending::Died, error);
         self.dispatch(&mut state);
     }
 

@@ -15,6 +15,8 @@ use super::seat::Desk;
 use super::state::{End, Ending};
 use super::supervisor::{Cause, Process, Stopping, Supervisor};
 use crate::error::{RecvError, TaskError};
+use crate::process::kept::{Exit, Kept};
+use crate::process::spawn::died;
 use crate::sys::socket::Ready;
 use crate::wire::frame::Frame;
 
@@ -60,11 +62,19 @@ impl Supervisor {
                 }
                 tokio::select! {
                     biased;
-                    frame = process.inbox.frame(&socket) => match self.heard(process, frame) {
-                        Ok(Some(turn)) => break turn,
-                        Ok(None) => {}
-                        Err(Misbehaved) => return Cause::Died,
-                    },
+                    frame = process.inbox.frame(&socket) => {
+                        let heard = match frame {
+                            Ok(Some(frame)) => self.heard(process, frame),
+                            // The end of the stream, in whatever way.
+                            Ok(None) | Err(RecvError::Truncated | RecvError::Io(_)) => return Cause::Died,
+                            Err(_) => Err(Misbehaved),
+                        };
+                        match heard {
+                            Ok(Some(turn)) => break turn,
+                            Ok(None) => {}
+                            Err(Misbehaved) => return self.disown(&kept),
+                        }
+                    }
                     _ = &mut exited => return Cause::Died,
                     () = &mut rung => {
                         rung.set(self.seat.bell.notified());
@@ -72,7 +82,7 @@ impl Supervisor {
                         match self.take_answers(process) {
                             Ok(Some(turn)) => break turn,
                             Ok(None) => {}
-                            Err(Misbehaved) => return Cause::Died,
+                            Err(Misbehaved) => return self.disown(&kept),
                         }
                         match self.shared.review(&self.seat) {
                             Review::Fine => {
@@ -102,11 +112,18 @@ impl Supervisor {
                             Some(cause) => return cause,
                             None => idle_until = None,
                         },
-                        Err(Misbehaved) => return Cause::Died,
+                        Err(Misbehaved) => return self.disown(&kept),
                     },
                 }
             };
         }
+    }
+
+    /// Gives a worker that lies no chance to begin anything more. What it has answered before that is taken in at its end, which
+    /// is next.
+    fn disown(&self, kept: &Kept) -> Cause {
+        self.shared.disown(&self.seat, |job| died(kept, &Exit::UNKNOWN, job.name.clone()));
+        Cause::Died
     }
 
     /// The running task's time is up, or the worker's idle time; unless the one became the other in this moment.
@@ -136,13 +153,8 @@ impl Supervisor {
         None
     }
 
-    /// A frame has come, or the end of the stream.
-    fn heard(
-        &self,
-        process: &mut Process,
-        frame: Result<Option<Frame>, RecvError>,
-    ) -> Result<Option<Turn>, Misbehaved> {
-        let frame = frame.ok().flatten().ok_or(Misbehaved)?;
+    /// A frame has come.
+    fn heard(&self, process: &mut Process, frame: Frame) -> Result<Option<Turn>, Misbehaved> {
         // What lies in the ledger is older than what came through the socket.
         process.ring.take(&mut process.answers)?;
         if let Some(id) = begun(&frame) {
@@ -168,11 +180,7 @@ impl Supervisor {
             process.pace = None;
             return Ok(None);
         }
-        if let Err(misbehaved) = self.match_answers(process) {
-            // What it has answered before that is taken in at its end, which is next.
-            self.shared.disown(&self.seat);
-            return Err(misbehaved);
-        }
+        self.match_answers(process)?;
         let tired = {
             let desk = self.seat.desk();
             desk.max_tasks.is_some_and(|most| desk.done >= most)

@@ -1,5 +1,6 @@
 use super::*;
 use crate::channel::inbox::Inbox;
+use crate::error::TaskError;
 use crate::pool::job::{Awaits, Wishes};
 use crate::wire::frame::Frame;
 
@@ -182,6 +183,27 @@ fn workers_that_are_stuck_at_once_are_held_against_a_task_once_and_each_death_is
         assert_eq!(job.bounces(), before + counts);
         before += counts;
     }
+}
+
+/// What such a worker had was once given to the next one for ever.
+#[test]
+fn a_task_over_which_several_workers_have_lied_before_they_began_it_is_not_given_to_another() {
+    let pool = crate::pool::ProcessPool::new(1);
+    let (shared, job, seat) = (pool.shared(), job(), Seat::new(0, None));
+    // So that it stays in the queue.
+    assert!(shared.take_permit());
+    let lie = || {
+        *seat.desk() = Desk { sent: VecDeque::new(), last_id: 0, ..busy_desk(&job) };
+        assert!(seat.desk().send(Arc::clone(&job), &seat).is_ok());
+        shared.disown(&seat, |_| TaskError::Closed);
+        let mut waiting = std::mem::take(&mut shared.state().waiting);
+        waiting.pop_front().is_some()
+    };
+    while !job.stays() {
+        assert!(lie());
+    }
+    assert!(!lie() && !job.is_wanted());
+    assert_eq!(shared.state().counts.died, 1);
 }
 
 fn job() -> Arc<Job> {
