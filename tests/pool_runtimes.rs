@@ -154,6 +154,28 @@ fn a_worker_that_is_stopped_is_noticed_in_its_own_runtime() {
     }
 }
 
+/// Its worker was to be started in the runtime that had ended, again and again.
+#[test]
+fn a_task_whose_runtime_has_ended_before_its_worker_was_ready_runs_in_one_of_another() {
+    let (own, other) = (runtime(1), runtime(0));
+    let _own = own.enter();
+    let (pool, meeting) = (ProcessPool::new(2), Meeting::new());
+    let meet = |id| call(|(place, id): (PathBuf, u64)| meet(&place, id), (meeting.place(), id));
+    let long = own.block_on(within(pool.spawn(meet(1)))).unwrap();
+    let guest = own.block_on(meeting.guest());
+    other.block_on(async { within(pool.spawn(meet(2))).await.unwrap().detach() });
+    drop(other);
+    let next = own.block_on(meeting.guest());
+    assert_eq!((guest.id, next.id), (1, 2));
+    assert!(!long.is_finished());
+    own.block_on(async {
+        next.go_on().await;
+        guest.go_on().await;
+        within(long).await.unwrap();
+        within(pool.close()).await;
+    });
+}
+
 #[test]
 fn the_end_of_a_runtime_resolves_its_tasks_and_ends_its_processes() {
     for threads in [0, 2] {

@@ -157,8 +157,11 @@ impl Shared {
         self.release(state);
     }
 
-    /// Has workers started for the tasks that wait for one.
+    /// Has workers started for the tasks that wait for one, if there is a runtime for them.
     pub(super) fn open_seats(&self, state: &mut State) {
+        if state.runtime.is_none() {
+            return;
+        }
         let most = match self.broken(state) {
             // Where starts fail without end, the workers that live do what there is. Where there was not even a process, one
             // start will tell whether the shortage is over, as often as by a supervisor that goes on trying.

@@ -191,8 +191,9 @@ impl Shared {
         state.counts.cancelled += begun.len() as u64;
         state.after.resolve.extend(begun.into_iter().map(|job| (job, TaskError::Cancelled)));
         Self::put_back(&mut state, rest);
-        let last_lives = state.runtime.as_ref().is_some_and(|last| !seat.is_in(last.id()));
-        if last_lives && state.phase != Phase::Cancelled {
+        // If that was the last one, there is none until somebody submits from another, or looks at workers in one: see `watch.rs`.
+        state.runtime.take_if(|last| seat.is_in(last.id()));
+        if state.runtime.is_some() && state.phase != Phase::Cancelled {
             self.remove(&mut state, seat);
             self.dispatch(&mut state);
             self.open_seats(&mut state);

@@ -67,7 +67,7 @@ pub(super) struct State {
     pub(super) submitted: u64,
     /// Whether some worker may have tasks that it has not begun.
     pub(super) sent_ahead: bool,
-    /// The runtime that the last task came from, which is that of the next new seat.
+    /// The runtime that the last task came from, which is that of the next new seat; if it has ended, any where a worker lives.
     pub(super) runtime: Option<Handle>,
     /// Slots that were taken for tasks that are still being encoded.
     pub(super) reserved: usize,

@@ -63,7 +63,8 @@ impl Watch {
                     seat.bell.notify_one();
                 }
             }
-            // Where starts had failed, those that live may be busy for long.
+            // Where starts had failed, or their runtime has ended, those that live may be busy for long.
+            state.runtime.get_or_insert_with(Handle::current);
             shared.open_seats(&mut state);
             quiet = if any { 0 } else { quiet + 1 };
             // Under the same lock as the look, or a task that is given now would have nobody who looks.
