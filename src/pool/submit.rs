@@ -57,6 +57,10 @@ impl<T: Task> Submit<T> {
     ///
     /// Only deaths count: a panic is an answer, and a timeout is final. The pool keeps the task's file descriptors for as long
     /// as it may run again, so what they are the other end of sees none of it let go of before that.
+    ///
+    /// A task that holds an end of a channel, a client, or an object of [`sync`](crate::sync) is not begun again: nobody knows how
+    /// far the conversation had come that its first run had on it. Files, shared bytes and ends of a
+    /// [`queue`](crate::queue) are no such thing.
     pub fn retries(mut self, retries: u32) -> Self {
         self.wishes.retries = retries;
         self

@@ -6,7 +6,9 @@
 //! values have no fd: for them a scope is three numbers.
 //!
 //! To encode an end of a channel moves it, in the same breath as its fd is put down. So the stack is also where it is known
-//! whether it has really gone: one whose fd is not collected, as its message can't be sent, has not.
+//! whether it has really gone: one whose fd is not collected, as its message can't be sent, has not. And it is how whoever has
+//! something decoded more than once, from one encoding, knows that it must not: an end is a conversation, and a second process
+//! would go on in the middle of the first one's.
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Display;
@@ -88,6 +90,12 @@ impl Move {
 pub(crate) struct Moves(Extra<Move>);
 
 impl Moves {
+    /// Whether there is one: then the message is for one process, and once.
+    #[inline]
+    pub(crate) fn any(&self) -> bool {
+        !self.0.is_empty()
+    }
+
     /// For a message that nobody has and nobody will have: with it go the duplicates of the ends.
     pub(crate) fn call_off(&self) {
         self.0.iter().for_each(Move::call_off);
