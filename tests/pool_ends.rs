@@ -8,6 +8,7 @@ mod pool_support;
 use std::fs::File;
 use std::path::PathBuf;
 
+use futures::StreamExt as _;
 use multiproc::sync::{Barrier, Event, Semaphore, watch};
 use multiproc::{
     AckedQueue, Client, Fd, ProcessPool, Receiver, Sender, SharedBytes, TaskError, call, channel, duplex, queue, task,
@@ -115,5 +116,73 @@ async fn a_task_with_an_end_that_was_not_begun_runs_elsewhere() {
     within(sent).await.unwrap();
     assert_ne!(within(rx.recv()).await.unwrap().unwrap(), worker);
     assert_eq!(within(rx.recv()).await.unwrap(), None);
+    within(pool.close()).await;
+}
+
+fn abort_with_permit_at_first((lock, n): (Semaphore, u32)) -> u32 {
+    let _permit = lock.blocking_acquire().unwrap();
+    if n == 0 {
+        std::process::abort();
+    }
+    n
+}
+
+/// The calls behind it in its chunk once waited for its permit for ever.
+#[tokio::test]
+async fn what_a_dead_call_of_a_map_held_is_given_back_to_its_neighbours() {
+    for workers in [1, 2] {
+        let pool = ProcessPool::new(workers);
+        let lock = Semaphore::new(1).unwrap();
+        let inputs = (0..4).map(|n| (lock.clone(), n));
+        let results: Vec<_> = within(pool.map(inputs, abort_with_permit_at_first).chunk(2).collect()).await;
+        assert!(matches!(results[..], [Err(TaskError::Died { .. }), Ok(1), Ok(2), Ok(3)]), "{results:?}");
+        within(pool.close()).await;
+    }
+}
+
+fn take_one((end, n): (Option<Receiver<u32>>, u32)) -> u32 {
+    end.map_or(n, |mut end| end.blocking_recv().unwrap().unwrap())
+}
+
+#[tokio::test]
+async fn inputs_with_ends_are_chunks_of_their_own_and_those_between_them_are_not() {
+    for (ends, chunks) in [([0, 0, 0, 0, 0], 1), ([1, 0, 0, 0, 0], 2), ([0, 0, 1, 0, 0], 3), ([0, 1, 1, 0, 1], 5)] {
+        let pool = ProcessPool::new(1);
+        let inputs = ends.into_iter().zip(0..).map(|(has_end, n)| {
+            let end = (has_end == 1).then(|| {
+                let (tx, rx) = channel().unwrap();
+                tx.blocking_send(n).unwrap();
+                rx
+            });
+            (end, n)
+        });
+        let results: Vec<_> = within(pool.map(inputs, take_one).chunk(5).collect()).await;
+        assert!(matches!(results[..], [Ok(0), Ok(1), Ok(2), Ok(3), Ok(4)]), "{results:?}");
+        assert_eq!(pool.status().counts.done, chunks);
+        within(pool.close()).await;
+    }
+}
+
+fn drop_and_meet_one((end, place): (Sender<u8>, PathBuf)) {
+    drop_and_meet(end, place);
+}
+
+#[tokio::test]
+async fn an_end_in_a_map_is_gone_when_its_call_drops_it() {
+    let pool = ProcessPool::new(1);
+    let meeting = Meeting::new();
+    let (mut inputs, mut ends) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        let (tx, rx) = channel().unwrap();
+        inputs.push((tx, meeting.place()));
+        ends.push(rx);
+    }
+    let running = tokio::spawn(pool.map(inputs, drop_and_meet_one).chunk(2).collect::<Vec<_>>());
+    for mut end in ends {
+        let guest = meeting.guest().await;
+        assert_eq!(within(end.recv()).await.unwrap(), None);
+        guest.go_on().await;
+    }
+    assert!(within(running).await.unwrap().iter().all(Result::is_ok));
     within(pool.close()).await;
 }

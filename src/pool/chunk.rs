@@ -48,7 +48,8 @@ where
 }
 
 /// Encodes calls of a function on the first of these inputs: on as many as one message has room for, by its bytes (`max`) and
-/// its fds. Says how many these are, at least one.
+/// its fds. Says how many these are, at least one. An input with an end in it is alone: what it holds is given back with its own
+/// worker's death, and must not wait for the calls behind it.
 pub(super) fn pack<F, A, R>(inputs: &[A], max: usize) -> Result<(Parcel, usize), PackError>
 where
     F: Fn(A) -> R + Copy + Send + 'static,
@@ -153,7 +154,7 @@ pub(super) fn unpack<R: DeserializeOwned>(
 }
 
 /// Encodes values one by one, each behind its length; one that can't be encoded is a failure in its place. Stops before one
-/// that is too much for the message that others are in, and says how many are.
+/// that is too much for the message that others are in, or has an end in it, and behind one that has; and says how many are.
 fn encode_each<T: Serialize>(values: &[T], out: &mut BytesMut, max: usize) -> usize {
     out.reserve(values.len().min(max) * 12);
     let begin = out.len();
@@ -167,7 +168,8 @@ fn encode_each<T: Serialize>(values: &[T], out: &mut BytesMut, max: usize) -> us
             }
             let encoded = try_one(value, out, MAX_ONE);
             let is_too_much = out.len() - begin > max || encoded.is_err() && fds::held() == MAX_FDS;
-            if count > 0 && is_too_much {
+            let has_end = encoded.is_ok() && fds::held() > held && fds::have_moved(held);
+            if count > 0 && (is_too_much || has_end) {
                 out.truncate(start);
                 fds::keep(held);
                 return;
@@ -179,6 +181,9 @@ fn encode_each<T: Serialize>(values: &[T], out: &mut BytesMut, max: usize) -> us
             let now = fds::held();
             (held, most) = (now, most.max(now - held));
             (count, start) = (count + 1, out.len());
+            if has_end {
+                return;
+            }
         }
     }) {
         out.truncate(start);

@@ -321,7 +321,8 @@ impl Job {
     /// be needed again: for another attempt, or for a chunk's other calls.
     pub(super) fn let_fds_go(&self) {
         let mut cell = self.cell();
-        if let Some(rare) = cell.rare.as_mut().filter(|rare| rare.retries == 0 && rare.parts.is_none()) {
+        let last = |rare: &&mut Box<Rare>| rare.retries == 0 && rare.parts.as_ref().is_none_or(Parts::is_one);
+        if let Some(rare) = cell.rare.as_mut().filter(last) {
             let fds = std::mem::take(&mut rare.fds);
             drop(cell);
             drop(fds);

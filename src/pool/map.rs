@@ -131,7 +131,8 @@ where
     /// to twice its time, the first of a chunk after just that.
     ///
     /// A chunk that holds more than one message takes, 2 GiB and 64 fds, goes in several. The pool keeps the inputs' fds until
-    /// their chunk is done.
+    /// their chunk is done. An input that holds an end of a channel, a client, or an object of [`sync`](crate::sync) is a chunk of
+    /// its own, so that what its call held is given back when that ends, in whatever way, and not after its neighbours.
     ///
     /// By default it is chosen by measurement: the first 256 inputs go one by one; after that a chunk holds what takes about
     /// half a millisecond, at most 8192 inputs or about 128 KiB, and never so many that workers would have nothing to do at

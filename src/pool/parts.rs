@@ -45,6 +45,11 @@ impl Parts {
         Self { calls, known: 0, before: 0, so_far: Vec::new() }
     }
 
+    /// Whether it is one call, which goes on never.
+    pub(super) fn is_one(&self) -> bool {
+        self.calls == 1
+    }
+
     /// How many have got one since this was asked last.
     pub(super) fn take_progress(&mut self) -> usize {
         let before = std::mem::replace(&mut self.before, self.known);

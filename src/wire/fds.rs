@@ -174,6 +174,14 @@ pub(crate) fn held() -> usize {
     if scope.work == Work::Encoding { scope.held() } else { 0 }
 }
 
+/// Whether an end has moved with what was put down behind the first `count`.
+#[cold]
+pub(crate) fn have_moved(count: usize) -> bool {
+    let scope = SCOPE.get();
+    scope.work == Work::Encoding
+        && STACK.with_borrow(|stack| stack.iter().skip(scope.begin + count).any(|place| place.its_move.is_some()))
+}
+
 /// Takes back all but the first `count`, of a value that does not travel after all.
 pub(crate) fn keep(count: usize) {
     let scope = SCOPE.get();
