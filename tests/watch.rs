@@ -6,8 +6,8 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::Poll;
 
-use multiproc::sync::{WatchReceiver, WatchSender, watch};
-use multiproc::{Receiver, RecvError, SendError, Sender, channel, spawn_process, task};
+use multiproc::sync::{Semaphore, WatchReceiver, WatchSender, watch};
+use multiproc::{QueueSender, Receiver, RecvError, SendError, Sender, channel, queue, spawn_process, task};
 
 multiproc::test_support!();
 
@@ -157,16 +157,36 @@ async fn the_end_of_the_process_that_made_it_is_the_end() {
 }
 
 #[tokio::test]
-async fn ends_travel_in_versions_and_each_reader_has_its_own() {
-    let (news, mut received) = channel::<u32>().unwrap();
+async fn ends_of_a_queue_travel_in_versions_and_each_reader_has_its_own() {
+    let (news, received) = queue::<u32>().unwrap();
     let (_tx, rx) = watch(news).unwrap();
-    let one: Sender<u32> = rx.latest().await.unwrap();
-    let other: Sender<u32> = rx.latest().await.unwrap();
+    let one: QueueSender<u32> = rx.latest().await.unwrap();
+    let other: QueueSender<u32> = rx.latest().await.unwrap();
     one.send(1).await.unwrap();
     drop(one);
     other.send(2).await.unwrap();
     assert_eq!(received.recv().await.unwrap(), Some(1));
     assert_eq!(received.recv().await.unwrap(), Some(2));
+}
+
+/// Each reader once got the same one, so that two had one permit, or wrote into each other's messages.
+#[tokio::test]
+async fn what_is_for_one_process_can_not_be_watched_and_stays_where_it_is() {
+    let is_refused = |result: Result<(), SendError>| match result {
+        Err(SendError::Encode(why)) => why.to_string().contains("everyone who watches"),
+        _ => false,
+    };
+    let lock = Semaphore::new(1).unwrap();
+    assert!(is_refused(watch(lock.clone()).map(drop)));
+    let (ours, mut theirs) = channel().unwrap();
+    assert!(is_refused(watch(&ours).map(drop)));
+    let (tx, _rx) = watch(None).unwrap();
+    assert!(is_refused(tx.send(Some((&lock, &ours))).await));
+    assert!(is_refused(tx.blocking_send(Some((&lock, &ours)))));
+    tx.send(None).await.unwrap();
+    drop(lock.acquire().await.unwrap());
+    ours.send(7).await.unwrap();
+    assert_eq!(theirs.recv().await.unwrap(), Some(7));
 }
 
 #[test]

@@ -16,12 +16,15 @@ use tokio::sync::watch::Sender;
 use crate::channel::broker::{Desk, Holder};
 use crate::channel::{Fd, value};
 use crate::error::{CallError, RecvError, SendError};
-use crate::wire::frame::{DEFAULT_MAX_BODY, Frame, VALUE};
+use crate::wire::frame::{Frame, Limits, VALUE};
 
 /// Makes a value of which every process can read the newest version, and await the next one.
 ///
 /// The versions are kept by this process, encoded; what a reader has not read when the next one comes, it never reads. Both
 /// ends can be cloned and sent to other processes any number of times.
+///
+/// A value may hold files, shared bytes and ends of a [`queue`](crate::queue), of which every reader gets its own. An end of a
+/// channel, a client, or an object of [`sync`](crate::sync) is for one process, and refused; it stays where it is.
 ///
 /// # Errors
 ///
@@ -196,13 +199,21 @@ fn received(error: CallError) -> RecvError {
     }
 }
 
+/// Why a value is refused of which each reader would get the same end.
+const FOR_ONE: &str = "an end of a channel, a client, or an object of `sync` can't be given to everyone who watches";
+
 /// A value that is encoded, with its fds.
 #[derive(Debug, Serialize, Deserialize)]
 struct Encoded(Bytes, Vec<Fd<OwnedFd>>);
 
 impl Encoded {
     fn new<T: Serialize>(value: &T) -> Result<Self, SendError> {
-        let frame = value::encode(value, DEFAULT_MAX_BODY)?;
+        let (frame, moves) = value::encode_moving(value, Limits::default())?;
+        if moves.any() {
+            drop(frame);
+            moves.call_off();
+            return Err(SendError::Encode(FOR_ONE.into()));
+        }
         let body = if frame.more.is_empty() {
             frame.body.into_bytes()
         } else {
