@@ -58,6 +58,11 @@ fn word(kind: u8, id: u64) -> Frame {
 /// [redelivered](Delivery::is_redelivered). So no item is lost with a consumer, and one may be worked on twice: by a
 /// consumer that died between its work and its `ack`.
 ///
+/// What is in an item comes again with it. An end of a channel, a client, or an object of [`sync`](crate::sync) in an item that
+/// [`is_redelivered`](Delivery::is_redelivered) is the very one that the consumer before had, who may have left it in mid-message,
+/// or holding a permit: write to it, or wait for it, only if that can't have been. An end of a [`queue`](crate::queue) as a job's
+/// way back is as good as new.
+///
 /// The items that are not done are kept by the process that made the queue. They are lost if that process ends: then the
 /// receivers get `Truncated`. This handle can be used by many tasks, and does not travel; to feed the queue from other
 /// processes, let them send to a [`queue`](crate::queue) of this one.
