@@ -131,7 +131,11 @@ impl Receiving {
         &self,
         give: impl FnOnce(BytesMut, &VecDeque<Batch>) -> Result<R, E>,
     ) -> Result<R, E> {
-        self.check().map_err(E::custom)?;
+        self.check().map_err(|error| match error {
+            // As in `Sending::hand_over`.
+            RecvError::Io(reason) => E::custom(reason),
+            error => E::custom(error),
+        })?;
         let (unread, batches) = self.inbox.unread().map_err(E::custom)?;
         let given = give(unread, batches)?;
         self.moved.set();

@@ -132,7 +132,11 @@ impl Sending {
     /// Hands this side to another process, by way of `give`. Frames that are under way can't go along.
     pub(crate) fn hand_over<R, E: serde::ser::Error>(&self, give: impl FnOnce() -> Result<R, E>) -> Result<R, E> {
         let mut line = self.line();
-        line.check().map_err(E::custom)?;
+        line.check().map_err(|error| match error {
+            // An encoder's error is a text, which has no source to say that it has moved.
+            SendError::Io(reason) => E::custom(reason),
+            error => E::custom(error),
+        })?;
         if !line.outbox.is_empty() {
             return Err(E::custom("a message of this end is still under way: await its send before sending the end"));
         }

@@ -7,12 +7,13 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use super::ProcessPool;
+use super::chore::Chore;
 use super::output::Listener;
 use crate::error::SpawnError;
 use crate::process::program::{EnvChange, is_env_name};
 use crate::process::start::Plan;
 use crate::sys::worker::Slot;
-use crate::task::{self, Parcel, Task};
+use crate::task::Task;
 use crate::wire::message::Life;
 
 /// A pool's settings, checked.
@@ -22,8 +23,8 @@ pub(super) struct Settings {
     pub(super) name: String,
     pub(super) workers: usize,
     pub(super) min_workers: usize,
-    pub(super) on_start: Option<Parcel>,
-    pub(super) on_exit: Option<Parcel>,
+    pub(super) on_start: Option<Chore>,
+    pub(super) on_exit: Option<Chore>,
     pub(super) max_tasks: Option<u64>,
     pub(super) max_memory: Option<u64>,
     pub(super) task_timeout: Option<Duration>,
@@ -89,15 +90,29 @@ impl PoolBuilder {
     /// It has no deadline. As long as it runs, its worker is starting, and tasks wait: no
     /// [`task_timeout`](Self::task_timeout) counts for either. [`cancel`](ProcessPool::cancel) and dropping the pool end it;
     /// [`close`](ProcessPool::close) does if no task waits.
+    ///
+    /// It is encoded here, to see whether that can be done, which [`build`](Self::build) says. One in which there are file
+    /// descriptors, as in ends of channels, sync objects and shared bytes, is kept, and encoded anew for each worker before its
+    /// process is started; of any other the same bytes go to all.
+    ///
+    /// - A [sync object](crate::sync), such as a lock that all workers are to share, and an end of a [`queue`](crate::queue())
+    ///   is in each worker as if it had been sent to that one alone.
+    /// - An end that moves when it is sent ([`Sender`](crate::Sender), [`Receiver`](crate::Receiver),
+    ///   [`Duplex`](crate::Duplex), [`Client`](crate::Client), [`AckedReceiver`](crate::AckedReceiver)) goes to the first
+    ///   worker. The start of any other, and of the one that takes its place, fails with [`SpawnError::Encode`]: make one for
+    ///   each task, or use a queue.
     pub fn on_worker_start<T: Task>(mut self, task: T) -> Self {
-        self.settings.on_start = self.pack(&task);
+        self.settings.on_start = self.chore(task);
         self
     }
 
     /// A task that runs in every worker that ends in order: on close, recycled, or idle for too long. Its result is
     /// dropped. A worker that is killed or dies doesn't run it. It has 10 s; then its worker is killed.
+    ///
+    /// It is encoded as the task of [`on_worker_start`](Self::on_worker_start) is, anew for each worker that ends. One for
+    /// which that fails, as an end in the task has gone to another worker, ends without it.
     pub fn on_worker_exit<T: Task>(mut self, task: T) -> Self {
-        self.settings.on_exit = self.pack(&task);
+        self.settings.on_exit = self.chore(task);
         self
     }
 
@@ -289,9 +304,9 @@ impl PoolBuilder {
         Ok(ProcessPool::with(self.settings))
     }
 
-    fn pack<T: Task>(&mut self, task: &T) -> Option<Parcel> {
-        let packed = task::pack(task, self.settings.plan.max_body);
-        packed.map_err(|error| self.refused = self.refused.take().or(Some(error.into()))).ok()
+    fn chore<T: Task>(&mut self, task: T) -> Option<Chore> {
+        let chore = Chore::new(task, self.settings.plan.max_body);
+        chore.map_err(|error| self.refused = self.refused.take().or(Some(error.into()))).ok()
     }
 
     fn refuse(&mut self, reason: &'static str) {

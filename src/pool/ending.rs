@@ -134,9 +134,11 @@ impl Supervisor {
         let _ = kept.signal_group(libc::SIGCONT);
         let socket = Arc::clone(&process.socket);
         let orderly = async {
-            if let Some(task) = &self.shared.settings.on_exit {
+            if let Some(task) = &self.shared.settings.on_exit
+                && let Ok(errand) = task.errand().await
+            {
                 // Its outcome has nobody to go to.
-                let _ = self.perform(task, &socket, &mut process.inbox, &mut process.ring, &kept).await;
+                let _ = self.perform(errand, &socket, &mut process.inbox, &mut process.ring, &kept).await;
             }
             let _ = rustix::net::shutdown(&*socket, rustix::net::Shutdown::Write);
             kept.exited_watched().await

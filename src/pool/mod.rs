@@ -12,6 +12,7 @@
 mod after;
 mod answers;
 mod builder;
+mod chore;
 mod chunk;
 mod dispatch;
 mod ending;

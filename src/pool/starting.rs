@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::answers::{Ring, answer};
+use super::chore::Errand;
 use super::ending::KILL_WITHIN;
 use super::output::{Listening, heard_out};
 use super::supervisor::{Process, Supervisor, random};
@@ -18,9 +19,8 @@ use crate::process::start::{self, Worker};
 use crate::process::within::within;
 use crate::sys::ledger::Reader;
 use crate::sys::socket::Ready;
-use crate::task::Parcel;
 use crate::wire::frame::Frame;
-use crate::wire::message::{self, Kind};
+use crate::wire::message;
 
 /// With more pipes than this of ended ones whose lines were not all told, no process is started: it prints, too.
 const MOST_UNHEARD: usize = 8;
@@ -32,14 +32,19 @@ impl Supervisor {
         let settings = &self.shared.settings;
         let name = format!("{}-{}", settings.name, self.seat.index);
         let place = message::Seat { pool: settings.name.clone(), index: self.seat.index as u64 };
-        let words = async {
+        let first = async {
             heard_out(listening, MOST_UNHEARD).await;
-            start::first_words(&settings.plan, &name, Some(place), None).await
+            // Encoded first: where that fails, no process is needed.
+            let errand = match &settings.on_start {
+                Some(task) => Some(task.errand().await?),
+                None => None,
+            };
+            Ok::<_, SpawnError>((errand, start::first_words(&settings.plan, &name, Some(place), None).await?))
         };
-        let words = tokio::select! {
+        let (errand, words) = tokio::select! {
             biased;
             () = self.unneeded() => return Err(SpawnError::Cancelled),
-            words = words => words?,
+            first = first => first?,
         };
         // This takes a millisecond or so, and is not given up half-way: then nobody would know when the process has ended.
         let mut worker = start::launch(&settings.plan, &name, words).await?;
@@ -48,7 +53,7 @@ impl Supervisor {
         let ready = tokio::select! {
             biased;
             () = self.unneeded() => Err(SpawnError::Cancelled),
-            ready = self.make_ready(worker) => ready,
+            ready = self.make_ready(worker, errand) => ready,
         };
         if ready.is_err() {
             // It was dropped, and so killed.
@@ -67,7 +72,7 @@ impl Supervisor {
     }
 
     /// Shakes hands with a new process and runs the pool's start task in it.
-    async fn make_ready(&self, mut worker: Worker) -> Result<Process, SpawnError> {
+    async fn make_ready(&self, mut worker: Worker, errand: Option<Errand<'_>>) -> Result<Process, SpawnError> {
         worker.shake_hands(&self.shared.settings.plan).await?;
         let Worker { child, socket, mut inbox, outbox, ledger, .. } = worker;
         let (socket, ledger) = (Arc::new(socket), Arc::new(ledger.ok_or(SpawnError::Cancelled)?));
@@ -79,8 +84,8 @@ impl Supervisor {
             desk.max_tasks = settings.max_tasks.map(a_little_less);
         }
         let max_memory = settings.max_memory.map(a_little_less);
-        if let Some(task) = &self.shared.settings.on_start {
-            self.perform(task, &socket, &mut inbox, &mut ring, child.kept())
+        if let Some(errand) = errand {
+            self.perform(errand, &socket, &mut inbox, &mut ring, child.kept())
                 .await
                 .map_err(|error| SpawnError::StartTask(Box::new(error)))?;
         }
@@ -112,20 +117,15 @@ impl Supervisor {
     /// Runs one of the pool's own tasks in the process and waits for its answer.
     pub(super) async fn perform(
         &self,
-        task: &Parcel,
+        errand: Errand<'_>,
         socket: &Socket,
         inbox: &mut Inbox,
         ring: &mut Ring,
         kept: &Kept,
     ) -> Result<(), TaskError> {
-        let fds = task.fds.duplicate().map_err(|error| TaskError::Encode(error.into()))?;
-        let id = {
-            let mut desk = self.seat.desk();
-            let id = desk.take_id();
-            let (body, more) = (task.body.clone(), task.more.clone());
-            desk.push(Frame { kind: Kind::Run as u8, id, body, more, fds, ..Frame::default() });
-            id
-        };
+        let name = errand.name;
+        let id = self.seat.desk().take_id();
+        errand.send(|frame| self.seat.desk().push(Frame { id, ..frame }));
         let answer = async {
             // If it can't be written, the process is ending, which the read sees.
             let _ = self.write_all(socket).await;
@@ -146,7 +146,7 @@ impl Supervisor {
             _ = kept.exited() => {}
         }
         let _ = kept.signal_group(libc::SIGKILL);
-        Err(died(kept, &kept.exited_watched().await, task.name.into()))
+        Err(died(kept, &kept.exited_watched().await, name.into()))
     }
 }
 

@@ -85,7 +85,7 @@ impl Move {
 }
 
 /// The moves of all ends in one message.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[must_use = "they stand, unless they are called off"]
 pub(crate) struct Moves(Extra<Move>);
 
@@ -99,6 +99,11 @@ impl Moves {
     /// For a message that nobody has and nobody will have: with it go the duplicates of the ends.
     pub(crate) fn call_off(&self) {
         self.0.iter().for_each(Move::call_off);
+    }
+
+    /// Whether an end that has moved still exists here, and refuses to go on. One that was made for the message does not.
+    pub(crate) fn left_ends_here(&self) -> bool {
+        self.0.iter().any(|its_move| Arc::strong_count(&its_move.is_off) > 1)
     }
 }
 
