@@ -1,7 +1,7 @@
 //! The pool, channels and starts beside what the kernel allows, in one run: `cargo bench --bench limits [one-core | two-cores]`.
 //!
-//! What counts is the ratio of figures that were taken in turns. `one-core` leaves out what needs two; it is for `taskset -c 0`, as
-//! is `two-cores`, which puts each other side on the second core.
+//! What counts is the ratio of figures that were taken in turns. `one-core` leaves out what needs two; it is for `taskset -c 0`.
+//! `two-cores` puts this side on the first core and each other side on the second.
 
 #[path = "support/bare.rs"]
 mod bare;
@@ -12,7 +12,7 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bare::{Bare, Role, be_other_side};
+use bare::{Bare, POLLED, Role, ask_once, be_other_side};
 use batches::Batches;
 use futures::future::join_all;
 use futures::{SinkExt as _, StreamExt as _};
@@ -39,8 +39,10 @@ fn main() {
     let current = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let multi = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     for (name, runtime) in [("current_thread", &current), ("multi_thread", &multi)] {
-        runtime.block_on(there_and_back(&format!("{place}, {name}"), two_cores));
-        if !one_core && !two_cores {
+        if one_core || two_cores {
+            runtime.block_on(there_and_back(&format!("{place}, {name}"), two_cores, 1));
+        } else {
+            runtime.block_on(there_and_back(&format!("free, 24 pairs, {name}"), false, 24));
             runtime.block_on(many(name));
         }
     }
@@ -76,31 +78,58 @@ async fn one_by_one(pool: &ProcessPool, rounds: u32) -> Duration {
     .await
 }
 
-/// Puts a process on the second core.
-fn move_away(pid: u32) {
-    let mut second = CpuSet::new();
-    second.set(1);
-    sched_setaffinity(Pid::from_raw(pid.cast_signed()), &second).unwrap();
+/// Puts a process, or a thread, on these cores.
+fn put(pid: u32, cores: &[usize]) {
+    let mut set = CpuSet::new();
+    cores.iter().for_each(|&core| set.set(core));
+    sched_setaffinity(Pid::from_raw(pid.cast_signed()), &set).unwrap();
 }
 
-async fn there_and_back(place: &str, apart: bool) {
-    const ROUNDS: u32 = 2_000;
-    let pool = ProcessPool::new(1);
-    one_by_one(&pool, ROUNDS).await;
-    let busy = ProcessPool::builder().workers(1).busy_poll(Duration::from_micros(50)).build().unwrap();
-    one_by_one(&busy, ROUNDS).await;
-    let mut raw = Bare::start(Role::GiveBack(40));
-    if apart {
-        let workers = [&pool, &busy].map(|pool| pool.status().details[0].pid.unwrap());
-        workers.into_iter().chain([raw.id()]).for_each(move_away);
+/// Puts this process on these cores.
+fn be_on(cores: &[usize]) {
+    for thread in std::fs::read_dir("/proc/self/task").unwrap() {
+        put(thread.unwrap().file_name().to_str().unwrap().parse().unwrap(), cores);
     }
-    let times = in_turns!(11; ping(raw.socket(), 40, ROUNDS), one_by_one(&pool, ROUNDS), one_by_one(&busy, ROUNDS));
+}
+
+/// One task after the other. On whichever cores the scheduler puts them, a pair keeps what it was dealt: so many pairs are drawn,
+/// and the mean is what counts.
+async fn there_and_back(place: &str, apart: bool, pairs: usize) {
+    let (rounds, turns) = if pairs > 1 { (500, 3) } else { (2_000, 11) };
+    let mut drawn = Vec::new();
+    for _ in 0..pairs {
+        let pool = ProcessPool::new(1);
+        one_by_one(&pool, rounds).await;
+        let busy = ProcessPool::builder().workers(1).busy_poll(POLLED).build().unwrap();
+        one_by_one(&busy, rounds).await;
+        let mut raw = Bare::start(Role::GiveBack(40));
+        let mut polling = Bare::start(Role::GiveBackPolling(40));
+        if apart {
+            // They have seen by now that there is more than one.
+            let workers = [&pool, &busy].map(|pool| pool.status().details[0].pid.unwrap());
+            workers.into_iter().chain([raw.id(), polling.id()]).for_each(|pid| put(pid, &[1]));
+            be_on(&[0]);
+        }
+        drawn.push(in_turns!(
+            turns;
+            ping(raw.socket(), 40, rounds),
+            ping(polling.socket(), 40, rounds),
+            one_by_one(&pool, rounds),
+            one_by_one(&busy, rounds),
+        ));
+        if apart {
+            be_on(&[0, 1]);
+        }
+        pool.close().await;
+        busy.close().await;
+    }
+    let pairs = u32::try_from(pairs).unwrap();
+    let mean = |who: usize| micros(drawn.iter().map(|times| times[who]).sum::<Duration>() / pairs);
     let row = format!("one task, {place}");
-    line(&row, "limit: bare socket", micros(times[0]), "µs");
-    line(&row, "multiproc", micros(times[1]), "µs");
-    line(&row, "multiproc, busy_poll(50 µs)", micros(times[2]), "µs");
-    pool.close().await;
-    busy.close().await;
+    line(&row, "limit: bare socket", mean(0), "µs");
+    line(&row, "limit: the other side polls, too", mean(1), "µs");
+    line(&row, "multiproc", mean(2), "µs");
+    line(&row, "multiproc, busy_poll(50 µs)", mean(3), "µs");
 }
 
 /// How many a second, and how much CPU all of that takes, here and in the workers.
@@ -342,6 +371,7 @@ async fn starts(host: &str) {
         })
         .await
     };
+    let asked = async || each(1, async { ask_once() }).await;
     let function = async || {
         each(1, async { assert_eq!(spawn_process(call(|n: u32| n + 1, 1)).await.unwrap().join().await.unwrap(), 2) })
             .await
@@ -352,9 +382,10 @@ async fn starts(host: &str) {
         pool.close().await;
         took
     };
-    let times = in_turns!(51; bare(), function(), first_result());
+    let times = in_turns!(101; bare(), asked(), function(), first_result());
     let row = format!("start to end, {host}");
     line(&row, "limit: this executable, bare", micros(times[0]), "µs");
-    line(&row, "multiproc: spawn_process and join", micros(times[1]), "µs");
-    line(&row, "multiproc: new pool to first result", micros(times[2]), "µs");
+    line(&row, "limit: it answers and watches", micros(times[1]), "µs");
+    line(&row, "multiproc: spawn_process and join", micros(times[2]), "µs");
+    line(&row, "multiproc: new pool to first result", micros(times[3]), "µs");
 }

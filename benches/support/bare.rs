@@ -4,7 +4,13 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::process::{Child, Command};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{RecvFlags, recv};
+use rustix::process::{PidfdFlags, getppid, pidfd_open};
+use rustix::thread::sched_yield;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
@@ -14,6 +20,8 @@ use tokio::net::UnixStream;
 pub(crate) enum Role {
     /// Gives back what it reads, so many bytes at a time, in plain blocking calls.
     GiveBack(usize),
+    /// The same, and looks whether there is more, letting others run, for `POLLED` before it sleeps.
+    GiveBackPolling(usize),
     /// Gives back what it reads, as much as there is.
     GiveBackAll,
     /// As many bytes at a time as `GiveBack`, with tokio.
@@ -33,6 +41,7 @@ impl Bare {
         let (ours, theirs) = StdStream::pair().unwrap();
         let (name, size) = match role {
             Role::GiveBack(size) => ("give-back", size),
+            Role::GiveBackPolling(size) => ("give-back-polling", size),
             Role::GiveBackAll => ("give-back-all", 64 << 10),
             Role::GiveBackAsync(size) => ("give-back-async", size),
             Role::CountAsync(size) => ("count-async", size),
@@ -60,6 +69,38 @@ impl Drop for Bare {
     }
 }
 
+/// Starts this executable with a socket, tells it as much as a small task is, and waits for its answer and its end. It watches this
+/// process meanwhile, on a thread.
+#[allow(dead_code, reason = "not every program that measures needs it")]
+pub(crate) fn ask_once() {
+    let (mut ours, theirs) = StdStream::pair().unwrap();
+    ours.write_all(&[7; TOLD]).unwrap();
+    let mut command = Command::new("/proc/self/exe");
+    let mut child = command.args(["answer-once", "57"]).stdin(OwnedFd::from(theirs)).spawn().unwrap();
+    // It holds the other end, too.
+    drop(command);
+    assert_eq!(ours.read_to_end(&mut Vec::new()).unwrap(), 57);
+    assert!(child.wait().unwrap().success());
+}
+
+/// As many bytes as a worker is greeted with, with a small task.
+const TOLD: usize = 89;
+
+/// How long a polling side looks before it sleeps.
+pub(crate) const POLLED: Duration = Duration::from_micros(50);
+
+/// Waits until there is something to read, at first without sleeping. `false`: nothing will come.
+fn wait_polling(socket: &StdStream) -> bool {
+    let begun = Instant::now();
+    loop {
+        match recv(socket, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok((read, _)) => return read > 0,
+            Err(_) if begun.elapsed() < POLLED => sched_yield(),
+            Err(_) => return recv(socket, &mut [0], RecvFlags::PEEK).is_ok_and(|(read, _)| read > 0),
+        }
+    }
+}
+
 /// First in `main`: where this process is the other side of a [`Bare`], it does that and ends.
 pub(crate) fn be_other_side() {
     let args: Vec<_> = std::env::args().collect();
@@ -74,6 +115,18 @@ pub(crate) fn be_other_side() {
     };
     match name.as_str() {
         "give-back" => while socket.read_exact(&mut bytes).is_ok() && socket.write_all(&bytes).is_ok() {},
+        "answer-once" => {
+            let parent = pidfd_open(getppid().unwrap(), PidfdFlags::empty()).unwrap();
+            thread::spawn(move || {
+                poll(&mut [PollFd::new(&parent, PollFlags::IN)], None).unwrap();
+                std::process::exit(1);
+            });
+            socket.read_exact(&mut [0; TOLD]).unwrap();
+            socket.write_all(&bytes).unwrap();
+        }
+        "give-back-polling" => {
+            while wait_polling(&socket) && socket.read_exact(&mut bytes).is_ok() && socket.write_all(&bytes).is_ok() {}
+        }
         "give-back-all" => {
             while let Ok(read @ 1..) = socket.read(&mut bytes)
                 && socket.write_all(&bytes[..read]).is_ok()
