@@ -81,7 +81,9 @@ async fn one_by_one(pool: &ProcessPool, rounds: u32) -> Duration {
 /// Puts a process, or a thread, on these cores.
 fn put(pid: u32, cores: &[usize]) {
     let mut set = CpuSet::new();
-    cores.iter().for_each(|&core| set.set(core));
+    for &core in cores {
+        set.set(core);
+    }
     sched_setaffinity(Pid::from_raw(pid.cast_signed()), &set).unwrap();
 }
 
