@@ -1,10 +1,14 @@
 //! Ends: timeouts, stop, signals and drops take the whole process group along, and leave nothing.
 
+#[path = "support/kernel.rs"]
+mod kernel;
+
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use futures::{FutureExt as _, StreamExt as _};
+use kernel::has_group_signals;
 use multiproc::{Child, Command, CommandError};
 use rustix::process::{Pid, Signal};
 use tokio::io::AsyncReadExt as _;
@@ -408,16 +412,10 @@ async fn what_a_program_left_running_has_its_time_once_however_often_somebody_be
         assert!(begun < 100, "each time it has its time anew");
         tokio::select! {
             output = child.communicate() => break output.unwrap(),
+            // Sooner than that time is over, which is the thing under test.
             () = tokio::time::sleep(Duration::from_millis(20)) => {}
         }
     };
     let left = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
     rustix::process::kill_process(Pid::from_raw(left).unwrap(), Signal::KILL).unwrap();
-}
-
-/// Before Linux 6.9 a group can't be reached without its leader.
-fn has_group_signals() -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
-    (numbers.next(), numbers.next()) >= (Some(6), Some(9))
 }

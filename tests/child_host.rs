@@ -4,6 +4,9 @@
 
 #![expect(unsafe_code, reason = "closing stdio and ignoring SIGCHLD is what is tested")]
 
+#[path = "support/kernel.rs"]
+mod kernel;
+
 use std::fs::File;
 use std::future::Future;
 use std::io::{Read as _, Seek as _, Write as _};
@@ -14,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use kernel::has_group_signals;
 use multiproc::{Command, CommandError};
 use rustix::process::{Resource, Rlimit, WaitId, WaitIdOptions};
 
@@ -44,13 +48,6 @@ fn run<T>(body: impl Future<Output = T>) -> T {
 
 fn open_fds() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
-/// Before Linux 6.9 a group can't be reached without its leader.
-fn has_group_signals() -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
-    (numbers.next(), numbers.next()) >= (Some(6), Some(9))
 }
 
 fn threads() -> usize {

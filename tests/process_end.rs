@@ -13,7 +13,7 @@ use futures::FutureExt as _;
 use multiproc::sync::Semaphore;
 use multiproc::{AckedQueue, Process, SpawnError, SyncError, TaskError, spawn_process, task};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
-use support::{Other, alone, block_on, died, has_group_signals, processes_with, running};
+use support::{Other, alone, block_on, died, kernel::has_group_signals, processes_with, running};
 
 multiproc::test_support!();
 
@@ -175,12 +175,11 @@ async fn stop_kills_what_ignores_sigterm_after_the_grace_with_its_group() {
     grandchild.ends_within(Duration::from_secs(1));
 }
 
-/// Has a child in its group that cleans up at a SIGTERM, once its parent is gone.
+/// Has a child in its group that does this at a SIGTERM and then cleans up.
 #[expect(clippy::zombie_processes, reason = "left behind on purpose")]
-fn with_a_server() -> u8 {
-    let script =
-        "trap 'while kill -0 $PPID 2>&-; do :; done; echo cleaned; exit' TERM; echo up; while :; do sleep 0.01; done";
-    let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
+fn with_a_server(first: String) -> u8 {
+    let script = format!("trap '{first}; echo cleaned; exit' TERM; echo up; while :; do sleep 0.01; done");
+    let child = Command::new("sh").args(["-c", &script]).spawn().unwrap();
     std::hint::black_box(child);
     loop {
         std::thread::park();
@@ -192,23 +191,11 @@ async fn the_grace_of_a_stop_is_the_whole_groups() {
     if !has_group_signals() {
         return;
     }
-    let (reader, writer) = std::io::pipe().unwrap();
-    let mut child = Process::builder().stdout(writer).spawn(task!(with_a_server())).await.unwrap();
-    let mut lines = BufReader::new(reader).lines().map(Result::unwrap);
-    assert_eq!(lines.next().unwrap(), "up");
+    let until_it_is_gone = "while kill -0 $PPID 2>&-; do :; done".to_owned();
+    let (mut child, mut lines) = serving(until_it_is_gone).await;
     assert_eq!(child.stop(Duration::from_mins(1)).await.unwrap().signal(), Some(libc::SIGTERM));
-    assert_eq!(lines.collect::<Vec<_>>(), ["cleaned"]);
-}
-
-/// Has a child in its group that goes on for longer at a SIGTERM than one that has answered may.
-#[expect(clippy::zombie_processes, reason = "left behind on purpose")]
-fn with_a_slow_server() -> u8 {
-    let script = "trap 'sleep 5.5; echo cleaned; exit' TERM; echo up; while :; do sleep 0.01; done";
-    let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
-    std::hint::black_box(child);
-    loop {
-        std::thread::park();
-    }
+    assert_eq!(lines.next().unwrap(), "cleaned");
+    assert!(lines.next().is_none());
 }
 
 #[tokio::test]
@@ -216,13 +203,21 @@ async fn a_join_after_a_stop_that_was_dropped_leaves_the_group_its_grace() {
     if !has_group_signals() {
         return;
     }
-    let (reader, writer) = std::io::pipe().unwrap();
-    let mut child = Process::builder().stdout(writer).spawn(task!(with_a_slow_server())).await.unwrap();
-    let mut lines = BufReader::new(reader).lines().map(Result::unwrap);
-    assert_eq!(lines.next().unwrap(), "up");
+    // Longer than one that has answered may take to end.
+    let (mut child, mut lines) = serving("sleep 5.5".to_owned()).await;
     assert!(child.stop(Duration::from_mins(1)).now_or_never().is_none());
     assert_eq!(died(child.join().await).unwrap().signal(), Some(libc::SIGTERM));
-    assert_eq!(lines.collect::<Vec<_>>(), ["cleaned"]);
+    assert_eq!(lines.next().unwrap(), "cleaned");
+    assert!(lines.next().is_none());
+}
+
+/// A process with such a server that is up, and what they say.
+async fn serving(first: String) -> (Process<u8>, impl Iterator<Item = String>) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let child = Process::builder().stdout(writer).spawn(task!(with_a_server(first))).await.unwrap();
+    let mut lines = BufReader::new(reader).lines().map(Result::unwrap);
+    assert_eq!(lines.next().unwrap(), "up");
+    (child, lines)
 }
 
 #[tokio::test]

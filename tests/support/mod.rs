@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each test crate uses its own part of this")]
 
+pub(crate) mod kernel;
+
 use std::io::{BufRead as _, BufReader, PipeReader};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
@@ -59,13 +61,6 @@ fn line(reader: PipeReader) -> String {
     assert!(line.ends_with('\n'), "it ended before it said that it runs: {line:?}");
     line.truncate(line.len() - 1);
     line
-}
-
-/// Before Linux 6.9 a group can't be reached without its leader.
-pub(crate) fn has_group_signals() -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
-    (numbers.next(), numbers.next()) >= (Some(6), Some(9))
 }
 
 /// How a task's process ended, of an error that says so.

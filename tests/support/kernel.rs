@@ -1,0 +1,8 @@
+//! What this kernel can do.
+
+/// Before Linux 6.9 a group can't be reached without its leader.
+pub(crate) fn has_group_signals() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(9))
+}
