@@ -13,7 +13,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use multiproc::Command;
 use rustix::pipe::fcntl_setpipe_size;
-use support::{line, median, micros, proc_field};
+use support::{line, median, micros, order, proc_field};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::runtime::{Runtime, RuntimeFlavor};
 
@@ -49,7 +49,8 @@ fn row(title: &str, runtime: &Runtime) -> String {
 fn compare(row: &str, rounds: usize, per_round: u32, mut contestants: Vec<Contestant<'_>>) {
     let mut times = vec![Vec::new(); contestants.len()];
     for round in 0..=rounds {
-        for (index, (_, run)) in contestants.iter_mut().enumerate() {
+        for index in order(contestants.len()) {
+            let (_, run) = &mut contestants[index];
             let start = Instant::now();
             for _ in 0..per_round {
                 run();

@@ -19,7 +19,7 @@ use futures::{SinkExt as _, StreamExt as _};
 use multiproc::{Duplex, ProcessPool, Receiver, Sender, call, channel, duplex, spawn_process, task};
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_setaffinity};
-use support::{cpu_time, each, line, median, micros};
+use support::{Each, cpu_time, each, line, mean, median, micros};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
@@ -42,7 +42,7 @@ fn main() {
         if one_core || two_cores {
             runtime.block_on(there_and_back(&format!("{place}, {name}"), two_cores, 1));
         } else {
-            runtime.block_on(there_and_back(&format!("free, 24 pairs, {name}"), false, 24));
+            runtime.block_on(there_and_back(&format!("free, {FREE_PAIRS} pairs, {name}"), false, FREE_PAIRS));
             runtime.block_on(many(name));
         }
     }
@@ -50,7 +50,9 @@ fn main() {
         return;
     }
     current.block_on(channels(place));
-    if !one_core {
+    if one_core {
+        current.block_on(starts("one core, host as it is"));
+    } else {
         current.block_on(starts("host as it is"));
         let touched = vec![1_u8; 4 << 30];
         current.block_on(starts("host with 4 GiB touched"));
@@ -58,7 +60,7 @@ fn main() {
     }
 }
 
-async fn ping(socket: &mut UnixStream, size: usize, rounds: u32) -> Duration {
+async fn ping(socket: &mut UnixStream, size: usize, rounds: u32) -> Each {
     let mut bytes = vec![7; size];
     each(rounds, async {
         for _ in 0..rounds {
@@ -69,7 +71,7 @@ async fn ping(socket: &mut UnixStream, size: usize, rounds: u32) -> Duration {
     .await
 }
 
-async fn one_by_one(pool: &ProcessPool, rounds: u32) -> Duration {
+async fn one_by_one(pool: &ProcessPool, rounds: u32) -> Each {
     each(rounds, async {
         for n in 0..rounds {
             assert_eq!(pool.submit(call(|n: u32| n + 1, n)).await.unwrap(), n + 1);
@@ -94,10 +96,13 @@ fn be_on(cores: &[usize]) {
     }
 }
 
-/// One task after the other. On whichever cores the scheduler puts them, a pair keeps what it was dealt: so many pairs are drawn,
-/// and the mean is what counts.
+/// How many pairs of processes are drawn where the scheduler may put them anywhere.
+const FREE_PAIRS: usize = 100;
+
+/// One task after the other. Where the scheduler may put them anywhere, what it does with a pair is a matter of luck, which stays
+/// with it for a while: so many pairs are drawn, and the mean is what counts.
 async fn there_and_back(place: &str, apart: bool, pairs: usize) {
-    let (rounds, turns) = if pairs > 1 { (500, 3) } else { (2_000, 11) };
+    let (rounds, turns) = if pairs > 1 { (300, 4) } else { (2_000, 11) };
     let mut drawn = Vec::new();
     for _ in 0..pairs {
         let pool = ProcessPool::new(1);
@@ -125,13 +130,12 @@ async fn there_and_back(place: &str, apart: bool, pairs: usize) {
         pool.close().await;
         busy.close().await;
     }
-    let pairs = u32::try_from(pairs).unwrap();
-    let mean = |who: usize| micros(drawn.iter().map(|times| times[who]).sum::<Duration>() / pairs);
     let row = format!("one task, {place}");
-    line(&row, "limit: bare socket", mean(0), "µs");
-    line(&row, "limit: the other side polls, too", mean(1), "µs");
-    line(&row, "multiproc", mean(2), "µs");
-    line(&row, "multiproc, busy_poll(50 µs)", mean(3), "µs");
+    let whom = ["limit: bare socket", "limit: the other side polls, too", "multiproc", "multiproc, busy_poll(50 µs)"];
+    for (who, name) in whom.into_iter().enumerate() {
+        line(&row, name, mean(drawn.iter().map(|each| micros(each[who].time))), "µs");
+        line(&row, name, mean(drawn.iter().map(|each| each[who].halts)), "halts");
+    }
 }
 
 /// How many a second, and how much CPU all of that takes, here and in the workers.
@@ -386,8 +390,14 @@ async fn starts(host: &str) {
     };
     let times = in_turns!(101; bare(), asked(), function(), first_result());
     let row = format!("start to end, {host}");
-    line(&row, "limit: this executable, bare", micros(times[0]), "µs");
-    line(&row, "limit: it answers and watches", micros(times[1]), "µs");
-    line(&row, "multiproc: spawn_process and join", micros(times[2]), "µs");
-    line(&row, "multiproc: new pool to first result", micros(times[3]), "µs");
+    let whom = [
+        "limit: this executable, bare",
+        "limit: it answers and watches",
+        "multiproc: spawn_process and join",
+        "multiproc: new pool to first result",
+    ];
+    for (name, each) in whom.into_iter().zip(times) {
+        line(&row, name, micros(each.time), "µs");
+        line(&row, name, each.halts, "halts");
+    }
 }

@@ -1,5 +1,8 @@
 //! Taking turns, medians, and lines that both people and `benches/measure` can read.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// One line: what was done, by whom, how much, of what. Two blanks part them, so none of them has two inside.
@@ -7,12 +10,45 @@ pub(crate) fn line(row: &str, who: &str, value: f64, unit: &str) {
     println!("{row:<44}  {who:<34}  {value:>14.3}  {unit}");
 }
 
+/// What one of many took.
+#[derive(Clone, Copy)]
+pub(crate) struct Each {
+    pub(crate) time: Duration,
+    /// How often a core of this machine went to sleep meanwhile. In a virtual machine that is what waking it costs, above all.
+    #[allow(dead_code, reason = "not every program that measures needs it")]
+    pub(crate) halts: f64,
+}
+
+impl From<Each> for Duration {
+    fn from(each: Each) -> Self {
+        each.time
+    }
+}
+
+/// Where only the time is known.
+impl From<Duration> for Each {
+    fn from(time: Duration) -> Self {
+        Self { time, halts: f64::NAN }
+    }
+}
+
 #[allow(dead_code, reason = "not every program that measures needs it")]
-/// How long it took, each of `count`.
-pub(crate) async fn each(count: u32, work: impl Future<Output = ()>) -> Duration {
+/// What it took, each of `count`.
+pub(crate) async fn each(count: u32, work: impl Future<Output = ()>) -> Each {
+    let before = halts();
     let begun = Instant::now();
     work.await;
-    begun.elapsed() / count
+    let time = begun.elapsed() / count;
+    Each { time, halts: (halts() - before) / f64::from(count) }
+}
+
+/// How often the cores have gone to sleep; 0 where the kernel does not say.
+fn halts() -> f64 {
+    let below = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    below(Path::new("/sys/devices/system/cpu"))
+        .flat_map(|core| below(&core.join("cpuidle")))
+        .filter_map(|state| std::fs::read_to_string(state.join("usage")).ok()?.trim().parse::<f64>().ok())
+        .sum()
 }
 
 pub(crate) fn median(mut times: Vec<Duration>) -> Duration {
@@ -20,21 +56,58 @@ pub(crate) fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-/// Lets the contestants take turns, and gives the median of each: a slower second of the machine hits all of them.
+#[allow(dead_code, reason = "not every program that measures needs it")]
+/// The median of the times, and the mean of the others.
+pub(crate) fn summary(rounds: &[Each]) -> Each {
+    Each {
+        time: median(rounds.iter().map(|each| each.time).collect()),
+        halts: mean(rounds.iter().map(|each| each.halts)),
+    }
+}
+
+pub(crate) fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) = values.fold((0.0, 0_u32), |(sum, count), value| (sum + value, count + 1));
+    sum / f64::from(count)
+}
+
+#[allow(dead_code, reason = "not every program that measures needs it")]
+/// In which order they take turns, another one each time: what one leaves behind, such as a core that is awake, meets each of the
+/// others.
+pub(crate) fn order(count: usize) -> impl Iterator<Item = usize> {
+    static ROUND: AtomicUsize = AtomicUsize::new(0);
+    let round = ROUND.fetch_add(1, Ordering::Relaxed);
+    let mut order: Vec<usize> = (0..count).collect();
+    order.sort_by_cached_key(|&who| {
+        let mut hasher = DefaultHasher::new();
+        (round, who).hash(&mut hasher);
+        hasher.finish()
+    });
+    order.into_iter()
+}
+
+/// Lets the contestants take turns, and sums up what each took: a slower second of the machine hits all of them.
 #[macro_export]
 macro_rules! in_turns {
     ($rounds:expr; $($contestant:expr),+ $(,)?) => {{
-        let mut rounds = Vec::new();
+        let count = [$(stringify!($contestant)),+].len();
+        let mut taken = vec![Vec::<$crate::support::Each>::new(); count];
         for _ in 0..$rounds {
-            rounds.push([$($contestant.await),+]);
+            for who in $crate::support::order(count) {
+                let mut at = 0..;
+                $(
+                    if at.next() == Some(who) {
+                        let each = $contestant.await.into();
+                        taken[who].push(each);
+                    }
+                )+
+            }
         }
-        let count = rounds[0].len();
-        (0..count).map(|n| $crate::support::median(rounds.iter().map(|round| round[n]).collect())).collect::<Vec<_>>()
+        taken.iter().map(|rounds| $crate::support::summary(rounds)).collect::<Vec<_>>()
     }};
 }
 
-pub(crate) fn micros(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e6
+pub(crate) fn micros(time: impl Into<Duration>) -> f64 {
+    time.into().as_secs_f64() * 1e6
 }
 
 #[allow(dead_code, reason = "not every program that measures needs it")]

@@ -1,14 +1,13 @@
 //! Typed channels to another process: there and back, one way, and a megabyte.
 
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use ipc_channel::ipc::{self, IpcOneShotServer, IpcReceiver, IpcSender};
 use multiproc::{Duplex, duplex, spawn_process, task};
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::support::{each, line, micros};
+use crate::support::{Each, each, line, micros};
 use crate::{Python, in_turns};
 
 /// What goes both ways. Only a `Ping`, and bytes, are given back.
@@ -153,21 +152,21 @@ pub(crate) async fn all(python: &Python) {
             .unwrap();
     tokio::spawn(connection);
 
-    let mut multiproc = async |what: What| -> Duration {
+    let mut multiproc = async |what: What| -> Each {
         rounds!(what, async |message| Duplex::send(&ours, message).await.unwrap(), async || {
             ours.recv().await.unwrap().unwrap()
         })
     };
-    let ipc_channel = async |what: What| -> Duration {
+    let ipc_channel = async |what: What| -> Each {
         rounds!(what, async |message| ipc_tx.send(message).unwrap(), async || ipc_rx.recv().unwrap())
     };
-    let tokio_unix_ipc = async |what: What| -> Duration {
+    let tokio_unix_ipc = async |what: What| -> Each {
         rounds!(what, async |message| tokio_ipc_tx.send(message).await.unwrap(), async || tokio_ipc_rx
             .recv()
             .await
             .unwrap())
     };
-    let mut remoc = async |what: What| -> Duration {
+    let mut remoc = async |what: What| -> Each {
         rounds!(what, async |message| remoc_tx.send(message).await.unwrap(), async || {
             remoc_rx.recv().await.unwrap().unwrap()
         })
