@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::answers::answer;
 use super::life::Event;
 use super::output::{Listening, heard_out};
+use super::seat::MOST_SENT;
 use super::state::{End, Ending, Phase};
 use super::supervisor::{Cause, Process, Supervisor};
 use super::trace;
@@ -25,6 +26,10 @@ const EXIT_WITHIN: Duration = Duration::from_millis(100);
 
 /// How long a task's outcome, or the end of a pool that is cancelled, may wait for who listens to what was printed.
 const HEAR_WITHIN: Duration = Duration::from_millis(100);
+
+/// How many frames of a worker that is to end are looked at. Of each of its tasks there are three at most that nobody has read:
+/// it has begun, here is its answer, and there are answers.
+const MOST_LAST_WORDS: usize = 4 * MOST_SENT;
 
 /// How long a process that ends in order may take for its exit task and its exit.
 const RETIRE_WITHIN: Duration = Duration::from_secs(10);
@@ -98,14 +103,20 @@ impl Supervisor {
         let _ = within(HEAR_WITHIN, heard_out(&mut listening, 0)).await;
     }
 
-    /// What it had said before its end counts.
+    /// What it had said before its end counts, up to the first lie. It is not listened to without end: it may live, and so may
+    /// somebody to whom it has left its socket.
     fn hear_last_words(&self, process: &mut Process) {
         let _ = process.ring.take(&mut process.answers);
-        while let Ok(Some(frame)) = process.inbox.try_frame(&process.socket) {
-            let Ok(answer) = answer(frame) else { break };
+        let mut honest = self.match_answers(process);
+        for _ in 0..MOST_LAST_WORDS {
+            if honest.is_err() {
+                return;
+            }
+            let Ok(Some(frame)) = process.inbox.try_frame(&process.socket) else { return };
+            let Ok(answer) = answer(frame) else { return };
             process.answers.extend(answer);
+            honest = self.match_answers(process);
         }
-        let _ = self.match_answers(process);
     }
 
     /// SIGTERM first, where the pool grants a grace, of which this is the second half; then SIGKILL.

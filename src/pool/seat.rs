@@ -47,7 +47,7 @@ const UNSHARED: Duration = Duration::from_micros(50);
 const LEAST: Duration = Duration::from_nanos(200);
 
 /// The most tasks that a worker has, the running one included.
-const MOST_SENT: usize = 1024;
+pub(super) const MOST_SENT: usize = 1024;
 
 /// How many bytes may wait, besides those that somebody is writing, before no more tasks are sent ahead.
 const MOST_UNWRITTEN: usize = 64 * 1024;

@@ -20,6 +20,10 @@ use crate::process::spawn::died;
 use crate::sys::socket::Ready;
 use crate::wire::frame::Frame;
 
+/// After so many frames that were there at once, others have their turn: this thread's other tasks, and what else may happen to
+/// the worker.
+const MOST_IN_A_ROW: u32 = 128;
+
 impl Supervisor {
     /// Reads one answer after the other, until there is a reason to end the process.
     pub(super) async fn work(&self, process: &mut Process, mut turn: Turn) -> Cause {
@@ -29,6 +33,7 @@ impl Supervisor {
         let mut rung = pin!(self.seat.bell.notified());
         // `None`: it stays, however long it is idle.
         let mut idle_until = None;
+        let mut in_a_row = 0;
         loop {
             let over = match turn {
                 Turn::Busy => None,
@@ -60,9 +65,17 @@ impl Supervisor {
                 if drained {
                     return Cause::Retired(End::Other);
                 }
+                let is_long_row = in_a_row >= MOST_IN_A_ROW;
+                if is_long_row {
+                    // With a new budget, without which a deadline would not be seen.
+                    tokio::task::yield_now().await;
+                    in_a_row = 0;
+                } else {
+                    in_a_row += 1;
+                }
                 tokio::select! {
                     biased;
-                    frame = process.inbox.frame(&socket) => {
+                    frame = process.inbox.frame(&socket), if !is_long_row => {
                         let heard = match frame {
                             Ok(Some(frame)) => self.heard(process, frame),
                             // The end of the stream, in whatever way.
@@ -114,6 +127,7 @@ impl Supervisor {
                         },
                         Err(Misbehaved) => return self.disown(&kept),
                     },
+                    () = std::future::ready(()), if is_long_row => {}
                 }
             };
         }

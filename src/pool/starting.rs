@@ -5,6 +5,8 @@
 use std::io;
 use std::sync::Arc;
 
+use tokio::task::coop;
+
 use super::answers::{Ring, answer};
 use super::chore::Errand;
 use super::ending::KILL_WITHIN;
@@ -135,9 +137,12 @@ impl Supervisor {
                 let frame = inbox.frame(socket).await.ok()??;
                 answers.extend(answer(frame).ok()?);
                 ring.take(&mut answers).ok()?;
-                if let Some(place) = answers.iter().position(|(number, _)| *number == id) {
-                    return Some(answers.swap_remove(place).1);
+                // It has nothing else to answer.
+                if let Some((number, outcome)) = answers.pop() {
+                    return (number == id).then_some(outcome);
                 }
+                // One that rings without end must not keep this thread.
+                coop::consume_budget().await;
             }
         };
         tokio::select! {

@@ -175,6 +175,10 @@ impl FromWorker {
         if kind != Kind::Done as u8 && !frame.fds.is_empty() {
             return Err(RecvError::Protocol { reason: "file descriptors where none are expected" });
         }
+        // Many may come that say nothing, so each is to be small.
+        if (kind == Kind::Bell as u8 || kind == Kind::Begun as u8) && !frame.body.is_empty() {
+            return Err(RecvError::Protocol { reason: "a body where none is expected" });
+        }
         if kind == Kind::Done as u8 {
             Ok(Self::Done(frame))
         } else if kind == Kind::Failed as u8 {
