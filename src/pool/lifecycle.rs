@@ -20,6 +20,7 @@ impl Shared {
         state.starting -= 1;
         state.failures = 0;
         state.last_cause = None;
+        Self::ring_surplus(&state);
         self.changed.notify_waiters();
     }
 
@@ -117,6 +118,16 @@ impl Shared {
     /// A start failed. Past the restart limit the pool is broken, and what waits learns why.
     pub(super) fn start_failed(self: &Arc<Self>, seat: &Arc<Seat>, cause: Arc<SpawnError>) -> Next {
         let mut state = self.state();
+        if state.needs_no_start() {
+            // It was given up, or may as well have been.
+            state.starting -= 1;
+            self.leave(&mut state, seat);
+            return Next::Leave;
+        }
+        if matches!(*cause, SpawnError::Cancelled) {
+            // It was given up, and what for has changed since.
+            return Next::Restart;
+        }
         // However long they took: a start that fails slowly, again and again, must not keep its tasks for ever.
         state.failures = state.failures.saturating_add(1);
         state.failed_at = Instant::now();
@@ -279,6 +290,16 @@ impl Shared {
             state.surplus += fewer - self.permits.forget_permits(fewer);
             let excess = state.staying().saturating_sub(workers);
             Self::retire_idle(&mut state, excess);
+            Self::ring_surplus(&state);
+        }
+    }
+
+    /// Has those that are starting look whether they are still needed, if there are to be fewer workers.
+    fn ring_surplus(state: &State) {
+        if state.seats.len() > state.target {
+            for seat in state.seats.iter().filter(|seat| seat.desk().state == WorkerState::Starting) {
+                seat.bell.notify_one();
+            }
         }
     }
 

@@ -217,9 +217,10 @@ impl State {
         self.seats.len() - self.starting
     }
 
-    /// How many workers are not about to end in order.
+    /// How many workers live, and are not about to end. One that is starting may never be ready.
     pub(super) fn staying(&self) -> usize {
-        self.seats.iter().filter(|seat| seat.desk().state != WorkerState::Draining).count()
+        use WorkerState::{Busy, Idle, Stalled};
+        self.seats.iter().filter(|seat| matches!(seat.desk().state, Idle | Busy | Stalled)).count()
     }
 
     /// Puts a task where it was in the queue: before all that were submitted later.
@@ -281,7 +282,8 @@ impl State {
     /// Whether a process that is not ready yet is of no use any more.
     pub(super) fn needs_no_start(&self) -> bool {
         match self.phase {
-            Phase::Open => false,
+            // There are to be fewer workers than there are, and those that live are enough.
+            Phase::Open => self.seats.len() > self.target && self.staying() >= self.target,
             Phase::Closing => !self.has_work(),
             Phase::Cancelled => true,
         }

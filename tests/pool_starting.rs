@@ -1,0 +1,112 @@
+//! Workers that are still starting: what waits for them, what need not, and what is shown of them.
+
+mod pool_support;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use multiproc::{ProcessPool, task, worker};
+use pool_support::{FOREVER, Meeting, is_gone, is_pending, meet, pid, until, within};
+
+multiproc::test_support!();
+
+/// The first worker is ready at once; each other one waits to be told to go on.
+fn meet_unless_first(place: PathBuf) {
+    if worker().index() != Some(0) {
+        meet(&place, 0);
+    }
+}
+
+fn meet_once(place: PathBuf) {
+    meet(&place, 0);
+}
+
+/// The one that was ready was told to end, and what came then waited for the other one without limit.
+#[tokio::test]
+async fn a_pool_that_shrinks_keeps_the_worker_that_lives_and_not_the_one_that_starts() {
+    let meeting = Meeting::new();
+    let pool =
+        ProcessPool::builder().workers(2).on_worker_start(task!(meet_unless_first(meeting.place()))).build().unwrap();
+    let first = within(pool.submit(task!(pid()))).await.unwrap();
+    let starts = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.start().await }
+    });
+    let guest = meeting.guest().await;
+    until(|| pool.status().busy == 0).await;
+    pool.resize(1);
+    assert_eq!(within(pool.submit(task!(pid()))).await.unwrap(), first);
+    until(|| is_gone(guest.pid) && pool.status().details.len() == 1).await;
+    within(starts).await.unwrap().expect("all that there may be are ready");
+    assert_eq!(within(pool.submit(task!(pid()))).await.unwrap(), first);
+    assert_eq!(pool.status().counts.restarts, 0);
+    within(pool.close()).await;
+}
+
+#[tokio::test]
+async fn of_a_pool_that_shrinks_while_all_start_the_first_that_is_ready_stays() {
+    let meeting = Meeting::new();
+    let pool = ProcessPool::builder().workers(2).on_worker_start(task!(meet_once(meeting.place()))).build().unwrap();
+    assert!(is_pending(pool.start()).await);
+    let guests = [meeting.guest().await, meeting.guest().await];
+    pool.resize(1);
+    let waiting = tokio::spawn(pool.submit(task!(pid())));
+    let [slow, quick] = guests;
+    let kept = quick.pid;
+    quick.go_on().await;
+    assert_eq!(within(waiting).await.unwrap().unwrap(), kept);
+    until(|| is_gone(slow.pid) && pool.status().details.len() == 1).await;
+    assert_eq!(within(pool.submit(task!(pid()))).await.unwrap(), kept);
+    within(pool.close()).await;
+}
+
+/// It is no failed start, and no reason to wait before the next one.
+#[tokio::test]
+async fn a_start_that_was_given_up_breaks_nothing() {
+    let meeting = Meeting::new();
+    let pool = ProcessPool::builder()
+        .workers(2)
+        .restart_limit(0, FOREVER)
+        .on_worker_start(task!(meet_unless_first(meeting.place())))
+        .build()
+        .unwrap();
+    let first = within(pool.submit(task!(pid()))).await.unwrap();
+    for _ in 0..3 {
+        assert!(is_pending(pool.start()).await);
+        let guest = meeting.guest().await;
+        pool.resize(1);
+        until(|| is_gone(guest.pid) && pool.status().details.len() == 1).await;
+        pool.resize(2);
+    }
+    assert_eq!(within(pool.submit(task!(pid()))).await.unwrap(), first);
+    let starts = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.start().await }
+    });
+    meeting.guest().await.go_on().await;
+    within(starts).await.unwrap().unwrap();
+    within(pool.close()).await;
+}
+
+/// With one idle too long while the other one starts, nobody would be there for the next task.
+#[tokio::test]
+async fn the_idle_timeout_leaves_workers_that_live() {
+    let meeting = Meeting::new();
+    let pool = ProcessPool::builder()
+        .workers(2)
+        .min_workers(1)
+        .idle_timeout(Duration::from_millis(50))
+        .on_worker_start(task!(meet_unless_first(meeting.place())))
+        .build()
+        .unwrap();
+    let first = within(pool.submit(task!(pid()))).await.unwrap();
+    assert!(is_pending(pool.start()).await);
+    let guest = meeting.guest().await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!is_gone(first));
+    assert_eq!(within(pool.submit(task!(pid()))).await.unwrap(), first);
+    guest.go_on().await;
+    until(|| pool.status().workers == 2).await;
+    until(|| pool.status().workers == 1).await;
+    within(pool.close()).await;
+}
