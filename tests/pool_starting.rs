@@ -5,7 +5,7 @@ mod pool_support;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use multiproc::{ProcessPool, task, worker};
+use multiproc::{ProcessPool, TrySubmitError, call, task, worker};
 use pool_support::{FOREVER, Meeting, is_gone, is_pending, meet, pid, until, within};
 
 multiproc::test_support!();
@@ -108,5 +108,34 @@ async fn the_idle_timeout_leaves_workers_that_live() {
     guest.go_on().await;
     until(|| pool.status().workers == 2).await;
     until(|| pool.status().workers == 1).await;
+    within(pool.close()).await;
+}
+
+/// Those that waited were done a moment later.
+#[tokio::test]
+async fn a_task_is_taken_for_as_long_as_some_worker_may_get_ready() {
+    let fail_unless_first = |place: PathBuf| {
+        assert!(worker().index() == Some(0), "only the first may live");
+        meet(&place, 0);
+    };
+    let meeting = Meeting::new();
+    let pool = ProcessPool::builder()
+        .workers(2)
+        .restart_limit(1, FOREVER)
+        .on_worker_start(call(fail_unless_first, meeting.place()))
+        .build()
+        .unwrap();
+    let mut tasks: Vec<_> = (0..2).map(|_| tokio::spawn(pool.submit(task!(pid())))).collect();
+    let guest = meeting.guest().await;
+    until(|| pool.status().details.len() == 1).await;
+    let mut third = pool.submit(task!(pid()));
+    assert!(is_pending(&mut third).await, "it waits with the others");
+    assert!(matches!(pool.try_submit(task!(pid())), Err(TrySubmitError::Full(_))));
+    tasks.push(tokio::spawn(third));
+    let first = guest.pid;
+    guest.go_on().await;
+    for task in tasks {
+        assert_eq!(within(task).await.unwrap().unwrap(), first);
+    }
     within(pool.close()).await;
 }

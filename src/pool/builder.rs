@@ -181,7 +181,7 @@ impl PoolBuilder {
     }
 
     /// How many failed starts in a row are tried again, however long each takes. One more, and tasks fail with
-    /// [`TaskError::Broken`](crate::TaskError::Broken), unless a worker lives that can do them: those that wait, and those
+    /// [`TaskError::Broken`](crate::TaskError::Broken), unless a worker lives or starts that can do them: those that wait, and those
     /// that are submitted until `window` has passed since the last failure. Then starts count anew. Default: 5, and 10 s.
     ///
     /// Where the starts failed before there was a process (no fd, no memory, no such directory), only the tasks that waited

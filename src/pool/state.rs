@@ -212,11 +212,6 @@ impl Shared {
 }
 
 impl State {
-    /// How many workers have a ready process.
-    pub(super) fn ready(&self) -> usize {
-        self.seats.len() - self.starting
-    }
-
     /// How many workers live, and are not about to end. One that is starting may never be ready.
     pub(super) fn staying(&self) -> usize {
         use WorkerState::{Busy, Idle, Stalled};
