@@ -114,7 +114,9 @@ impl Shared {
             return Err(SpawnError::Io(std::io::Error::other("not in a tokio runtime")).into());
         };
         if state.runtime.as_ref().is_none_or(|known| known.id() != runtime.id()) {
-            needs_drivers();
+            if state.is_new(runtime.id()) {
+                needs_drivers();
+            }
             state.runtime = Some(runtime);
         }
         // Where there was not even a process, for want of fds say, the shortage may be over: this task's start will tell.

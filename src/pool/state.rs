@@ -24,6 +24,9 @@ use crate::error::{SpawnError, TaskError};
 /// The shortest queue that is swept.
 const SWEEP_AT: usize = 64;
 
+/// So many runtimes are known by their numbers.
+const KNOWN: usize = 32;
+
 /// What all handles, futures and supervisors of a pool share.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -69,6 +72,8 @@ pub(super) struct State {
     pub(super) sent_ahead: bool,
     /// The runtime that the last task came from, which is that of the next new seat; if it has ended, any where a worker lives.
     pub(super) runtime: Option<Handle>,
+    /// Those that tasks came from last, and that have what a worker needs.
+    pub(super) known: VecDeque<Id>,
     /// Slots that were taken for tasks that are still being encoded.
     pub(super) reserved: usize,
     /// The runtimes in which somebody looks at the workers from time to time: see `watch.rs`.
@@ -172,6 +177,7 @@ impl Shared {
                 sent_ahead: false,
                 reserved: 0,
                 runtime: None,
+                known: VecDeque::new(),
                 watched: Vec::new(),
                 watched_ahead: false,
                 after: After::default(),
@@ -216,6 +222,16 @@ impl State {
     pub(super) fn staying(&self) -> usize {
         use WorkerState::{Busy, Idle, Stalled};
         self.seats.iter().filter(|seat| matches!(seat.desk().state, Idle | Busy | Stalled)).count()
+    }
+
+    /// Whether that runtime has yet to be looked at, which costs more than a task does. From now on it is known.
+    pub(super) fn is_new(&mut self, runtime: Id) -> bool {
+        let is_new = !self.known.contains(&runtime);
+        if is_new {
+            self.known.truncate(KNOWN - 1);
+            self.known.push_front(runtime);
+        }
+        is_new
     }
 
     /// Puts a task where it was in the queue: before all that were submitted later.
@@ -348,5 +364,22 @@ mod tests {
         }
         assert!(state.waiting.iter().map(|job| job.number()).eq(1..=6));
         state.waiting.clear();
+    }
+
+    /// Each task was once looked at as if it came from a new one, which took two sockets, under the lock.
+    #[test]
+    fn runtimes_that_take_turns_are_looked_at_once_each() {
+        let pool = ProcessPool::new(1);
+        let shared = pool.shared();
+        let runtimes = [(); 3].map(|()| tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap());
+        for _ in 0..5 {
+            for runtime in &runtimes {
+                let _entered = runtime.enter();
+                shared.admit(&mut shared.state()).unwrap();
+            }
+        }
+        let mut state = shared.state();
+        assert_eq!(state.known.len(), runtimes.len());
+        assert!(runtimes.iter().all(|runtime| !state.is_new(runtime.handle().id())));
     }
 }
