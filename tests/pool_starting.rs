@@ -5,7 +5,7 @@ mod pool_support;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use multiproc::{ProcessPool, TrySubmitError, call, task, worker};
+use multiproc::{ProcessPool, SpawnError, TrySubmitError, call, task, worker};
 use pool_support::{FOREVER, Meeting, is_gone, is_pending, meet, pid, until, within};
 
 multiproc::test_support!();
@@ -138,4 +138,14 @@ async fn a_task_is_taken_for_as_long_as_some_worker_may_get_ready() {
         assert_eq!(within(task).await.unwrap().unwrap(), first);
     }
     within(pool.close()).await;
+}
+
+/// A pool that was closed before its first worker had begun to start once said that this start had failed.
+#[tokio::test]
+async fn start_says_that_the_pool_is_closed() {
+    let pool = ProcessPool::new(1);
+    assert!(is_pending(pool.submit(task!(pid()))).await);
+    within(pool.close()).await;
+    let started = within(pool.start()).await;
+    assert!(matches!(started, Err(SpawnError::Cancelled)), "{started:?}");
 }

@@ -183,6 +183,8 @@ impl Shared {
         let mut state = self.state();
         match self.admit(&mut state) {
             Ok(()) => {}
+            // Whatever failed before that.
+            Err(TaskError::Closed) => return Err(SpawnError::Cancelled),
             Err(TaskError::Spawn(error)) => return Err(error),
             Err(_) => return Err(state.last_cause.clone().map_or(SpawnError::Cancelled, SpawnError::Worker)),
         }
