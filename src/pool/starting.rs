@@ -129,8 +129,11 @@ impl Supervisor {
         let id = self.seat.desk().take_id();
         errand.send(|frame| self.seat.desk().push(Frame { id, ..frame }));
         let answer = async {
-            // If it can't be written, the process is ending, which the read sees.
-            let _ = self.write_all(socket).await;
+            if let Err(error) = self.write_all(socket).await
+                && !is_end(&error)
+            {
+                return Some(Err(TaskError::Encode(error.into()).into()));
+            }
             let mut answers = Vec::new();
             // What comes first may be a bell that was rung for what came before.
             loop {
@@ -153,6 +156,12 @@ impl Supervisor {
         let _ = kept.signal_group(libc::SIGKILL);
         Err(died(kept, &kept.exited_watched().await, name.into()))
     }
+}
+
+/// Whether a write fails because the process is ending, which a read sees, too. Otherwise it is for what was to be sent: the
+/// kernel has no memory for it, or there are fds in it that no message may have; sendmsg(2).
+fn is_end(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 /// Up to a tenth less than a limit, so that workers that started together are not replaced together. A limit below ten is
