@@ -8,7 +8,7 @@ use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use multiproc::{Fd, ProcessPool, SpawnError, TaskError, TrySubmitError, call, task, worker};
+use multiproc::{Fd, ProcessPool, SpawnError, TaskError, TrySubmitError, WorkerState, call, task, worker};
 use pool_support::{FOREVER, Meeting, is_gone, is_pending, meet, pid, until, within};
 
 multiproc::test_support!();
@@ -151,6 +151,34 @@ async fn start_says_that_the_pool_is_closed() {
     within(pool.close()).await;
     let started = within(pool.start()).await;
     assert!(matches!(started, Err(SpawnError::Cancelled)), "{started:?}");
+}
+
+#[tokio::test]
+async fn no_process_is_shown_of_a_worker_that_is_not_ready() {
+    let meeting = Meeting::new();
+    let meet_and_fail = |place: PathBuf| {
+        meet(&place, 0);
+        assert!(place.as_os_str().is_empty(), "cannot load");
+    };
+    let pool = ProcessPool::builder()
+        .workers(1)
+        .restart_limit(u32::MAX, FOREVER)
+        .on_worker_start(call(meet_and_fail, meeting.place()))
+        .build()
+        .unwrap();
+    let waiting = tokio::spawn(pool.submit(task!(pid())));
+    for _ in 0..4 {
+        let guest = meeting.guest().await;
+        let details = pool.status().details;
+        assert_eq!((details[0].pid, details[0].memory, details[0].state), (None, None, WorkerState::Starting));
+        let dead = guest.pid;
+        guest.go_on().await;
+        until(|| is_gone(dead)).await;
+        let details = pool.status().details;
+        assert_eq!((details[0].pid, details[0].memory, details[0].state), (None, None, WorkerState::Starting));
+    }
+    within(pool.cancel()).await;
+    assert!(matches!(within(waiting).await.unwrap(), Err(TaskError::Cancelled)));
 }
 
 /// What can't be sent to another process, if this one may have it: the kernel refuses an io_uring(7) in a message.

@@ -118,6 +118,12 @@ impl Shared {
     /// A start failed. Past the restart limit the pool is broken, and what waits learns why.
     pub(super) fn start_failed(self: &Arc<Self>, seat: &Arc<Seat>, cause: Arc<SpawnError>) -> Next {
         let mut state = self.state();
+        {
+            // Nothing is kept of a process that is gone until there is another one.
+            let mut desk = seat.desk();
+            desk.clear(&mut state.after.spent);
+            desk.restart();
+        }
         if state.needs_no_start() {
             // It was given up, or may as well have been.
             state.starting -= 1;

@@ -51,6 +51,12 @@ pub struct WorkerStatus {
     pub memory: Option<u64>,
 }
 
+/// Whether there is a process that is ready, and has not been killed.
+fn is_ready(state: WorkerState) -> bool {
+    use WorkerState::{Busy, Draining, Idle, Stalled};
+    matches!(state, Idle | Busy | Stalled | Draining)
+}
+
 impl PoolStatus {
     pub(super) fn of(shared: &Arc<Shared>) -> Self {
         let state = shared.state();
@@ -61,7 +67,7 @@ impl PoolStatus {
                 let desk = seat.desk();
                 WorkerStatus {
                     index: seat.index,
-                    pid: desk.pid(),
+                    pid: desk.pid().filter(|_| is_ready(desk.state)),
                     state: desk.state,
                     task: desk.first().map(|job| (job.name.clone(), desk.since.elapsed())),
                     ahead: desk.load().saturating_sub(1),
@@ -71,10 +77,6 @@ impl PoolStatus {
             })
             .collect();
         let waiting = state.waiting.iter().filter(|job| job.is_wanted()).count();
-        let ready = |worker: &&WorkerStatus| {
-            use WorkerState::{Busy, Draining, Idle, Stalled};
-            matches!(worker.state, Idle | Busy | Stalled | Draining)
-        };
         let assigned = state.assigned.iter().filter(|job| job.is_wanted()).count();
         let (limit, counts) = (state.target, state.counts);
         drop(state);
@@ -84,7 +86,7 @@ impl PoolStatus {
         }
         let (wait, run) = shared.times.quantiles();
         Self {
-            workers: details.iter().filter(ready).count(),
+            workers: details.iter().filter(|worker| is_ready(worker.state)).count(),
             busy: details.iter().filter(|worker| worker.task.is_some()).count(),
             queued: waiting + assigned + details.iter().map(|worker| worker.ahead).sum::<usize>(),
             limit,
