@@ -51,11 +51,19 @@ impl Supervisor {
         // This takes a millisecond or so, and is not given up half-way: then nobody would know when the process has ended.
         let mut worker = start::launch(&settings.plan, &name, words).await?;
         let kept = worker.child.kept().clone();
-        listening.append(&mut self.listen(&mut worker)?);
-        let ready = tokio::select! {
-            biased;
-            () = self.unneeded() => Err(SpawnError::Cancelled),
-            ready = self.make_ready(worker, errand) => ready,
+        let ready = match self.listen(&mut worker) {
+            Ok(mut more) => {
+                listening.append(&mut more);
+                tokio::select! {
+                    biased;
+                    () = self.unneeded() => Err(SpawnError::Cancelled),
+                    ready = self.make_ready(worker, errand) => ready,
+                }
+            }
+            Err(error) => {
+                drop(worker);
+                Err(error)
+            }
         };
         if ready.is_err() {
             // It was dropped, and so killed.
