@@ -132,6 +132,25 @@ fn keep_sender(sender: Sender<u32>) {
     assert!(SENDER.set(sender).is_ok());
 }
 
+fn fail_with_sender(_: Sender<u32>) {
+    panic!("cannot load");
+}
+
+/// Of the workers that came after the first it was only known that they could not have the end, too.
+#[tokio::test]
+async fn tasks_learn_why_the_start_task_failed_that_had_the_end() {
+    let (sender, _receiver) = channel().unwrap();
+    let pool = ProcessPool::builder()
+        .workers(1)
+        .restart_limit(2, Duration::from_mins(10))
+        .on_worker_start(task!(fail_with_sender(sender)))
+        .build()
+        .unwrap();
+    let error = within(pool.submit(task!(pid()))).await.unwrap_err();
+    assert!(matches!(error, TaskError::Broken(_)) && chain(&error).contains("cannot load"), "{}", chain(&error));
+    within(pool.close()).await;
+}
+
 fn say(number: u32) -> u32 {
     SENDER.get().unwrap().blocking_send(number).unwrap();
     pid()

@@ -137,7 +137,12 @@ impl Shared {
         // However long they took: a start that fails slowly, again and again, must not keep its tasks for ever.
         state.failures = state.failures.saturating_add(1);
         state.failed_at = Instant::now();
-        state.last_cause = Some(cause);
+        // An end in the start task that is gone says less than how the task went that had it.
+        let says_less = matches!(*cause, SpawnError::Encode(_))
+            && matches!(state.last_cause.as_deref(), Some(SpawnError::StartTask(_)));
+        if !says_less {
+            state.last_cause = Some(cause);
+        }
         // For `start`, whether it is tried again or not.
         self.changed.notify_waiters();
         let over = state.failures > self.settings.restart_limit.0;
