@@ -106,7 +106,7 @@ pub enum TaskError {
     /// The pool is closed, or is being closed.
     #[error("pool is closed")]
     Closed,
-    /// The pool's workers could not be kept alive; the source is the last reason.
+    /// The pool's workers could not be kept alive. The source is the last reason, a [`SpawnError`].
     #[error("pool is broken: its workers cannot be started")]
     Broken(#[source] BoxError),
 }
@@ -142,8 +142,8 @@ impl TaskError {
             &Self::TooLarge { len, max } => Self::TooLarge { len, max },
             Self::Spawn(error) => Self::Spawn(error.again()),
             Self::Closed => Self::Closed,
-            Self::Broken(source) => Self::Broken(match source.downcast_ref::<Arc<SpawnError>>() {
-                Some(cause) => Arc::clone(cause).into(),
+            Self::Broken(source) => Self::Broken(match source.downcast_ref::<SpawnError>() {
+                Some(cause) => cause.again().into(),
                 None => source.to_string().into(),
             }),
         }
@@ -257,6 +257,7 @@ impl SpawnError {
         match self {
             Self::Worker(cause) => Self::Worker(Arc::clone(cause)),
             Self::InitMissing => Self::InitMissing,
+            &Self::ForeignCode { task } => Self::ForeignCode { task },
             Self::Cancelled => Self::Cancelled,
             &Self::TooDeep { depth } => Self::TooDeep { depth },
             Self::Io(error) if let Some(code) = error.raw_os_error() => Self::Io(io::Error::from_raw_os_error(code)),

@@ -92,6 +92,7 @@ async fn a_failing_initializer_breaks_the_pool_with_its_cause_after_bounded_atte
             assert!(matches!(error, TaskError::Broken(_)), "{error:?}");
             let mut chain = error.to_string();
             let mut source = std::error::Error::source(&error);
+            assert!(source.unwrap().is::<SpawnError>(), "{error:?}");
             while let Some(cause) = source {
                 chain = format!("{chain}: {cause}");
                 source = cause.source();

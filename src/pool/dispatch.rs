@@ -122,7 +122,7 @@ impl Shared {
         // Where there was not even a process, for want of fds say, the shortage may be over: this task's start will tell.
         // And where some worker may yet get ready, it does this task with those that wait; if it does not, they hear of that.
         match self.broken(state).filter(|cause| had_a_process(cause)) {
-            Some(cause) if state.seats.is_empty() => Err(TaskError::Broken(Box::new(cause))),
+            Some(cause) if state.seats.is_empty() => Err(TaskError::Broken(Box::new(SpawnError::Worker(cause)))),
             _ => Ok(()),
         }
     }

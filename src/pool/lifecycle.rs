@@ -338,7 +338,9 @@ pub(super) fn had_a_process(cause: &SpawnError) -> bool {
 
 fn no_worker(cause: Option<&Arc<SpawnError>>) -> TaskError {
     match cause {
-        Some(cause) if !matches!(**cause, SpawnError::Cancelled) => TaskError::Broken(Box::new(Arc::clone(cause))),
+        Some(cause) if !matches!(**cause, SpawnError::Cancelled) => {
+            TaskError::Broken(Box::new(SpawnError::Worker(Arc::clone(cause))))
+        }
         _ => TaskError::Cancelled,
     }
 }

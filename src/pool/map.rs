@@ -79,10 +79,14 @@ impl<R> Ready<R> {
         match self {
             Self::Results(results) => Some(results.next()?.map_err(|error| *error)),
             Self::Failed(_, 0) => None,
-            Self::Failed(error, count) => {
+            Self::Failed(error, count @ 2..) => {
                 *count -= 1;
                 Some(Err(error.again()))
             }
+            Self::Failed(..) => match std::mem::replace(self, Self::none()) {
+                Self::Failed(error, _) => Some(Err(error)),
+                Self::Results(_) => None,
+            },
         }
     }
 }
@@ -127,8 +131,8 @@ where
     ///
     /// Larger chunks are faster where a call takes microseconds. The results of a chunk come together. What fails fails alone
     /// all the same: if a call ends its worker, that input is [`Died`](TaskError::Died), the calls before it keep their results
-    /// and the ones behind it run in another worker. A [`task_timeout`](crate::PoolBuilder::task_timeout) ends a call after once
-    /// to twice its time, the first of a chunk after just that.
+    /// and the ones behind it run in another worker. A [`task_timeout`](crate::PoolBuilder::task_timeout) ends a call after
+    /// between one and two times that long, the first call of a chunk after exactly that.
     ///
     /// A chunk that holds more than one message takes, 2 GiB and 64 fds, goes in several. The pool keeps the inputs' fds until
     /// their chunk is done. An input that holds an end of a channel, a client, or an object of [`sync`](crate::sync) is a chunk of
@@ -364,5 +368,34 @@ impl<R: DeserializeOwned> UnderWay<R> {
             }
             earlier => earlier,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SpawnError;
+
+    /// It was a text, and so another error, also where there was but one input.
+    #[test]
+    fn what_a_chunk_can_not_be_sent_for_is_the_same_error_for_each_input() {
+        let error = || TaskError::Spawn(SpawnError::ForeignCode { task: "elsewhere" });
+        for count in 1..=3 {
+            let mut ready = Ready::<()>::Failed(error(), count);
+            for left in (0..count).rev() {
+                let given = ready.next().unwrap().unwrap_err();
+                assert!(matches!(given, TaskError::Spawn(SpawnError::ForeignCode { task: "elsewhere" })), "{given:?}");
+                assert_eq!(ready.len(), left);
+            }
+            assert!(ready.next().is_none());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_told_twice_is_told_to_the_last() {
+        let source = std::io::Error::other("cause");
+        let mut ready = Ready::<()>::Failed(TaskError::Encode(source.into()), 2);
+        let is_whole = |error| matches!(error, TaskError::Encode(source) if source.is::<std::io::Error>());
+        assert_eq!([(); 2].map(|()| is_whole(ready.next().unwrap().unwrap_err())), [false, true]);
     }
 }
