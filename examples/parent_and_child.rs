@@ -16,7 +16,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let name = "Ada";
     // The name is what `ps` and `top` show.
     let child = Process::builder().name(name).spawn(task!(introduce(name.to_string()))).await?;
-    // It may have ended already, and then it has no id any more.
+    // Once somebody knows that it has ended it has no id any more.
     if let Some(child_id) = child.id() {
         println!("I ({}) just created a child process ({child_id}).", id());
     }

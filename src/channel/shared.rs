@@ -101,7 +101,7 @@ impl fmt::Debug for SharedBytesMut {
 /// each new value costs its pages: the kernel has to find, clear, count and map each of them, which takes longer than to fill
 /// it. They are huge ones, and few, where the system allows it (`shmem_enabled` in
 /// Documentation/admin-guide/mm/transhuge.rst of Linux). A value that is sent again costs no new pages, but they are mapped each
-/// time that it arrives and is read, which takes about as long as to read them. Who is to read it again and again keeps it: a
+/// time that it arrives and is read, which takes about as long as to read them. Whoever is to read it again and again keeps it: a
 /// worker in a static, say, that [`on_worker_start`](crate::PoolBuilder::on_worker_start) fills.
 ///
 /// It pays from some hundred KiB on, and where several processes read the same: below that, a `Vec<u8>` or

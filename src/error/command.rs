@@ -39,7 +39,8 @@ pub enum CommandError {
         /// The status of every program in the pipeline, first to last.
         statuses: Vec<Option<ExitStatus>>,
     },
-    /// The program ran longer than its timeout; its process group was killed. A status that is not known shows as SIGKILL.
+    /// The program ran longer than its timeout; its process group was killed, unless `source` says why it could not be. A status
+    /// that is not known shows as SIGKILL.
     #[error("{program} timed out after {} s{}", .after.as_secs_f32(), Tail(&.output.stderr))]
     #[non_exhaustive]
     TimedOut {

@@ -252,7 +252,7 @@ impl PoolBuilder {
     /// Lines come without their end, and in the order in which that worker wrote them; bytes that are not UTF-8 are replaced,
     /// and a line of more than 64 KiB comes in pieces. All that a worker has printed has come when the pool is closed. The
     /// function runs on the runtime, so it should not block: while it does, a worker that prints waits as soon as the pipe
-    /// is full, and who closes the pool waits, too; who cancels it waits for a moment at most, and lines that were not told by
+    /// is full, and whoever closes the pool waits, too; whoever cancels it waits for a moment at most, and lines that were not told by
     /// then are lost. It may be called for several workers at once, also for one and those that it has taken the place of.
     ///
     /// # Examples

@@ -179,7 +179,7 @@ impl ProcessPool {
     ///
     /// The future resolves to a [`TaskError`]: `Panicked`, `Died`, `TimedOut`, `Cancelled`, `Encode`, `Decode` and
     /// `TooLarge` concern this task alone; `Closed` after [`close`](Self::close); `Spawn` if no process can be started
-    /// by this program at all, `Broken` if starts failed past the [restart limit](PoolBuilder::restart_limit).
+    /// by this program at all, or it is polled outside a runtime, `Broken` if starts failed past the [restart limit](PoolBuilder::restart_limit).
     ///
     /// # Panics
     ///
@@ -199,6 +199,10 @@ impl ProcessPool {
     ///
     /// As for [`submit`](Self::submit), as far as they occur before the task has a slot.
     ///
+    /// # Panics
+    ///
+    /// As for `submit`.
+    ///
     /// # Cancel safety
     ///
     /// Dropping the future cancels the task.
@@ -216,6 +220,10 @@ impl ProcessPool {
     /// # Errors
     ///
     /// `Full` and `Closed` give the task back; `Refused` says why it can't be sent at all.
+    ///
+    /// # Panics
+    ///
+    /// In a runtime without time or I/O.
     pub fn try_submit<T: Task>(&self, task: T) -> Result<TaskHandle<T::Output>, TrySubmitError<T>> {
         match self.shared().try_reserve() {
             Ok(true) => {}
@@ -237,6 +245,10 @@ impl ProcessPool {
     /// as [`read_ahead`](Map::read_ahead) says, so they may be endless. A failure is an item of the stream; the others
     /// go on. On a pool that is closed the stream ends: the inputs that find it so are [`Closed`](TaskError::Closed), and no
     /// more are taken.
+    ///
+    /// # Panics
+    ///
+    /// When it is polled in a runtime without time or I/O.
     ///
     /// # Cancel safety
     ///
@@ -313,7 +325,12 @@ impl ProcessPool {
     ///
     /// # Errors
     ///
-    /// The first failure of a start; the pool goes on trying within its restart limit. `Cancelled` if the pool is closed.
+    /// The first failure of a start, as `Worker`; the pool goes on trying within its restart limit. `Cancelled` if the pool is
+    /// closed; `InitMissing`, `TooDeep`, and `Io` outside a runtime, before anything is started.
+    ///
+    /// # Panics
+    ///
+    /// In a runtime without time or I/O.
     ///
     /// # Cancel safety
     ///

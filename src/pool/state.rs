@@ -100,7 +100,8 @@ pub(super) enum Phase {
 pub struct Counts {
     /// Gave a result.
     pub done: u64,
-    /// Panicked, had arguments or a result that could not be sent, or found no worker that could be started.
+    /// Panicked, had a result that could not be sent, or found no worker that could be started. What is refused where it is
+    /// submitted (it can't be encoded, the pool is closed) is not counted.
     pub failed: u64,
     /// Lost their worker.
     pub died: u64,

@@ -178,9 +178,7 @@ impl Drop for Claim {
 /// Dropping it cancels the task, as [`abort`](Self::abort) does; [`detach`](Self::detach) doesn't. A pending
 /// `(&mut handle).await` may be dropped and taken up again.
 ///
-/// # Panics
-///
-/// Polling it again after it gave its result gives [`Cancelled`](TaskError::Cancelled), and no panic.
+/// Polled again after it gave its result, it gives [`Cancelled`](TaskError::Cancelled).
 #[must_use = "dropping it cancels the task"]
 pub struct TaskHandle<R> {
     claim: Claim,

@@ -154,8 +154,8 @@ impl<T> Process<T> {
     /// # Errors
     ///
     /// [`TaskError`]: `Panicked` with what the panic said; `Died` if the process ended without a result, whether by a
-    /// signal or by an exit in the task; `Encode`, `Decode` and `TooLarge` for a result that can't be brought here. What
-    /// is no answer at all is `Decode` too, and the process is killed.
+    /// signal or by an exit in the task; `Encode`, `Decode` and `TooLarge` for a result that can't be brought here. Bytes
+    /// that are not an answer give `Decode`, and the process is killed.
     ///
     /// # Cancel safety
     ///

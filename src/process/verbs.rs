@@ -78,8 +78,8 @@ impl Command {
     ///
     /// # Errors
     ///
-    /// As `output`, and [`CommandError::Failed`], which has the status, the output and the time it took, and shows the end of
-    /// stderr.
+    /// As `output`, and [`CommandError::Failed`], which has the status, the output and the time it took, and shows the last
+    /// 1,024 bytes of stderr.
     ///
     /// # Cancel safety
     ///

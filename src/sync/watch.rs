@@ -87,7 +87,7 @@ impl<T: Serialize> WatchSender<T> {
     /// # Errors
     ///
     /// `Closed` if the process that made the value has ended; `Encode` and `TooLarge` for a value that can't be sent; `Io`
-    /// if the system refuses. That there is no reader is no error.
+    /// if the system refuses, or where others have passed on more than 4,096 ends of it. That there is no reader is no error.
     ///
     /// # Cancel safety
     ///

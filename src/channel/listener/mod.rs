@@ -50,8 +50,7 @@ impl Peer {
 
 /// Waits at a path for processes that are no relatives; each gives a [`Duplex`] that sends `A` and receives `B`.
 ///
-/// The other process calls [`connect`]. What both say must have the same types, which nothing checks: a value of another
-/// type is a `Decode` error, or another value.
+/// The other process calls [`connect`].
 ///
 /// Clients are accepted and shake hands in the background, each by itself, from the moment it is bound: one that says
 /// nothing stalls no other, and is dropped after 5 seconds. At most 128 clients are shaking hands or waiting for
