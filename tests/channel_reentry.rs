@@ -1,5 +1,7 @@
 //! Channels: what runs other people's code, the end of a value or of a waker, runs it where it can do no harm.
 
+use std::cell::RefCell;
+use std::fs::File;
 use std::future::Future as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
@@ -9,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
-use multiproc::{Sender, channel};
+use multiproc::{Fd, Sender, channel};
 use support::Owner;
 
 mod support;
@@ -70,6 +72,43 @@ async fn an_owner_that_panics_when_its_bytes_have_left_cuts_no_message() {
         tx.send((Bytes::new(), "last".to_owned())).await.unwrap();
     };
     assert_eq!(tokio::join!(received, last).0, ["first", "second", "", "third", "last"]);
+}
+
+/// Sends when it is dropped, and says how that went.
+struct Last(Sender<Option<Fd<File>>>, bool, mpsc::Sender<bool>);
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        let fd = self.1.then(|| File::open("/dev/null").unwrap().into());
+        let _ = self.2.send(self.0.blocking_send(fd).is_ok());
+    }
+}
+
+/// With what it is encoded in gone, it was an abort.
+#[test]
+fn what_ends_with_its_thread_may_send() {
+    support::alone("what_ends_with_its_thread_may_send", || {
+        thread_local! {
+            static KEPT: RefCell<Option<Last>> = const { RefCell::new(None) };
+        }
+        for with_fd in [false, true] {
+            let (tx, mut rx) = channel().unwrap();
+            let (said, sent) = mpsc::channel();
+            let keep = move || {
+                KEPT.with_borrow_mut(|kept| {
+                    tx.blocking_send(Some(File::open("/dev/null").unwrap().into())).unwrap();
+                    *kept = Some(Last(tx, with_fd, said));
+                });
+            };
+            std::thread::spawn(keep).join().unwrap();
+            assert!(rx.blocking_recv().unwrap().is_some());
+            // An fd may be more than a thread can say at its end, but that is an error.
+            if sent.recv().unwrap() || !with_fd {
+                assert_eq!(rx.blocking_recv().unwrap().map(|fd| fd.is_some()), Some(with_fd));
+            }
+            assert!(rx.blocking_recv().unwrap().is_none());
+        }
+    });
 }
 
 /// As in executors whose wakers are what keeps a task: its future goes with the last of them.

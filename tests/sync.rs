@@ -2,13 +2,14 @@
 
 #![expect(clippy::needless_pass_by_value, reason = "a task owns its arguments")]
 
+use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
 use futures::future::join_all;
-use multiproc::sync::{Barrier, BarrierWait, Event, Semaphore};
+use multiproc::sync::{Barrier, BarrierWait, Event, Semaphore, SemaphorePermit};
 use multiproc::{QueueSender, Receiver, Sender, SyncError, channel, queue, spawn_process, task};
 
 mod support;
@@ -376,5 +377,20 @@ fn one_whose_runtime_has_ended_is_not_before_a_barrier_any_more_and_has_not_died
         assert!(poll_once(&mut first).await.is_pending(), "it does not count");
         let (first, second): (Result<BarrierWait, _>, _) = tokio::join!(first, barrier.wait());
         assert!(!first.unwrap().after_death() && !second.unwrap().after_death());
+    });
+}
+
+/// It panicked where that is an abort: what it is encoded in ends before it.
+#[test]
+fn a_permit_that_its_thread_keeps_to_its_end_is_given_back() {
+    support::alone("a_permit_that_its_thread_keeps_to_its_end_is_given_back", || {
+        thread_local! {
+            static KEPT: RefCell<Option<SemaphorePermit>> = const { RefCell::new(None) };
+        }
+        let lock = Semaphore::new(1).unwrap();
+        let theirs = lock.clone();
+        let keep = move || KEPT.with_borrow_mut(|kept| *kept = Some(theirs.blocking_acquire().unwrap()));
+        std::thread::spawn(keep).join().unwrap();
+        assert!(!lock.blocking_acquire().unwrap().after_death());
     });
 }

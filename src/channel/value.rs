@@ -17,7 +17,8 @@ use crate::wire::held::Held;
 const SMALL: usize = 1024;
 
 thread_local! {
-    /// That buffer, while nobody on this thread encodes.
+    /// That buffer, while nobody on this thread encodes. A thread that ends drops it, and may then encode all the same: what else
+    /// it keeps for itself may say something when it is dropped.
     static BUFFER: Cell<Option<BytesMut>> = const { Cell::new(None) };
 }
 
@@ -33,7 +34,7 @@ pub(crate) fn encode_within<T: Serialize>(value: &T, limits: Limits) -> Result<F
 
 /// As [`encode_within`], for a message that may not be sent after all.
 pub(crate) fn encode_moving<T: Serialize>(value: &T, limits: Limits) -> Result<(Frame, Moves), SendError> {
-    let mut parts = Parts::new(BUFFER.take().unwrap_or_default());
+    let mut parts = Parts::new(BUFFER.try_with(Cell::take).ok().flatten().unwrap_or_default());
     let ((), fds, moves) = fds::collect_moving(|| {
         parts.encode(value, limits.body)?;
         let (count, most) = (fds::held(), limits.fds);
@@ -46,7 +47,7 @@ pub(crate) fn encode_moving<T: Serialize>(value: &T, limits: Limits) -> Result<(
     let (body, more) = if parts.is_written() && parts.written.len() <= SMALL {
         let body = Held::copy(&parts.written);
         parts.written.clear();
-        BUFFER.set(Some(parts.written));
+        let _ = BUFFER.try_with(|buffer| buffer.set(Some(parts.written)));
         (body, Extra::default())
     } else {
         parts.take(0)

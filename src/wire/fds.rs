@@ -45,6 +45,12 @@ thread_local! {
     static STACK: RefCell<Vec<Place>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Works on the stack. A thread that ends drops it, and then no value has fds there: what else it keeps for itself may send or
+/// receive something when it is dropped, and a panic there would be an abort.
+fn stack<R>(work: impl FnOnce(&mut Vec<Place>) -> R) -> Option<R> {
+    STACK.try_with(|stack| work(&mut stack.borrow_mut())).ok()
+}
+
 /// An fd's place on the stack.
 struct Place {
     /// While nobody has claimed it.
@@ -130,9 +136,10 @@ impl Guard {
     /// Enters a decoder's scope that holds these.
     fn holding(places: impl ExactSizeIterator<Item = Place>) -> Self {
         let guard = Self::enter(Work::Decoding);
-        let scope = SCOPE.get();
-        SCOPE.set(Scope { end: scope.begin + places.len(), ..scope });
-        STACK.with_borrow_mut(|stack| stack.extend(places));
+        let (scope, count) = (SCOPE.get(), places.len());
+        if stack(|stack| stack.extend(places)).is_some() {
+            SCOPE.set(Scope { end: scope.begin + count, ..scope });
+        }
         guard
     }
 }
@@ -152,7 +159,7 @@ impl Drop for Guard {
 fn take(count: usize) -> Vec<Place> {
     let scope = SCOPE.get();
     SCOPE.set(Scope { end: scope.begin + count, ..scope });
-    STACK.with_borrow_mut(|stack| stack.split_off(scope.begin + count))
+    stack(|stack| stack.split_off(scope.begin + count)).unwrap_or_default()
 }
 
 /// Runs an encoder, and gives the fds that its values put down. If it fails or panics they are closed, and the ends that they
@@ -184,7 +191,7 @@ pub(crate) fn held() -> usize {
 pub(crate) fn have_moved(count: usize) -> bool {
     let scope = SCOPE.get();
     scope.work == Work::Encoding
-        && STACK.with_borrow(|stack| stack.iter().skip(scope.begin + count).any(|place| place.its_move.is_some()))
+        && stack(|stack| stack.iter().skip(scope.begin + count).any(|place| place.its_move.is_some())) == Some(true)
 }
 
 /// Takes back all but the first `count`, of a value that does not travel after all.
@@ -254,7 +261,7 @@ fn put_down(fd: impl AsFd) -> Result<u32, String> {
     }
     let place = u32::try_from(scope.held()).map_err(text)?;
     let fd = socket::duplicate(fd).map_err(text)?;
-    STACK.with_borrow_mut(|stack| stack.push(fd.into()));
+    stack(|stack| stack.push(fd.into())).ok_or_else(|| text("a thread that ends can send no file descriptor"))?;
     SCOPE.set(Scope { end: scope.end + 1, ..scope });
     Ok(place)
 }
@@ -264,7 +271,7 @@ pub(crate) fn moved() -> Option<Move> {
     if held() == 0 {
         return None;
     }
-    STACK.with_borrow_mut(|stack| stack.last_mut().map(|place| place.its_move.get_or_insert_default().clone()))
+    stack(|stack| stack.last_mut().map(|place| place.its_move.get_or_insert_default().clone())).flatten()
 }
 
 /// Decodes an fd: claims the one that came with the frame.
@@ -277,7 +284,7 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
 fn claim(place: usize) -> Option<OwnedFd> {
     let scope = SCOPE.get();
     let is_here = scope.work == Work::Decoding && place < scope.held();
-    if is_here { STACK.with_borrow_mut(|stack| stack.get_mut(scope.begin + place)?.fd.take()) } else { None }
+    if is_here { stack(|stack| stack.get_mut(scope.begin + place)?.fd.take()).flatten() } else { None }
 }
 
 fn text(error: impl Display) -> String {

@@ -96,7 +96,8 @@ pub(crate) struct Run {
 const KEEP: usize = 4096;
 
 thread_local! {
-    /// Where this thread encodes; taken while it does, as a value may have another one encoded inside.
+    /// Where this thread encodes; taken while it does, as a value may have another one encoded inside. It is gone before all
+    /// else is that a thread which ends keeps for itself, and that may encode, too.
     static SCRATCH: Cell<BytesMut> = Cell::new(BytesMut::new());
 }
 
@@ -106,7 +107,7 @@ impl Run {
 
     /// Begins a body; the arguments are appended to it.
     pub(crate) fn begin(entry: u64, check: u64) -> BytesMut {
-        let mut body = SCRATCH.take();
+        let mut body = SCRATCH.try_with(Cell::take).unwrap_or_default();
         body.reserve(128);
         body.put_u64_le(entry);
         body.put_u64_le(check);
@@ -120,7 +121,7 @@ impl Run {
         }
         let exact = Held::copy(&body);
         body.clear();
-        SCRATCH.set(body);
+        let _ = SCRATCH.try_with(|scratch| scratch.set(body));
         exact
     }
 
