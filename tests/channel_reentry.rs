@@ -47,12 +47,10 @@ async fn bytes_whose_owner_uses_the_channel_when_they_have_left_may_do_so() {
 async fn an_owner_that_panics_when_its_bytes_have_left_cuts_no_message() {
     let (tx, mut rx) = channel::<(Bytes, String)>().unwrap();
     let owner = || Bytes::from_owner(Owner(vec![1; 100 << 10], || panic!("of the owner")));
-    let sends = |bytes: Bytes, text: &str| {
-        let sending = tx.send((bytes, text.to_owned()));
-        catch_unwind(AssertUnwindSafe(|| sending.now_or_never().is_some_and(|sent| sent.is_ok())))
-    };
-    assert!(sends(owner(), "first").is_err());
-    assert!(sends(Bytes::new(), "second").unwrap());
+    let sends =
+        |bytes: Bytes, text: &str| tx.send((bytes, text.to_owned())).now_or_never().is_some_and(|sent| sent.is_ok());
+    assert!(sends(owner(), "first"));
+    assert!(sends(Bytes::new(), "second"));
     // And one that is sent by the thread for what a full socket can't take.
     let mut waits = Box::pin(tx.send((Bytes::from(vec![1; LARGE]), String::new())));
     assert!(waits.as_mut().now_or_never().is_none());
@@ -67,11 +65,41 @@ async fn an_owner_that_panics_when_its_bytes_have_left_cuts_no_message() {
     };
     let last = async {
         waits.await.unwrap();
-        // Whoever sends it last has the panic.
-        let _ = AssertUnwindSafe(behind).catch_unwind().await;
+        behind.await.unwrap();
         tx.send((Bytes::new(), "last".to_owned())).await.unwrap();
     };
     assert_eq!(tokio::join!(received, last).0, ["first", "second", "", "third", "last"]);
+}
+
+/// The peer waited in the middle of it, and everyone who sent behind it.
+#[test]
+fn owners_that_panic_while_the_rest_of_their_message_waits_for_room_hold_nobody_up() {
+    // A panic in the drop of another one's bytes would be an abort.
+    for count in [1, 2] {
+        let (tx, mut rx) = channel::<(Bytes, Bytes, Vec<u8>)>().unwrap();
+        let (tx, owners) = (Arc::new(tx), Arc::new(()));
+        let begun = Arc::downgrade(&owners);
+        let owner = |owners| Bytes::from_owner(Owner(vec![1; 70 << 10], move || panic!("of the owner {owners:?}")));
+        let second = if count == 2 { owner(Arc::clone(&owners)) } else { Bytes::new() };
+        let message = (owner(owners), second, vec![1; LARGE]);
+        let sender = Arc::clone(&tx);
+        let sending = std::thread::spawn(move || catch_unwind(AssertUnwindSafe(|| sender.blocking_send(message))));
+        // They are gone when the socket is full, and the rest of the message waits.
+        let limit = support::within(Duration::from_secs(20));
+        assert!(support::eventually(limit, || begun.strong_count() == 0));
+        let (said, received) = mpsc::channel();
+        std::thread::spawn(move || {
+            for _ in 0..2 {
+                said.send(rx.blocking_recv().unwrap().unwrap().2.len()).unwrap();
+            }
+        });
+        let next = std::thread::spawn(move || tx.blocking_send((Bytes::new(), Bytes::new(), vec![2; 2])));
+        for len in [LARGE, 2] {
+            assert_eq!(received.recv_timeout(Duration::from_secs(20)).expect("it waits in mid-frame"), len);
+        }
+        next.join().unwrap().unwrap();
+        sending.join().unwrap().unwrap().unwrap();
+    }
 }
 
 /// Sends when it is dropped, and says how that went.

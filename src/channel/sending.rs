@@ -167,8 +167,7 @@ impl Sending {
         if moved {
             flusher::moved();
         }
-        // With a panic of what it runs it would be the flusher's task that ends.
-        unheeded(|| self.release(line, false));
+        self.release(line, false);
         result
     }
 
@@ -244,7 +243,10 @@ impl Sending {
             // They are out of the line, so a panic of one must not keep the others from it.
             unheeded(|| told.waker.wake());
         }
-        drop(spent);
+        for bytes in spent {
+            // As little: whoever is to move the rest would be left in the middle of it.
+            unheeded(|| drop(bytes));
+        }
     }
 
     pub(super) fn line(&self) -> MutexGuard<'_, Line> {
