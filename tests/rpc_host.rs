@@ -1,7 +1,7 @@
 //! Calls in the hosts that there are: many runtimes, clients that move, wakers and handlers with code of their own.
 
 use std::fs::File;
-use std::future::{Future, pending, poll_fn};
+use std::future::{Future, pending, poll_fn, ready};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -119,8 +119,7 @@ fn a_call_says_that_there_was_no_room_for_fds_at_either_side() {
         const WHY: &str = "too many are open here";
         let null = || Some(Fd::from(File::open("/dev/null").unwrap()));
         let all = || std::iter::from_fn(|| File::open("/dev/null").ok()).collect::<Vec<_>>();
-        setrlimit(Resource::Nofile, Rlimit { current: Some(64), maximum: getrlimit(Resource::Nofile).maximum })
-            .unwrap();
+        few_fds();
         let runtime = support::runtime();
         let (ours, theirs) = duplex::<Option<Fd<File>>, Option<Fd<File>>>().unwrap();
         let client = Client::new(ours);
@@ -162,6 +161,52 @@ fn a_call_says_that_there_was_no_room_for_fds_at_either_side() {
         open.send(None).unwrap();
         assert!(runtime.block_on(second).unwrap().is_none());
         drop(client);
+        service.join().unwrap().unwrap();
+    });
+}
+
+fn few_fds() {
+    setrlimit(Resource::Nofile, Rlimit { current: Some(64), maximum: getrlimit(Resource::Nofile).maximum }).unwrap();
+}
+
+/// Whether some task of this process waits, or has waited, until a socket can be written.
+fn is_registered_to_write() -> bool {
+    let infos = std::fs::read_dir("/proc/self/fdinfo").unwrap();
+    infos.filter_map(|info| std::fs::read_to_string(info.ok()?.path()).ok()).any(|info| {
+        // See proc_pid_fdinfo(5).
+        let events = info.lines().filter_map(|line| line.strip_prefix("tfd:")?.split_whitespace().nth(2));
+        events.filter_map(|events| u32::from_str_radix(events, 16).ok()).any(|events| events & 4 != 0)
+    })
+}
+
+/// The client had failed for good.
+#[test]
+fn without_fds_a_call_waits_and_the_client_goes_on() {
+    support::alone("without_fds_a_call_waits_and_the_client_goes_on", || {
+        few_fds();
+        let runtime = support::runtime();
+        let (ours, theirs) = duplex::<Vec<u8>, usize>().unwrap();
+        let client = Client::new(ours);
+        let mut calls: Vec<_> = (0..4).map(|_| Box::pin(client.call(vec![7; 1 << 20]))).collect();
+        for _ in 0..2 {
+            for call in &mut calls {
+                assert!(runtime.block_on(poll_once(call)).is_pending());
+            }
+        }
+        // The thread that sends the rest has a place to wait, which is where the reader of plain threads is to wait, too.
+        let limit = support::within(Duration::from_secs(20));
+        assert!(support::eventually(limit, is_registered_to_write));
+        let service = thread::spawn(|| support::block_on(serve(theirs, |bytes: Vec<u8>| ready(bytes.len()))));
+        for call in calls {
+            assert_eq!(runtime.block_on(call).unwrap(), 1 << 20);
+        }
+        let taken: Vec<_> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+        for len in 0..20 {
+            assert_eq!(client.blocking_call(vec![7; len]).unwrap(), len);
+        }
+        drop(taken);
+        assert_eq!(client.blocking_call(vec![7; 100]).unwrap(), 100);
+        drop((client, runtime));
         service.join().unwrap().unwrap();
     });
 }

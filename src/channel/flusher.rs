@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::thread;
 use std::time::Duration;
 
@@ -43,6 +44,21 @@ pub(crate) async fn pause() -> io::Result<()> {
     })?;
     let _ = over.await;
     Ok(())
+}
+
+/// As [`pause`], for who is polled: wakes it then.
+pub(super) fn wake_after_pause(waker: Waker) -> io::Result<()> {
+    if let Ok(runtime) = runtime() {
+        runtime.spawn(async {
+            tokio::time::sleep(FD_PAUSE).await;
+            waker.wake();
+        });
+        return Ok(());
+    }
+    spawn_thread(|| {
+        thread::sleep(FD_PAUSE);
+        waker.wake();
+    })
 }
 
 /// Sends what is under way until nothing is. Gives what ends that sooner. `None`: there is no runtime for it, which has fds of its

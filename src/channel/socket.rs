@@ -180,12 +180,12 @@ impl Socket {
         }
         let readiness = match self.readiness(Ready::Read) {
             Ok(readiness) => readiness,
-            // Outside a runtime what is there can be taken all the same; only waiting is an error.
+            // What is there can be taken all the same. Outside a runtime waiting is an error.
             Err(error) => {
-                return Poll::Ready(match read() {
-                    Err(empty) if empty.kind() == io::ErrorKind::WouldBlock => Err(error),
-                    result => result.map(|(read, _)| read),
-                });
+                return match read() {
+                    Err(empty) if empty.kind() == io::ErrorKind::WouldBlock => poll_again(cx, error),
+                    result => Poll::Ready(result.map(|(read, _)| read)),
+                };
             }
         };
         readiness.is_waited_for.store(true, Ordering::Relaxed);
@@ -226,9 +226,7 @@ impl Socket {
     async fn readiness_in_time(&self, ready: Ready) -> io::Result<Arc<Readiness>> {
         loop {
             match self.readiness(ready) {
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-                    flusher::pause().await?;
-                }
+                Err(error) if is_fd_shortage(&error) => flusher::pause().await?,
                 result => return result,
             }
         }
@@ -273,6 +271,20 @@ impl Socket {
     }
 }
 
+/// Whether this process, or the whole system, has no fd left.
+fn is_fd_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+/// Has who is polled try again after a pause, where what kept it from waiting is that there was no fd. That passes, and an error
+/// would be the end of whoever reads.
+fn poll_again<R>(cx: &Context<'_>, error: io::Error) -> Poll<io::Result<R>> {
+    if is_fd_shortage(&error) && flusher::wake_after_pause(cx.waker().clone()).is_ok() {
+        return Poll::Pending;
+    }
+    Poll::Ready(Err(error))
+}
+
 /// The runtime that polls.
 fn runtime() -> Option<Id> {
     Handle::try_current().ok().map(|handle| handle.id())
@@ -290,94 +302,4 @@ impl AsFd for Socket {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::IoSlice;
-    use std::pin::pin;
-
-    use bytes::BytesMut;
-    use tokio::runtime::{Builder, Runtime};
-
-    use super::*;
-    use crate::sys::socket::Wait;
-
-    fn fill(socket: &Socket) {
-        while socket::send(socket, &[IoSlice::new(&[7; 4096])], &[]).is_ok() {}
-    }
-
-    #[tokio::test]
-    async fn once_no_write_waits_the_peers_reads_wake_nobody() {
-        let (a, b) = socket::stream_pair().unwrap();
-        let ours = Socket::new(a);
-        let write = || socket::send(&ours, &[IoSlice::new(b"x")], &[]);
-        fill(&ours);
-        {
-            let mut first = pin!(ours.when(Ready::Write, write));
-            let mut second = pin!(ours.when(Ready::Write, write));
-            assert!(first.as_mut().now_or_never().is_none() && second.as_mut().now_or_never().is_none());
-            assert_eq!(ours.registrations().len(), 1, "those who wait share it");
-            while socket::recv_into(&b, &mut BytesMut::with_capacity(4096), 4096, Wait::No).is_ok() {}
-            first.await.unwrap();
-            second.await.unwrap();
-        }
-        assert!(ours.registrations().is_empty());
-        fill(&ours);
-        assert!(ours.when(Ready::Write, write).now_or_never().is_none());
-        assert!(ours.registrations().is_empty(), "nor after a wait that was dropped");
-    }
-
-    #[tokio::test]
-    async fn nor_once_no_write_waits_for_its_turn() {
-        let (a, b) = socket::stream_pair().unwrap();
-        let (ours, turns) = (Socket::new(a), Turns::default());
-        let write = || socket::send(&ours, &[IoSlice::new(b"x")], &[]);
-        fill(&ours);
-        {
-            let mut first = pin!(ours.when_in_turn(Ready::Write, &turns, write));
-            assert!(first.as_mut().now_or_never().is_none());
-            // The second lets the first one go before it begins to wait.
-            let mut second = pin!(ours.when_in_turn(Ready::Write, &turns, write));
-            assert!(second.as_mut().now_or_never().is_none());
-            assert_eq!(ours.registrations().len(), 1);
-            while socket::recv_into(&b, &mut BytesMut::with_capacity(4096), 4096, Wait::No).is_ok() {}
-            first.await.unwrap();
-            second.await.unwrap();
-        }
-        assert!(ours.registrations().is_empty());
-        fill(&ours);
-        assert!(ours.when_in_turn(Ready::Write, &turns, write).now_or_never().is_none());
-        assert!(ours.registrations().is_empty(), "nor after a wait that was dropped");
-    }
-
-    fn new_runtime() -> Runtime {
-        Builder::new_current_thread().enable_all().build().unwrap()
-    }
-
-    #[test]
-    fn who_waits_in_one_of_many_runtimes_keeps_the_place() {
-        let (a, _b) = socket::stream_pair().unwrap();
-        let ours = Socket::new(a);
-        let read = || socket::recv_into(&ours, &mut BytesMut::with_capacity(1), 1, Wait::No);
-        let runtimes: Vec<_> = (0..=MANY).map(|_| new_runtime()).collect();
-        let mut waits = Vec::new();
-        for _ in 0..2 {
-            for runtime in &runtimes {
-                let mut wait = Box::pin(ours.when(Ready::Read, read));
-                assert!(runtime.block_on(async { wait.as_mut().now_or_never() }).is_none());
-                waits.push(wait);
-            }
-        }
-        assert_eq!(ours.registrations().len(), runtimes.len(), "each is shared");
-    }
-
-    #[test]
-    fn the_places_in_runtimes_that_have_ended_are_given_up() {
-        let (a, _b) = socket::stream_pair().unwrap();
-        let ours = Socket::new(a);
-        let read = || socket::recv_into(&ours, &mut BytesMut::with_capacity(1), 1, Wait::No).map(|read| (read, false));
-        for _ in 0..3 * MANY {
-            // Whoever waited there is gone, and nothing says so.
-            assert!(new_runtime().block_on(poll_fn(|cx| Poll::Ready(ours.poll_read(cx, false, read)))).is_pending());
-            assert!(ours.registrations().len() <= MANY);
-        }
-    }
-}
+mod tests;

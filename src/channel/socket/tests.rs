@@ -1,0 +1,89 @@
+use std::io::IoSlice;
+use std::pin::pin;
+
+use bytes::BytesMut;
+use tokio::runtime::{Builder, Runtime};
+
+use super::*;
+use crate::sys::socket::Wait;
+
+fn fill(socket: &Socket) {
+    while socket::send(socket, &[IoSlice::new(&[7; 4096])], &[]).is_ok() {}
+}
+
+#[tokio::test]
+async fn once_no_write_waits_the_peers_reads_wake_nobody() {
+    let (a, b) = socket::stream_pair().unwrap();
+    let ours = Socket::new(a);
+    let write = || socket::send(&ours, &[IoSlice::new(b"x")], &[]);
+    fill(&ours);
+    {
+        let mut first = pin!(ours.when(Ready::Write, write));
+        let mut second = pin!(ours.when(Ready::Write, write));
+        assert!(first.as_mut().now_or_never().is_none() && second.as_mut().now_or_never().is_none());
+        assert_eq!(ours.registrations().len(), 1, "those who wait share it");
+        while socket::recv_into(&b, &mut BytesMut::with_capacity(4096), 4096, Wait::No).is_ok() {}
+        first.await.unwrap();
+        second.await.unwrap();
+    }
+    assert!(ours.registrations().is_empty());
+    fill(&ours);
+    assert!(ours.when(Ready::Write, write).now_or_never().is_none());
+    assert!(ours.registrations().is_empty(), "nor after a wait that was dropped");
+}
+
+#[tokio::test]
+async fn nor_once_no_write_waits_for_its_turn() {
+    let (a, b) = socket::stream_pair().unwrap();
+    let (ours, turns) = (Socket::new(a), Turns::default());
+    let write = || socket::send(&ours, &[IoSlice::new(b"x")], &[]);
+    fill(&ours);
+    {
+        let mut first = pin!(ours.when_in_turn(Ready::Write, &turns, write));
+        assert!(first.as_mut().now_or_never().is_none());
+        // The second lets the first one go before it begins to wait.
+        let mut second = pin!(ours.when_in_turn(Ready::Write, &turns, write));
+        assert!(second.as_mut().now_or_never().is_none());
+        assert_eq!(ours.registrations().len(), 1);
+        while socket::recv_into(&b, &mut BytesMut::with_capacity(4096), 4096, Wait::No).is_ok() {}
+        first.await.unwrap();
+        second.await.unwrap();
+    }
+    assert!(ours.registrations().is_empty());
+    fill(&ours);
+    assert!(ours.when_in_turn(Ready::Write, &turns, write).now_or_never().is_none());
+    assert!(ours.registrations().is_empty(), "nor after a wait that was dropped");
+}
+
+fn new_runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[test]
+fn who_waits_in_one_of_many_runtimes_keeps_the_place() {
+    let (a, _b) = socket::stream_pair().unwrap();
+    let ours = Socket::new(a);
+    let read = || socket::recv_into(&ours, &mut BytesMut::with_capacity(1), 1, Wait::No);
+    let runtimes: Vec<_> = (0..=MANY).map(|_| new_runtime()).collect();
+    let mut waits = Vec::new();
+    for _ in 0..2 {
+        for runtime in &runtimes {
+            let mut wait = Box::pin(ours.when(Ready::Read, read));
+            assert!(runtime.block_on(async { wait.as_mut().now_or_never() }).is_none());
+            waits.push(wait);
+        }
+    }
+    assert_eq!(ours.registrations().len(), runtimes.len(), "each is shared");
+}
+
+#[test]
+fn the_places_in_runtimes_that_have_ended_are_given_up() {
+    let (a, _b) = socket::stream_pair().unwrap();
+    let ours = Socket::new(a);
+    let read = || socket::recv_into(&ours, &mut BytesMut::with_capacity(1), 1, Wait::No).map(|read| (read, false));
+    for _ in 0..3 * MANY {
+        // Whoever waited there is gone, and nothing says so.
+        assert!(new_runtime().block_on(poll_fn(|cx| Poll::Ready(ours.poll_read(cx, false, read)))).is_pending());
+        assert!(ours.registrations().len() <= MANY);
+    }
+}
