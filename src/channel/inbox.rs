@@ -159,6 +159,13 @@ impl Inbox {
         }
     }
 
+    /// Waits until nothing more comes than is in the socket, without taking any of it.
+    pub(crate) fn poll_end(&mut self, cx: &mut Context<'_>, socket: &Socket) -> Poll<io::Result<()>> {
+        // What comes meanwhile is not told of again.
+        self.drained = false;
+        socket.poll_end(cx)
+    }
+
     /// As [`poll_frame`](Self::poll_frame).
     ///
     /// # Cancel safety

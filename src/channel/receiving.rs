@@ -91,6 +91,11 @@ impl Receiving {
         Poll::Ready(self.within(frame))
     }
 
+    /// Waits until the peer can send nothing more, without reading what it has sent.
+    pub(crate) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inbox.poll_end(cx, &self.socket)
+    }
+
     /// As [`poll_frame`](Self::poll_frame), on this thread.
     pub(crate) fn blocking_frame(&mut self) -> Result<Option<Frame>, RecvError> {
         self.check()?;

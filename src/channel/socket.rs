@@ -204,6 +204,23 @@ impl Socket {
         }
     }
 
+    /// Waits until nothing more can come than is there, for the one task that reads. What comes meanwhile is not told of any
+    /// more: the next read has to try first.
+    pub(crate) fn poll_end(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let readiness = match self.readiness(Ready::Read) {
+            Ok(readiness) => readiness,
+            Err(error) => return poll_again(cx, error),
+        };
+        readiness.is_waited_for.store(true, Ordering::Relaxed);
+        loop {
+            let mut guard = ready!(readiness.fd.poll_read_ready(cx))?;
+            if guard.ready().is_read_closed() {
+                return Poll::Ready(Ok(()));
+            }
+            guard.clear_ready();
+        }
+    }
+
     /// As [`when`](Self::when), on this thread.
     pub(crate) fn block_when<R>(&self, ready: Ready, mut io: impl FnMut() -> io::Result<R>) -> io::Result<R> {
         loop {

@@ -1,21 +1,23 @@
 //! What a peer may do to a receiver: every byte in here is written by hand.
 
-use std::future::{Future as _, poll_fn};
+use std::cell::Cell;
+use std::future::{Future as _, pending, poll_fn};
 use std::io::IoSlice;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::BytesMut;
 
 use super::inbox::Inbox;
 use super::socket::Socket;
-use super::{Client, Duplex, Receiver, SharedBytes, SharedBytesMut, value};
+use super::{Client, Duplex, Receiver, SharedBytes, SharedBytesMut, serve, value};
 use crate::error::{CallError, RecvError};
 use crate::sys::memory;
 use crate::sys::socket::{self, Ready, Wait};
 use crate::wire::extra::Extra;
-use crate::wire::frame::{ANSWER, Frame, Limits, VALUE};
+use crate::wire::frame::{ANSWER, Frame, Limits, REQUEST, VALUE};
 use crate::wire::held::Held;
 
 /// A frame's bytes.
@@ -287,4 +289,59 @@ async fn a_client_whose_move_is_called_off_goes_on_though_its_reader_has_seen_th
         }
         moves.call_off();
     }
+}
+
+fn requests(ids: std::ops::Range<u64>) -> Vec<u8> {
+    ids.flat_map(|id| wire(&Frame { kind: REQUEST, id, ..value::encode(&(), usize::MAX).unwrap() })).collect()
+}
+
+/// Nobody looked at its socket any more.
+#[tokio::test]
+async fn the_end_of_a_client_with_more_calls_than_it_may_have_open_is_seen() {
+    for unread in [0, 1, 100] {
+        let (theirs, ours) = socket::stream_pair().unwrap();
+        let begun = Cell::new(0);
+        let mut serving = pin!(serve(Duplex::<(), ()>::new(ours), |()| {
+            begun.set(begun.get() + 1);
+            pending()
+        }));
+        write(&theirs, &requests(0..2048));
+        while begun.get() < 2048 {
+            assert!(poll_fn(|cx| Poll::Ready(serving.as_mut().poll(cx))).await.is_pending());
+            tokio::task::yield_now().await;
+        }
+        write(&theirs, &requests(2048..2048 + unread));
+        assert!(poll_fn(|cx| Poll::Ready(serving.as_mut().poll(cx))).await.is_pending());
+        assert_eq!(begun.get(), 2048, "it has waited");
+        drop(theirs);
+        let ended = tokio::time::timeout(Duration::from_secs(20), serving).await;
+        ended.expect("it waits for ever").unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_client_with_more_calls_than_it_may_have_open_goes_on_when_some_are_over() {
+    let (theirs, ours) = socket::stream_pair().unwrap();
+    let (begun, gate) = (Cell::new(0), tokio::sync::Notify::new());
+    let mut serving = pin!(serve(Duplex::<(), ()>::new(ours), |()| {
+        begun.set(begun.get() + 1);
+        gate.notified()
+    }));
+    let mut turn = async || {
+        for _ in 0..10 {
+            assert!(poll_fn(|cx| Poll::Ready(serving.as_mut().poll(cx))).await.is_pending());
+            tokio::task::yield_now().await;
+        }
+    };
+    write(&theirs, &requests(0..2048));
+    while begun.get() < 2048 {
+        turn().await;
+    }
+    // It comes while nobody reads it.
+    write(&theirs, &requests(2048..2049));
+    turn().await;
+    assert_eq!(begun.get(), 2048);
+    gate.notify_one();
+    turn().await;
+    assert_eq!(begun.get(), 2049);
 }

@@ -4,11 +4,11 @@ use std::any::Any;
 use std::collections::{HashMap, VecDeque};
 use std::error::Error;
 use std::fmt::Write as _;
-use std::future::{poll_fn, ready};
+use std::future::{self, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures::future::{AbortHandle, Abortable, FutureExt as _};
 use futures::stream::{FuturesUnordered, StreamExt as _};
@@ -101,8 +101,12 @@ where
             while let Poll::Ready(Some(id)) = running.poll_next_unpin(cx) {
                 open.remove(&id);
             }
-            // A client that keeps to its limit never waits here, and what it only tells is done at once.
-            if running.len() < 2 * most { sides.receiving.poll_frame(cx) } else { Poll::Pending }
+            // A client that keeps to its limit never waits here, and what it only tells is done at once. Of another one no
+            // more is read until some are over, or it has ended: what it left in the socket is little.
+            if running.len() >= 2 * most {
+                ready!(sides.receiving.poll_end(cx))?;
+            }
+            sides.receiving.poll_frame(cx)
         });
         let Some(frame) = next.await? else { return Ok(()) };
         let id = frame.id;
@@ -123,7 +127,7 @@ where
                         Ok(handling) => {
                             let answering = AssertUnwindSafe(async {
                                 // It may be withdrawn while it waits, and is dropped as the handler is then.
-                                let given = Handling { future: Some(ready(handling.await)) };
+                                let given = Handling { future: Some(future::ready(handling.await)) };
                                 turn = turns.acquire().await.ok();
                                 answer(id, &given.await, limits)
                             });
