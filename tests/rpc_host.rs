@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use multiproc::{CallError, Client, Fd, blocking_serve, channel, duplex, serve};
+use multiproc::{CallError, Client, Duplex, Fd, blocking_serve, channel, duplex, serve, spawn_process, task};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 mod support;
@@ -167,6 +167,31 @@ fn a_call_says_that_there_was_no_room_for_fds_at_either_side() {
 
 fn few_fds() {
     setrlimit(Resource::Nofile, Rlimit { current: Some(64), maximum: getrlimit(Resource::Nofile).maximum }).unwrap();
+}
+
+fn opens_another(end: Duplex<bool, Fd<File>>) {
+    few_fds();
+    blocking_serve(end, |_| File::open("/dev/null").is_ok()).unwrap();
+}
+
+/// All were taken in while the first was at work, and there was no room for most of them.
+#[tokio::test]
+async fn requests_with_fds_that_wait_for_a_blocking_server_take_none_of_its_room() {
+    let (ours, theirs) = duplex::<Fd<File>, bool>().unwrap();
+    let client = Client::new(ours);
+    let mut calls: Vec<_> = (0..100).map(|_| Box::pin(client.call(File::open("/dev/null").unwrap().into()))).collect();
+    for _ in 0..2 {
+        // The first time it may only let others come.
+        for call in &mut calls {
+            assert!(poll_once(call).await.is_pending());
+        }
+    }
+    let service = spawn_process(task!(opens_another(theirs))).await.unwrap();
+    for call in calls {
+        assert!(call.await.unwrap(), "the handler has no room");
+    }
+    drop(client);
+    service.join().await.unwrap();
 }
 
 /// Whether some task of this process waits, or has waited, until a socket can be written.

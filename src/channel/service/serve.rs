@@ -28,6 +28,10 @@ use crate::wire::frame::{ANSWER, CANCEL, Frame, Limits, REFUSAL, REQUEST};
 /// Requests that wait are read ahead while they are less than this many bytes, so that their cancellation is seen.
 const AHEAD: usize = 256 * 1024;
 
+/// And while they have fewer fds than this: those of all the calls that a client may have open could take every fd that this process
+/// may have, and leave none for a handler or for the requests behind.
+const AHEAD_FDS: usize = 8;
+
 /// How many answers may be encoded and not have left. The others wait as what their handlers gave, so a client that does not
 /// read has few bytes and fds kept for it.
 const LEAVING: usize = 64;
@@ -211,7 +215,7 @@ where
             let Some(frame) = sides.receiving.blocking_frame()? else { return Ok(()) };
             waiting.take(frame).map_err(|reason| sides.receiving.refuse(reason))?;
         }
-        while waiting.bytes < AHEAD {
+        while waiting.bytes < AHEAD && waiting.fds < AHEAD_FDS {
             let Some(frame) = sides.receiving.try_frame()? else { break };
             waiting.take(frame).map_err(|reason| sides.receiving.refuse(reason))?;
         }
@@ -235,6 +239,7 @@ fn send(sending: &Arc<Sending>, frame: Frame) {
 struct Waiting {
     requests: VecDeque<Frame>,
     bytes: usize,
+    fds: usize,
 }
 
 impl Waiting {
@@ -242,12 +247,13 @@ impl Waiting {
         match frame.kind {
             REQUEST => {
                 self.bytes += frame.wire_len();
+                self.fds += frame.fds.len();
                 self.requests.push_back(frame);
             }
             CANCEL => {
-                if let Some(place) = self.requests.iter().position(|request| request.id == frame.id) {
-                    let cancelled = self.requests.remove(place);
-                    self.bytes -= cancelled.map_or(0, |request| request.wire_len());
+                let place = self.requests.iter().position(|request| request.id == frame.id);
+                if let Some(cancelled) = place.and_then(|place| self.requests.remove(place)) {
+                    self.gone(&cancelled);
                 }
             }
             _ => return Err("a frame that is no request"),
@@ -257,8 +263,13 @@ impl Waiting {
 
     fn next(&mut self) -> Option<Frame> {
         let request = self.requests.pop_front()?;
-        self.bytes -= request.wire_len();
+        self.gone(&request);
         Some(request)
+    }
+
+    fn gone(&mut self, request: &Frame) {
+        self.bytes -= request.wire_len();
+        self.fds -= request.fds.len();
     }
 }
 
