@@ -106,15 +106,26 @@ impl<D: Desk> Holder<D> {
     /// # Cancel safety
     /// Dropping it withdraws the question.
     pub(crate) async fn ask(&self, request: D::Request) -> Result<D::Answer, CallError> {
-        self.client.call(Said::Do(request)).await?.ok_or(CallError::Unanswered)
+        self.ask_noting(request, &mut false).await
+    }
+
+    /// As [`ask`](Self::ask), and says whether the broker gets the question, also where this is dropped.
+    pub(crate) async fn ask_noting(&self, request: D::Request, asked: &mut bool) -> Result<D::Answer, CallError> {
+        self.client.call_noting(Said::Do(request), asked).await?.ok_or(CallError::Unanswered)
     }
 
     /// As [`ask`](Self::ask), on this thread.
     pub(crate) fn blocking_ask(&self, request: D::Request) -> Result<D::Answer, CallError> {
-        self.client.blocking_call(Said::Do(request))?.ok_or(CallError::Unanswered)
+        self.blocking_ask_noting(request, &mut false)
     }
 
-    /// Says something that needs no answer, without waiting.
+    /// As [`ask_noting`](Self::ask_noting), on this thread.
+    pub(crate) fn blocking_ask_noting(&self, request: D::Request, asked: &mut bool) -> Result<D::Answer, CallError> {
+        self.client.blocking_call_noting(Said::Do(request), asked)?.ok_or(CallError::Unanswered)
+    }
+
+    /// Says something that needs no answer, without waiting, and however much is under way: so only of what was asked, which
+    /// waits for room.
     pub(crate) fn tell(&self, request: D::Request) {
         // A broker that has gone keeps nothing that could be given back.
         let _ = self.client.tell(Said::Do(request));
@@ -168,6 +179,21 @@ fn attend<D: Desk>(
         let _ = serve_within(MOST_ASKED, end, handle).await;
         drop(place);
     })
+}
+
+#[cfg(test)]
+impl<D: Desk> Holder<D> {
+    /// One of a broker that takes nothing, and that broker's end.
+    pub(crate) fn unattended() -> (Self, impl Sized) {
+        let (ours, theirs) = duplex().unwrap();
+        let theirs: End<D> = theirs;
+        (Self::over(ours, None), theirs)
+    }
+
+    /// How many bytes it has said that have not left.
+    pub(crate) fn under_way(&self) -> usize {
+        self.client.under_way()
+    }
 }
 
 #[cfg(test)]

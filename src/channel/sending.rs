@@ -73,6 +73,12 @@ impl Sending {
         self.line().outbox.is_empty()
     }
 
+    /// How many bytes were let in and have not left.
+    #[cfg(test)]
+    pub(crate) fn under_way(&self) -> usize {
+        self.line().outbox.len()
+    }
+
     /// Takes a ticket out of the line.
     pub(super) fn leave(&self, ticket: u64) {
         let gone = self.line().waiting.remove(&ticket);

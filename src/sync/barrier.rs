@@ -90,8 +90,8 @@ impl Barrier {
     /// Dropped before all are there, it does not count any more.
     pub async fn wait(&self) -> Result<BarrierWait, SyncError> {
         let token = self.tokens.fetch_add(1, Ordering::Relaxed);
-        let mut waiting = Waiting { holder: &self.holder, token, over: false };
-        let answer = self.holder.ask(Request::Wait(token)).await;
+        let mut waiting = Waiting { holder: &self.holder, token, asked: false, over: false };
+        let answer = self.holder.ask_noting(Request::Wait(token), &mut waiting.asked).await;
         // One that failed here may still wait there.
         waiting.over = answer.is_ok();
         answer?.ok_or(SyncError::Closed)
@@ -112,12 +112,14 @@ impl Barrier {
 struct Waiting<'a> {
     holder: &'a Holder<Gate>,
     token: u64,
+    /// The broker gets the request; see the semaphore's claim.
+    asked: bool,
     over: bool,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if !self.over {
+        if self.asked && !self.over {
             self.holder.tell(Request::Cancelled(self.token));
         }
     }
@@ -231,5 +233,23 @@ impl Serialize for Barrier {
 impl<'de> Deserialize<'de> for Barrier {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Holder::deserialize(deserializer).map(Self::over)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn waits_that_are_given_up_before_there_was_room_to_say_so_take_none() {
+        let (holder, _unread) = Holder::unattended();
+        let barrier = Barrier::over(holder);
+        for _ in 0..100_000 {
+            assert!(barrier.wait().now_or_never().is_none());
+        }
+        let most = barrier.holder.under_way();
+        assert!(most < 200 << 10, "{most} bytes");
     }
 }

@@ -48,7 +48,7 @@ impl Calls {
     }
 
     /// Sends a request, and gives the frame that answers it: an `ANSWER` or a `REFUSAL`. `place` says where the answer is to
-    /// be waited for.
+    /// be waited for; `sent` is told whether the request was let in, so that the server gets it.
     ///
     /// # Cancel safety
     /// Dropping it cancels the call.
@@ -56,6 +56,7 @@ impl Calls {
         self: &Arc<Self>,
         request: Frame,
         place: impl FnOnce() -> Place,
+        sent: &mut bool,
     ) -> Result<Frame, CallError> {
         // Given back after the cancellation was posted: then the server never has more than it may.
         let _one_of_them = match self.bound {
@@ -64,7 +65,7 @@ impl Calls {
                 self.free.try_acquire().map_err(|_| io::Error::other(format!("{most} others wait already")))?
             }
         };
-        let mut call = self.open(place())?;
+        let mut call = self.open(place(), sent)?;
         let mut leaving = Some(self.sending.send(Frame { id: call.id, ..request }));
         poll_fn(|cx| call.poll(cx, &mut leaving)).await
     }
@@ -74,6 +75,11 @@ impl Calls {
         flusher::no_forked_copy()?;
         let id = self.table().next();
         self.sending.post(Frame { id, ..request })
+    }
+
+    #[cfg(test)]
+    pub(super) fn under_way(&self) -> usize {
+        self.sending.under_way()
     }
 
     /// Hands the client to another process, by way of `give`, with the number of its last call.
@@ -90,7 +96,7 @@ impl Calls {
         give(table.last, &sides)
     }
 
-    fn open(self: &Arc<Self>, place: Place) -> Result<Call<'_>, CallError> {
+    fn open<'a>(self: &'a Arc<Self>, place: Place, sent: &'a mut bool) -> Result<Call<'a>, CallError> {
         if place == Place::Flusher {
             // That reader is in the table, but it is not there.
             flusher::no_forked_copy()?;
@@ -103,7 +109,7 @@ impl Calls {
         table.open.insert(id, Slot::Waiting { place, waker: None });
         let is_first = table.needs_reader(place);
         drop(table);
-        let call = Call { calls: self, id, sent: false };
+        let call = Call { calls: self, id, sent };
         if is_first {
             self.start_reader(place)?;
         }
@@ -262,18 +268,18 @@ struct Call<'a> {
     calls: &'a Arc<Calls>,
     id: u64,
     /// The request was let in, so the server gets it.
-    sent: bool,
+    sent: &'a mut bool,
 }
 
 impl Call<'_> {
     fn poll(&mut self, cx: &mut Context<'_>, leaving: &mut Option<Departure<'_>>) -> Poll<Result<Frame, CallError>> {
         if let Some(departure) = leaving {
             let polled = Pin::new(&mut *departure).poll(cx);
-            self.sent = departure.is_in();
+            *self.sent = departure.is_in();
             match polled {
                 Poll::Ready(Err(SendError::Closed)) if has_ended(&**self.calls.sending.socket()).unwrap_or(false) => {
                     // Its last word may say why, which is read before the end.
-                    self.sent = departure.has_begun();
+                    *self.sent = departure.has_begun();
                     *leaving = None;
                 }
                 Poll::Ready(Err(SendError::Closed)) if departure.has_begun() => {
@@ -284,7 +290,7 @@ impl Call<'_> {
                 Poll::Pending => {}
             }
         }
-        let unanswered = if self.sent { CallError::Unanswered } else { CallError::Closed };
+        let unanswered = if *self.sent { CallError::Unanswered } else { CallError::Closed };
         // To clone a waker, and to drop one, is somebody else's code, which may use this client: not under the lock.
         let mut kept = Some(cx.waker().clone());
         let mut table = self.calls.table();
@@ -318,7 +324,7 @@ impl Drop for Call<'_> {
     fn drop(&mut self) {
         let mut table = self.calls.table();
         let is_unanswered = matches!(table.open.get(&self.id), Some(Slot::Waiting { .. } | Slot::Abandoned));
-        if is_unanswered && self.sent && table.end.is_none() {
+        if is_unanswered && *self.sent && table.end.is_none() {
             drop(table);
             // While it is in the table: else the client may be another process's by now, which knows nothing of this call.
             // If it can't be told, it is going to see the end.

@@ -91,7 +91,17 @@ impl<Req: Serialize, Resp: DeserializeOwned> Client<Req, Resp> {
     /// skips the request if it has not begun with it.
     pub fn call(&self, request: Req) -> impl Future<Output = Result<Resp, CallError>> + Send {
         let request = self.request(request);
-        async move { answer(self.calls.call(request?, Place::here).await?) }
+        async move { answer(self.calls.call(request?, Place::here, &mut false).await?) }
+    }
+
+    /// As [`call`](Self::call), and says whether the server gets the request, also where this is dropped.
+    pub(crate) fn call_noting(
+        &self,
+        request: Req,
+        sent: &mut bool,
+    ) -> impl Future<Output = Result<Resp, CallError>> + Send {
+        let request = self.request(request);
+        async move { answer(self.calls.call(request?, Place::here, sent).await?) }
     }
 
     /// As [`call`](Self::call), on this thread, which it blocks; not for async code.
@@ -100,13 +110,23 @@ impl<Req: Serialize, Resp: DeserializeOwned> Client<Req, Resp> {
     ///
     /// As for [`call`](Self::call).
     pub fn blocking_call(&self, request: Req) -> Result<Resp, CallError> {
+        self.blocking_call_noting(request, &mut false)
+    }
+
+    /// As [`call_noting`](Self::call_noting), on this thread.
+    pub(crate) fn blocking_call_noting(&self, request: Req, sent: &mut bool) -> Result<Resp, CallError> {
         let request = self.request(request)?;
-        answer(block_on(self.calls.call(request, || Place::Flusher))?)
+        answer(block_on(self.calls.call(request, || Place::Flusher, sent))?)
     }
 
     /// Sends a request whose answer nobody waits for, without waiting.
     pub(crate) fn tell(&self, request: Req) -> Result<(), CallError> {
         Ok(self.calls.tell(self.request(request)?)?)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn under_way(&self) -> usize {
+        self.calls.under_way()
     }
 
     fn request(&self, request: Req) -> Result<Frame, CallError> {
