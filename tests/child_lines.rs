@@ -85,6 +85,27 @@ async fn lines_can_be_read_long_after_the_end() {
     assert_eq!(child.communicate().await.unwrap().stdout, b"");
 }
 
+/// The end of stdout was taken for the end of both pipes, and what one of lines' small reads had left was lost.
+#[tokio::test]
+async fn stderr_is_collected_to_its_end_though_the_lines_end_first() {
+    let mut child = piped("printf 'a\\nb\\n'; head -c 60000 /dev/zero >&2").stderr(Stdio::piped()).spawn().unwrap();
+    // Then its pipes are read while they drain.
+    assert!(child.wait().await.unwrap().success());
+    assert_eq!(child.lines().try_collect::<Vec<_>>().await.unwrap(), ["a", "b"]);
+    assert_eq!(child.communicate().await.unwrap().stderr.len(), 60_000);
+}
+
+/// Where stdout had nothing to give, what stderr still held was not read before the pipes were given up.
+#[tokio::test]
+async fn stderr_is_collected_to_its_end_though_its_time_is_over() {
+    let script = "setsid sleep 10 2>/dev/null & head -c 60000 /dev/zero >&2";
+    let mut child = piped(script).stderr(Stdio::piped()).spawn().unwrap();
+    assert!(child.wait().await.unwrap().success());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(child.lines().count().await, 0);
+    assert_eq!(child.communicate().await.unwrap().stderr.len(), 60_000);
+}
+
 #[test]
 fn lines_go_on_in_another_runtime() {
     for first_is_dropped in [false, true] {

@@ -306,6 +306,10 @@ impl Child {
         let exited = all_exited(members, want);
         let has_exited = || members.iter().all(|member| member.kept.try_exit().is_some());
         let event = exchange.event(want, Pipes { stdin, stdout, stderr }, exited, has_exited).await?;
+        if event == Event::PipesEnded && self.stderr.is_some() {
+            // Who wants stdout alone is at its end. The rest of stderr is still to be collected.
+            return Ok(event);
+        }
         let reacted = self.react(event);
         if event == Event::Overflow || self.refused.is_some() {
             // Nobody reads on, and what has left the group gets to know it. After the kill, which is what the program is to end of.

@@ -108,8 +108,8 @@ impl Exchange {
                 if !self.phase.has_exited() && has_exited() {
                     return Poll::Ready(Ok(Event::Exited));
                 }
-                // Nothing is read after the drain, so then it is all that there is.
-                let is_last = read.is_some() && self.phase.has_exited();
+                // Nothing is read after the drain, so then it is all that there is, of either.
+                let is_last = matches!(want, Want::Stdout | Want::Either) && self.phase.has_exited();
                 let last = if is_last { self.read(cx, Want::Output, &mut pipes)? } else { None };
                 return Poll::Ready(Ok(last.unwrap_or(Event::Due)));
             }
