@@ -148,6 +148,20 @@ async fn the_end_does_not_wait_for_what_was_left_running() {
     assert!(start.elapsed() < std::time::Duration::from_secs(4));
 }
 
+/// With nothing that could wake who waited, it waited for as long as something held the pipe.
+#[tokio::test]
+async fn lines_that_are_asked_for_after_the_end_end_at_once_though_something_holds_the_pipe() {
+    let mut child = piped("setsid sleep 20 & echo hi").stderr(Stdio::piped()).spawn().unwrap();
+    assert_eq!(child.lines().try_collect::<Vec<_>>().await.unwrap(), ["hi"]);
+    let again = async {
+        for _ in 0..2 {
+            assert_eq!(child.lines().count().await, 0);
+            assert_eq!(child.tagged_lines().count().await, 0);
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), again).await.unwrap();
+}
+
 #[tokio::test]
 async fn limits_on_lines_and_output_are_errors() {
     let mut child = piped("echo short; head -c 100000 /dev/zero").max_line(1000).spawn().unwrap();

@@ -96,7 +96,14 @@ impl<'a> Reader<'a> {
         let exchange = &child.exchange;
         let buffered = !exchange.stdout.is_empty() || (both && !exchange.stderr.is_empty());
         let piped = child.stdout.is_some() || (both && child.stderr.is_some()) || buffered || exchange.total > 0;
-        let state = if piped { State::Reading } else { State::Unpiped };
+        let state = if !piped {
+            State::Unpiped
+        } else if exchange.phase.is_finished() {
+            // Nothing would wake us, and what something that it left running has written since came after the end.
+            State::Ending
+        } else {
+            State::Reading
+        };
         Self { child, both, state, searched: [0; 2], taken: [0; 2] }
     }
 
