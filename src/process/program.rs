@@ -17,8 +17,8 @@ use std::sync::Arc;
 use rustix::fs::Access;
 
 use crate::sys::in_child::InChild;
-use crate::sys::process::StdioHeld;
 use crate::sys::spawn::{self, Cradle, Exec, Fate, Strings};
+use crate::sys::stdio::StdioHeld;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Program {

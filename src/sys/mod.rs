@@ -18,5 +18,6 @@ pub(crate) mod rendezvous;
 pub(crate) mod socket;
 pub(crate) mod spawn;
 pub(crate) mod stack;
+pub(crate) mod stdio;
 pub(crate) mod watch;
 pub(crate) mod worker;

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
 use rustix::io::retry_on_intr;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, waitpid};
 use tokio::io::Interest;
@@ -184,37 +183,6 @@ pub(crate) fn register(pipe: Arc<OwnedFd>, interest: Interest) -> io::Result<Asy
     // SAFETY: an `OwnedFd` is open and always has the same number, and the `Arc` that the `AsyncFd` holds keeps it open for
     // as long as that lives; nobody can take an `OwnedFd` out of an `Arc` that is not the last.
     Ok(unsafe { AsyncFd::register_with_interest(pipe, interest) }?)
-}
-
-/// Whether 0, 1 and 2 are all open; `F_GETFD` in fcntl(2).
-pub(crate) fn has_stdio() -> bool {
-    // SAFETY: on a number that may be no open fd it is harmless: it fails with EBADF, which is the question here.
-    (0..3).all(|fd| unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0)
-}
-
-/// Keeps 0, 1 and 2 occupied in a host that closed some of them, until it is dropped.
-///
-/// std puts a child's pipes wherever there is a free fd, and then duplicates them onto 0, 1 and 2 one after the other: a
-/// pipe that was born as 0 would be overwritten before its turn. What fills the gaps is close-on-exec, so the child still
-/// finds closed what the host closed.
-#[must_use]
-#[derive(Debug)]
-pub(crate) struct StdioHeld(#[expect(dead_code, reason = "held for its Drop")] Vec<OwnedFd>);
-
-impl StdioHeld {
-    pub(crate) fn new() -> io::Result<Self> {
-        let mut held = Vec::new();
-        if has_stdio() {
-            return Ok(Self(held));
-        }
-        loop {
-            let fd = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-            if fd.as_raw_fd() > 2 {
-                return Ok(Self(held));
-            }
-            held.push(fd);
-        }
-    }
 }
 
 /// A thread's set of blocked signals; `pthread_sigmask(3)`.

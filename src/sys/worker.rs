@@ -9,8 +9,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::net::RecvFlags;
 use rustix::process::{Pid, Signal};
 
-use crate::sys::process::has_stdio;
 use crate::sys::socket;
+use crate::sys::stdio::has_stdio;
 
 /// The fd in which a worker finds the socket to its parent.
 ///
