@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use multiproc::{Duplex, Listener, Sender, blocking_connect, channel, connect, connect_to, spawn_process, task};
+use rustix::fs::FlockOperation;
 use tempfile::TempDir;
 
 mod support;
@@ -141,17 +142,41 @@ async fn a_missing_directory_is_made_for_us_alone_and_the_file_goes_with_the_lis
 
 /// Between the look at the name and its removal somebody else had bound there.
 #[test]
-fn a_name_is_not_removed_while_somebody_binds_in_its_directory() {
+fn a_name_is_not_removed_while_somebody_puts_another_in_its_place() {
     let (dir, path) = private();
     let listener = Listener::<u32, u32>::bind(&path).unwrap();
-    let binding = File::open(dir.path()).unwrap();
-    rustix::fs::flock(&binding, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let lock = dir.path().join(".socket.lock");
+    let binding = File::create(&lock).unwrap();
+    rustix::fs::flock(&binding, FlockOperation::LockExclusive).unwrap();
     drop(listener);
     assert!(support::exists(&path));
+    let error = Listener::<u32, u32>::bind(&path).unwrap_err();
+    assert!(error.to_string().contains(dir.path().to_str().unwrap()), "it names the directory: {error}");
     drop(binding);
-    // It is replaced, as one is whose process was killed, and removed with this one.
+    // It is replaced, as one is whose process was killed, and removed with this one. So is the lock.
     drop(Listener::<u32, u32>::bind(&path).unwrap());
-    assert!(!support::exists(&path));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// For flock(2) it is enough that a directory can be read.
+#[test]
+fn nobody_who_can_only_read_the_directory_keeps_a_name_from_us_or_with_us() {
+    let (dir, path) = private();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let reading = File::open(dir.path()).unwrap();
+    rustix::fs::flock(&reading, FlockOperation::LockShared).unwrap();
+    for leaves_one in [false, true] {
+        if leaves_one {
+            drop(UnixListener::bind(&path).unwrap());
+        }
+        let listener = Listener::<u8, u8>::bind_for(&path, |_| true).unwrap();
+        // What others could open, they could lock.
+        for entry in fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()) {
+            assert_eq!(entry, path);
+        }
+        drop(listener);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! Unix sockets with a place in the file system: listening, accepting, connecting, and who is at the other end.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::sys::socket::above_stdio;
@@ -48,20 +48,26 @@ impl Directory {
         Ok((stat.st_uid, stat.st_mode & 0o777))
     }
 
-    /// Locks it against others who lock it, until `unlock`; flock(2). `WouldBlock` if somebody has the lock.
-    pub(crate) fn try_lock(&self) -> io::Result<()> {
-        Ok(rustix::fs::flock(&self.0, FlockOperation::NonBlockingLockExclusive)?)
-    }
-
-    pub(crate) fn unlock(&self) {
-        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    /// Locks a file that only our user can open, made for this: the directory itself can be locked by all who may read it. Until
+    /// it is dropped; flock(2). `WouldBlock` if somebody has the lock.
+    pub(crate) fn try_lock(&self, name: &OsStr) -> io::Result<Lock<'_>> {
+        let name = [b".", name.as_bytes(), b".lock"].concat();
+        let name = OsString::from_vec(name);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.0, &name, flags, Mode::RUSR | Mode::WUSR)?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        // Whoever had it before has removed the file, and another one may have been made since.
+        let (ours, there) = (Entry::of(&rustix::fs::fstat(&file)?), self.entry(&name));
+        if there.is_ok_and(|there| there == ours) {
+            Ok(Lock { dir: self, name, file })
+        } else {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
     }
 
     /// What the name means; statat(2).
     pub(crate) fn entry(&self, name: &OsStr) -> io::Result<Entry> {
-        let stat = rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        let is_socket = FileType::from_raw_mode(stat.st_mode) == FileType::Socket;
-        Ok(Entry { device: stat.st_dev, inode: stat.st_ino, is_socket })
+        Ok(Entry::of(&rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?))
     }
 
     /// Removes the name; unlinkat(2).
@@ -95,6 +101,30 @@ impl Directory {
         let place = format!("/proc/self/fd/{}/", self.0.as_raw_fd());
         let path = [place.as_bytes(), name.as_bytes()].concat();
         Ok(SocketAddrUnix::new(OsStr::from_bytes(&path))?)
+    }
+}
+
+impl Entry {
+    fn of(stat: &Stat) -> Self {
+        let is_socket = FileType::from_raw_mode(stat.st_mode) == FileType::Socket;
+        Self { device: stat.st_dev, inode: stat.st_ino, is_socket }
+    }
+}
+
+/// Keeps others of our user from locking the same name.
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct Lock<'a> {
+    dir: &'a Directory,
+    name: OsString,
+    file: OwnedFd,
+}
+
+impl Drop for Lock<'_> {
+    fn drop(&mut self) {
+        // Only who has the lock removes its file. A forked copy of this process may have a copy of the fd, and keep it open.
+        let _ = self.dir.remove(&self.name);
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
     }
 }
 

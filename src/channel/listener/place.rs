@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::sys::rendezvous::{self, Directory, Entry};
+use crate::sys::rendezvous::{self, Directory, Entry, Lock};
 
-/// How long to wait for somebody else who is binding in the same directory, which takes well under a millisecond.
+/// How long to wait for somebody else who is binding to the same name, which takes well under a millisecond.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long to wait for that before a name is left there, which the next one replaces that binds to it.
@@ -42,11 +42,13 @@ impl Place {
         let (dir_path, name) = split(path)?;
         let dir = open_or_make(dir_path)?;
         check(&dir, dir_path, shared)?;
-        // Between a look at a stale socket and its replacement nobody else may do the same.
-        lock(&dir, PATIENCE)?;
+        // Between a look at a stale socket and its replacement nobody else may do the same, nor before it is listened to.
+        let lock = lock(&dir, name, PATIENCE).map_err(|error| {
+            io::Error::new(error.kind(), format!("lock in directory {}: {error}", dir_path.display()))
+        })?;
         let bound =
             bind(&dir, name, path).and_then(|socket| Ok((dir.entry(name)?, listen(&dir, name, shared, socket)?)));
-        dir.unlock();
+        drop(lock);
         let (entry, socket) = bound?;
         let process = std::process::id();
         Ok((Self { path: path.to_owned(), dir, name: name.to_owned(), entry, process }, socket))
@@ -60,11 +62,11 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         // Between the look and the removal nobody else may put theirs in its place.
-        if std::process::id() == self.process && lock(&self.dir, LITTLE_PATIENCE).is_ok() {
-            if self.dir.entry(&self.name).is_ok_and(|entry| entry == self.entry) {
-                let _ = self.dir.remove(&self.name);
-            }
-            self.dir.unlock();
+        if std::process::id() == self.process
+            && let Ok(_lock) = lock(&self.dir, &self.name, LITTLE_PATIENCE)
+            && self.dir.entry(&self.name).is_ok_and(|entry| entry == self.entry)
+        {
+            let _ = self.dir.remove(&self.name);
         }
     }
 }
@@ -125,10 +127,10 @@ fn listen(dir: &Directory, name: &OsStr, shared: bool, socket: OwnedFd) -> io::R
     listening.map(|()| socket)
 }
 
-fn lock(dir: &Directory, patience: Duration) -> io::Result<()> {
+fn lock<'a>(dir: &'a Directory, name: &OsStr, patience: Duration) -> io::Result<Lock<'a>> {
     let until = Instant::now() + patience;
     loop {
-        match dir.try_lock() {
+        match dir.try_lock(name) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < until => {
                 thread::sleep(Duration::from_millis(1));
             }
