@@ -2,6 +2,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
@@ -177,6 +178,21 @@ fn nobody_who_can_only_read_the_directory_keeps_a_name_from_us_or_with_us() {
         drop(listener);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
+}
+
+#[test]
+fn a_directory_is_kept_open_as_none_of_stdio() {
+    support::alone("a_directory_is_kept_open_as_none_of_stdio", || {
+        let (dir, path) = private();
+        #[expect(unsafe_code, reason = "it is a host that closes its stdin")]
+        // SAFETY: nobody uses it.
+        drop(unsafe { OwnedFd::from_raw_fd(0) });
+        let _listener = Listener::<u8, u8>::bind(&path).unwrap();
+        for fd in 0..3 {
+            let target = fs::read_link(format!("/proc/self/fd/{fd}"));
+            assert!(target.is_err() || target.unwrap() != dir.path(), "{fd}");
+        }
+    });
 }
 
 #[test]

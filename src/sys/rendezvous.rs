@@ -39,7 +39,8 @@ impl Directory {
     }
 
     fn open_with(path: &Path, flags: OFlags) -> io::Result<Self> {
-        Ok(Self(rustix::fs::open(path, flags | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?))
+        let flags = flags | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self(above_stdio(rustix::fs::open(path, flags, Mode::empty())?)?))
     }
 
     /// Its owner, and its permission bits; stat(2).
