@@ -113,7 +113,11 @@ fn bind(dir: &Directory, name: &OsStr, path: &Path) -> io::Result<OwnedFd> {
     match dir.connect(name) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
         // Somebody takes connections, or has too many of them.
-        _ => return taken(io::ErrorKind::AddrInUse, "somebody listens there"),
+        Ok(_) => return taken(io::ErrorKind::AddrInUse, "somebody listens there"),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            return taken(io::ErrorKind::AddrInUse, "somebody listens there");
+        }
+        Err(error) => return Err(error),
     }
     dir.remove(name)?;
     dir.bind(name)
