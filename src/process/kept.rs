@@ -218,9 +218,12 @@ impl Kept {
         match &*life {
             Life::Running(pidfd) => {
                 self.note(signal);
+                // First, while its number is surely its own: after its end, which somebody else may have seen by then, an old
+                // kernel could not reach the rest of the group.
+                let group = process::signal_group(pidfd, self.0.pid, signal);
                 // It may have moved to another group.
                 let alone = if signal == libc::SIGKILL { process::signal(pidfd, signal) } else { Ok(()) };
-                ok_if_gone(process::signal_group(pidfd, self.0.pid, signal)).and(ok_if_gone(alone))
+                ok_if_gone(group).and(ok_if_gone(alone))
             }
             Life::Outlived { exit, .. } if signal == libc::SIGKILL => {
                 let exit = *exit;
