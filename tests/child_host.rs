@@ -444,6 +444,55 @@ fn a_host_that_waits_for_everybody_costs_a_status_at_most() {
     });
 }
 
+/// How much processor time the keeper's thread has used, in ticks of 10 ms.
+fn keepers_time() -> u64 {
+    let mut threads = std::fs::read_dir("/proc/self/task").unwrap().map(|thread| thread.unwrap().path());
+    let is_keeper = |name: String| name.starts_with("multiproc-keepe");
+    let keeper = threads.find(|thread| std::fs::read_to_string(thread.join("comm")).is_ok_and(is_keeper)).unwrap();
+    let stat = std::fs::read_to_string(keeper.join("stat")).unwrap();
+    let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
+    fields.skip(11).take(2).map(|time| time.parse::<u64>().unwrap()).sum()
+}
+
+/// The kernel says that it has ended, and gives it to nobody else until the debugger has had it.
+#[test]
+fn a_dead_child_that_a_debugger_holds_costs_no_processor_time() {
+    const TO_TRACE: &str = "CHILD_HOST_TEST_TO_TRACE";
+    if let Some(pid) = std::env::var_os(TO_TRACE) {
+        let pid: libc::pid_t = pid.to_str().unwrap().parse().unwrap();
+        assert_eq!(unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, 0, 0) }, 0, "{}", std::io::Error::last_os_error());
+        eprintln!("traced");
+        std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+        std::process::exit(0);
+    }
+    alone("a_dead_child_that_a_debugger_holds_costs_no_processor_time", async || {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut debugger = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_dead_child_that_a_debugger_holds_costs_no_processor_time", "--nocapture"])
+            .env(TO_TRACE, child.id().unwrap().to_string())
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = [0; 7];
+        debugger.stderr.as_mut().unwrap().read_exact(&mut said).unwrap();
+        if &said != b"traced\n" {
+            eprintln!("skipped: nobody may trace here");
+            debugger.wait().unwrap();
+            return;
+        }
+        child.kill().unwrap();
+        let before = keepers_time();
+        std::thread::sleep(Duration::from_millis(400));
+        let took = keepers_time() - before;
+        assert!(child.try_wait().unwrap().is_none());
+        drop(debugger.stdin.take());
+        assert_eq!(child.wait().await.unwrap().signal(), Some(libc::SIGKILL));
+        assert!(debugger.wait().unwrap().success());
+        assert!(took < 10, "{took} ticks in 400 ms");
+    });
+}
+
 #[test]
 fn a_host_that_minds_sigpipe_gets_none_from_us() {
     alone("a_host_that_minds_sigpipe_gets_none_from_us", async || {

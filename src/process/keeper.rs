@@ -228,7 +228,13 @@ impl Keeper {
 
     fn listen(&self, desk: &mut Desk, key: u64) {
         let Some(pidfd) = desk.kept.get(&key).and_then(Kept::pidfd) else { return };
-        if epoll::add(&self.epoll, &pidfd, EventData::new_u64(key), ONCE).is_err() {
+        let data = EventData::new_u64(key);
+        let listens = match epoll::add(&self.epoll, &pidfd, data, ONCE) {
+            // It has had its event.
+            Err(rustix::io::Errno::EXIST) => epoll::modify(&self.epoll, &pidfd, data, ONCE),
+            added => added,
+        };
+        if listens.is_err() {
             // The system has no room for it, and may have soon. Until then it is looked at again and again.
             desk.to_look_at.push(key);
             self.keep_young(desk, key);
@@ -254,10 +260,12 @@ impl Keeper {
         // Who waits is woken last of all, and that may panic. What else has come is an event of another child's, and comes once.
         let seen = catch_unwind(AssertUnwindSafe(|| kept.look())).unwrap_or_else(|_| kept.look());
         match seen {
-            // It was an event of something else, and the next one is to come, too.
+            // It was an event of something else, or a debugger has its end for itself until it has seen it, for which there is no
+            // event: it is looked at now and then.
             Seen::Running => {
-                if let Some(pidfd) = kept.pidfd() {
-                    let _ = epoll::modify(&self.epoll, pidfd, EventData::new_u64(key), ONCE);
+                let mut desk = self.desk();
+                if !desk.young.contains(&key) {
+                    self.keep_young(&mut desk, key);
                 }
             }
             Seen::Reaped => self.forget(key),
