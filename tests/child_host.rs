@@ -315,6 +315,8 @@ fn any_of_stdio_may_be_closed_in_the_host() {
             assert_eq!((&*output.stdout, &*output.stderr), (&b"in"[..], &b"err\n"[..]), "{closed:03b}");
             let merged = Command::shell("cat; echo err >&2").input("in").stderr_to_stdout().output().await.unwrap();
             assert_eq!(&*merged.stdout, b"inerr\n", "{closed:03b}");
+            let merged = Command::shell("echo err >&2; exit 47").stderr_to_stdout().status().await.unwrap();
+            assert_eq!(merged.code(), Some(47), "{closed:03b}");
             let command = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
             let mut child = command.spawn().unwrap();
             tokio::io::AsyncWriteExt::write_all(child.stdin.as_mut().unwrap(), b"x").await.unwrap();

@@ -155,7 +155,7 @@ fn prepare(command: &mut Command, unset: Unset, wait: Wait) -> Result<Vec<Ready>
         let mut merge_in_child = false;
         let stderr = match (stage.stderr_to_stdout, stage.stderr.take()) {
             (true, _) => match &stdout {
-                Stream::Inherited => Stream::Fd(duplicate(io::stdout()).map_err(fail)?),
+                Stream::Inherited => Stream::Fd(stdout_or_null().map_err(fail)?),
                 Stream::Fd(write) => Stream::Fd(duplicate(write).map_err(fail)?),
                 Stream::Given(_) => {
                     merge_in_child = true;
@@ -211,6 +211,14 @@ impl Stage {
             std.gid(gid);
         }
         Ok(Box::new(std))
+    }
+}
+
+/// A copy of our stdout. Where that is closed there is none, and what is written goes nowhere.
+fn stdout_or_null() -> io::Result<OwnedFd> {
+    match duplicate(io::stdout()) {
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => null(),
+        copy => copy,
     }
 }
 
