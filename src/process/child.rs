@@ -220,7 +220,7 @@ impl Child {
     /// It goes on with the next call of any async method, and dropping the `Child` kills it.
     pub async fn stop(&mut self, grace: Duration) -> Result<ExitStatus, CommandError> {
         // Nobody may have waited in the meantime. Its own end counts first, as for who waits.
-        if self.exchange.is_overdue() && self.exits().any(|exit| exit.is_none()) {
+        if self.exchange.is_overdue() && !have_ended(&self.members) {
             self.react(Event::Due)?;
         }
         self.react(Event::Stop { grace })?;
@@ -304,7 +304,7 @@ impl Child {
     pub(super) async fn step(&mut self, want: Want) -> Result<Event, CommandError> {
         let Self { stdin, stdout, stderr, members, exchange, .. } = self;
         let exited = all_exited(members, want);
-        let has_exited = || members.iter().all(|member| member.kept.try_exit().is_some());
+        let has_exited = || have_ended(members);
         let event = exchange.event(want, Pipes { stdin, stdout, stderr }, exited, has_exited).await?;
         if event == Event::PipesEnded && self.stderr.is_some() {
             // Who wants stdout alone is at its end. The rest of stderr is still to be collected.
@@ -350,6 +350,11 @@ impl Child {
             (result, _) => result,
         }
     }
+}
+
+/// Whether all have, for who has no time to wait until it is told.
+fn have_ended(members: &[Member]) -> bool {
+    members.iter().all(|member| member.kept.has_ended())
 }
 
 async fn all_exited(members: &[Member], want: Want) {

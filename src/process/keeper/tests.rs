@@ -207,6 +207,18 @@ async fn an_end_that_a_watcher_sees_has_its_drain_grace_too() {
     }
 }
 
+/// A program was said to have run into its timeout that had ended before, and left something with its pipes.
+#[test]
+fn who_asks_for_an_end_need_not_wait_until_it_is_told() {
+    let terms = Terms { drain: Duration::from_secs(1000), ..Terms::default() };
+    let started = spawn(sh("exec 3<&0; (read line <&3) & exit 5"), terms).unwrap();
+    let kept = started.child.kept();
+    let pidfd = open_pidfd(kept.pid()).unwrap();
+    rustix::event::poll(&mut [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)], None).unwrap();
+    assert!(kept.has_ended());
+    assert_eq!(kept.try_exit().unwrap().status.unwrap().code(), Some(5));
+}
+
 #[test]
 fn a_call_is_made_when_it_is_due_and_again_until_it_says_so() {
     // There is a keeper from the first start on.

@@ -4,7 +4,7 @@
 use tokio::io::Interest;
 use tokio::runtime::Handle;
 
-use super::{Exit, Kept, Seen, keeper};
+use super::{Exit, Kept, Life, Seen, keeper};
 use crate::sys::process;
 
 impl Kept {
@@ -25,6 +25,17 @@ impl Kept {
             exit = &mut exited => exit,
             () = self.watch() => exited.await,
         }
+    }
+
+    /// Whether it has ended, for who can't wait until that is told: then [`try_exit`](Self::try_exit) says how.
+    pub(crate) fn has_ended(&self) -> bool {
+        if self.try_exit().is_some() {
+            return true;
+        }
+        if let Life::Lingering { told, .. } = &mut *self.life() {
+            *told = true;
+        }
+        self.try_exit().is_some()
     }
 
     /// Looks at it now, and when its pidfd says that it has ended. Gives up where it can't be watched.
