@@ -194,6 +194,34 @@ async fn requests_with_fds_that_wait_for_a_blocking_server_take_none_of_its_room
     service.join().await.unwrap();
 }
 
+#[tokio::test]
+async fn a_request_with_fds_that_is_cancelled_before_its_turn_comes_is_skipped() {
+    let (ours, theirs) = duplex::<(u32, Option<Fd<File>>), u32>().unwrap();
+    let (said, mut begun) = tokio::sync::mpsc::unbounded_channel();
+    let (open, gate) = mpsc::channel();
+    let service = thread::spawn(move || {
+        blocking_serve(theirs, |(n, _)| {
+            said.send(n).unwrap();
+            gate.recv().unwrap();
+            n
+        })
+    });
+    let client = Client::new(ours);
+    let mut first = Box::pin(client.call((1, None)));
+    assert!(poll_once(&mut first).await.is_pending());
+    assert_eq!(begun.recv().await, Some(1));
+    let mut second = Box::pin(client.call((2, Some(File::open("/dev/null").unwrap().into()))));
+    assert!(poll_once(&mut second).await.is_pending());
+    drop(second);
+    open.send(()).unwrap();
+    open.send(()).unwrap();
+    assert_eq!(client.call((3, None)).await.unwrap(), 3);
+    assert_eq!(begun.recv().await, Some(3), "nobody waits for it");
+    assert_eq!(first.await.unwrap(), 1);
+    drop(client);
+    service.join().unwrap().unwrap();
+}
+
 /// Whether some task of this process waits, or has waited, until a socket can be written.
 fn is_registered_to_write() -> bool {
     let infos = std::fs::read_dir("/proc/self/fdinfo").unwrap();
