@@ -8,6 +8,7 @@ mod pool_support;
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::future::join_all;
@@ -550,6 +551,26 @@ async fn an_idle_worker_that_answers_nothing_is_replaced() {
     let liar = within(pool.submit(lie_later)).await.unwrap();
     until(|| pool.status().busy == 0).await;
     meeting.guest().await.go_on().await;
+    until(|| pool.status().counts.restarts == 1).await;
+    assert_ne!(within(pool.submit(task!(pid()))).await.unwrap(), liar);
+    within(pool.close()).await;
+}
+
+/// Writes into the ledger that it has begun what it was never sent.
+fn claim_all() -> u32 {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let ledger = maps.lines().find(|line| line.contains("/memfd:multiproc")).expect("a worker has one");
+    let start = usize::from_str_radix(ledger.split('-').next().unwrap(), 16).unwrap();
+    // SAFETY: the mapping is there for as long as the worker is; see the ledger's drawing.
+    unsafe { (*(start as *const AtomicU64)).store(u64::MAX, Ordering::Release) };
+    pid()
+}
+
+/// All that it was sent from then on was taken for begun, and was never taken back.
+#[tokio::test]
+async fn a_worker_that_claims_what_it_was_never_sent_is_replaced() {
+    let pool = ProcessPool::new(1);
+    let liar = within(pool.submit(task!(claim_all()))).await.expect("it was done by then");
     until(|| pool.status().counts.restarts == 1).await;
     assert_ne!(within(pool.submit(task!(pid()))).await.unwrap(), liar);
     within(pool.close()).await;

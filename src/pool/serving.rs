@@ -210,8 +210,8 @@ impl Supervisor {
     /// Takes the answered tasks off the desk. From an answer to no task on nothing counts; what came before does, or
     /// those tasks, which are off the desk, would never end.
     pub(super) fn match_answers(&self, process: &mut Process) -> Result<(), Misbehaved> {
-        let mut honest = Ok(());
         let mut desk = self.seat.desk();
+        let mut honest = if desk.claims_too_much() { Err(Misbehaved) } else { Ok(()) };
         for (id, outcome) in process.answers.drain(..) {
             let Some(job) = desk.answer(id) else {
                 honest = Err(Misbehaved);

@@ -19,6 +19,11 @@ impl Desk {
         self.sent.drain(first..).map(|sent| sent.job).collect()
     }
 
+    /// Whether it says to have begun what it was never sent. Of that nothing could be taken back.
+    pub(in crate::pool) fn claims_too_much(&self) -> bool {
+        self.ledger.as_ref().is_some_and(|ledger| ledger.begun() > self.last_id)
+    }
+
     /// As [`take_back`](Self::take_back), from a worker that has had time enough. If it has begun none it gets no other until it
     /// is heard of; the first may be what it is dying of, see [`suspect`](Self::suspect).
     pub(in crate::pool) fn recall(&mut self) -> Vec<Arc<Job>> {
