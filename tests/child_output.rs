@@ -21,6 +21,11 @@ async fn run_names_program_status_and_the_end_of_stderr() {
     assert!(text.contains("47") && text.contains("the reason") && text.contains("/bin/sh"), "{text}");
     assert_eq!(error.output().unwrap().stdout, b"out\n");
     assert!(matches!(error, CommandError::Failed { output, .. } if output.status.code() == Some(47)));
+    // However long it is, its end is what is shown.
+    let error = Command::shell("seq 10000 >&2; exit 1").run().await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.ends_with("9999\n10000") && !text.contains("\n1\n") && text.len() < 2048, "{text}");
+    assert!(error.output().unwrap().stderr.starts_with(b"1\n2\n"), "all of it is in the output");
 }
 
 #[tokio::test]

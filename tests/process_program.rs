@@ -8,7 +8,8 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use multiproc::{Process, SpawnError, call, spawn_process, task};
+use futures::StreamExt as _;
+use multiproc::{Process, ProcessPool, SpawnError, TaskError, TrySubmitError, call, spawn_process, task};
 
 const FLAVOUR: &str = "MULTIPROC_TEST_PROGRAM";
 const MARKER: &str = "multiproc-worker";
@@ -134,6 +135,21 @@ async fn without_init() {
     let error = spawn_process(task!(add(1, 2))).await.unwrap_err();
     assert!(matches!(error, SpawnError::InitMissing), "{error:?}");
     assert!(error.to_string().contains("`multiproc::init();` as the first line of `fn main`"), "{error}");
+    let pool = ProcessPool::new(1);
+    let refusals = [
+        pool.submit(task!(add(1, 2))).await.unwrap_err(),
+        pool.spawn(task!(add(1, 2))).await.unwrap_err(),
+        match pool.try_submit(task!(add(1, 2))) {
+            Err(TrySubmitError::Refused(error)) => error,
+            other => panic!("{other:?}"),
+        },
+        pool.map([1_u64], |n: u64| n).next().await.unwrap().unwrap_err(),
+        pool.start().await.unwrap_err().into(),
+    ];
+    for refusal in refusals {
+        assert!(matches!(refusal, TaskError::Spawn(SpawnError::InitMissing)), "{refusal:?}");
+    }
+    pool.close().await;
     assert_eq!(support::children(), []);
     println!("refused");
 }
