@@ -5,6 +5,7 @@
 mod pool_support;
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -74,6 +75,19 @@ async fn close_refuses_what_comes_later() {
     within(pool.start()).await.unwrap_err();
     pool.resize(5);
     assert!(pool.status().details.is_empty());
+}
+
+/// It gave a handle, as for one that has its slot.
+#[tokio::test]
+async fn who_waits_for_a_slot_is_told_that_there_will_be_none() {
+    let (meeting, pool) = (Meeting::new(), ProcessPool::new(1));
+    let running = tokio::spawn(pool.submit(task!(meet_and_hang(meeting.place()))));
+    let _guest = within(meeting.guest()).await;
+    let mut waits = pin!(pool.spawn(task!(pid())));
+    assert!(is_pending(&mut waits).await);
+    within(pool.cancel()).await;
+    assert!(matches!(within(waits).await, Err(TaskError::Cancelled)));
+    assert!(matches!(within(running).await.unwrap(), Err(TaskError::Cancelled)));
 }
 
 #[tokio::test]

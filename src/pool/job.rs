@@ -85,6 +85,8 @@ struct Cell {
     waker: Option<Waker>,
     rare: Option<Box<Rare>>,
     span: Span,
+    /// Whether it has ever left the queue for a worker.
+    had_slot: bool,
 }
 
 /// What few jobs have: a million of them may wait, and each byte counts.
@@ -143,7 +145,7 @@ impl Job {
             wants_slot,
             may_go_ahead,
             is_chunk,
-            cell: Mutex::new(Cell { stage: Stage::Queued, body, waker, rare, span }),
+            cell: Mutex::new(Cell { stage: Stage::Queued, body, waker, rare, span, had_slot: false }),
         })
     }
 
@@ -163,6 +165,7 @@ impl Job {
         match cell.stage {
             Stage::Queued => {
                 cell.stage = Stage::Assigned;
+                cell.had_slot = true;
                 if self.wants_slot {
                     wake.extend(cell.waker.take());
                 }
@@ -173,15 +176,22 @@ impl Job {
         }
     }
 
-    /// Whether it has left the queue: it has a slot, or an end.
-    pub(super) fn poll_assigned(&self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Waits until it has a slot. An error: it has ended without one.
+    pub(super) fn poll_assigned(&self, cx: &mut Context<'_>) -> Poll<Result<(), Box<TaskError>>> {
         let mut waker = Some(cx.waker().clone());
         let mut cell = self.cell();
-        if !matches!(cell.stage, Stage::Queued) {
-            return Poll::Ready(());
+        let cell = &mut *cell;
+        match &mut cell.stage {
+            Stage::Queued => {
+                std::mem::swap(&mut cell.waker, &mut waker);
+                Poll::Pending
+            }
+            Stage::Resolved(Err(_)) if !cell.had_slot => match std::mem::replace(&mut cell.stage, Stage::Gone) {
+                Stage::Resolved(Err(error)) => Poll::Ready(Err(error)),
+                _ => Poll::Ready(Ok(())),
+            },
+            _ => Poll::Ready(Ok(())),
         }
-        std::mem::swap(&mut cell.waker, &mut waker);
-        Poll::Pending
     }
 
     /// Hands it to a worker: puts it into its outbox, under this number.
@@ -209,6 +219,7 @@ impl Job {
         }
         outbox.push_shared(Kind::Run as u8, id, (&cell.body, more), fds);
         cell.stage = Stage::Sent(Arc::clone(seat));
+        cell.had_slot = true;
         drop(cell);
         Ok(self)
     }

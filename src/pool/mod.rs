@@ -211,7 +211,7 @@ impl ProcessPool {
         drop(task);
         self.shared().submit(Arc::clone(&job))?;
         let claim = Claim::new(Arc::clone(&job));
-        std::future::poll_fn(|cx| job.poll_assigned(cx)).await;
+        std::future::poll_fn(|cx| job.poll_assigned(cx)).await.map_err(|error| *error)?;
         Ok(TaskHandle::new(claim))
     }
 
