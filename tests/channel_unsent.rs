@@ -252,3 +252,188 @@ async fn the_ends_in_an_input_that_cannot_be_sent_go_on() {
     }
     pool.close().await;
 }
+
+/// Of a value that may hold ends; what holds none only takes up room.
+type Some5 = (Option<(Ends, Rest)>, Vec<u8>);
+
+fn nothing(bytes: usize) -> Some5 {
+    (None, vec![0; bytes])
+}
+
+impl Pairs {
+    fn some(&self) -> Some5 {
+        (Some(self.message(Rest::Fine)), Vec::new())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_ends_in_a_message_that_is_given_up_before_it_leaves_go_on() {
+    let mut pairs = Pairs::new();
+    let (tx, rx) = channel::<Some5>().unwrap();
+    drop(tx.send(pairs.some()));
+    pairs.go_on();
+    let mut first = Box::pin(tx.send(nothing(8 << 20)));
+    assert!(first.as_mut().now_or_never().is_none());
+    assert!(tx.send(pairs.some()).now_or_never().is_none());
+    pairs.go_on();
+    drop((rx, first));
+
+    let (both, other) = duplex::<Some5, u8>().unwrap();
+    drop(both.send(pairs.some()));
+    pairs.go_on();
+    drop(other);
+
+    let (mut queue_tx, queue_rx) = queue::<Some5>().unwrap();
+    drop(queue_tx.send(pairs.some()));
+    pairs.go_on();
+    while queue_tx.try_send(nothing(1000)).is_ok() {}
+    assert!(queue_tx.send(pairs.some()).now_or_never().is_none());
+    pairs.go_on();
+    queue_tx.start_send_unpin(pairs.some()).unwrap();
+    drop(queue_tx);
+    pairs.go_on();
+    drop(queue_rx);
+
+    let acked = AckedQueue::<Some5>::new();
+    drop(acked.send(pairs.some()));
+    pairs.go_on();
+    for _ in 0..1024 {
+        acked.send(nothing(0)).await.unwrap();
+    }
+    assert!(acked.send(pairs.some()).now_or_never().is_none());
+    pairs.go_on();
+
+    let (calls, called) = duplex::<Some5, u8>().unwrap();
+    let client = Client::new(calls);
+    drop(client.call(pairs.some()));
+    pairs.go_on();
+    let mut first = Box::pin(client.call(nothing(8 << 20)));
+    assert!(first.as_mut().now_or_never().is_none());
+    assert!(client.call(pairs.some()).now_or_never().is_none());
+    pairs.go_on();
+    drop((first, called));
+    pairs.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_ends_in_a_message_that_nobody_can_receive_go_on() {
+    fn closed(sent: Result<(), SendError>) {
+        assert!(matches!(sent, Err(SendError::Closed)), "{sent:?}");
+    }
+    let mut pairs = Pairs::new();
+    // The first one finds it out, and the others know.
+    for blocking in [false, true] {
+        let (mut tx, _) = channel().unwrap();
+        for _ in 0..2 {
+            let message = pairs.message(Rest::Fine);
+            closed(if blocking { tx.blocking_send(message) } else { tx.send(message).await });
+            pairs.go_on();
+        }
+        closed(tx.start_send_unpin(pairs.message(Rest::Fine)));
+        pairs.go_on();
+
+        let (mut both, _) = duplex::<_, u8>().unwrap();
+        for _ in 0..2 {
+            let message = pairs.message(Rest::Fine);
+            closed(if blocking { both.blocking_send(message) } else { both.send(message).await });
+            pairs.go_on();
+        }
+        closed(both.start_send_unpin(pairs.message(Rest::Fine)));
+        pairs.go_on();
+
+        let (mut queue_tx, _) = queue().unwrap();
+        let message = pairs.message(Rest::Fine);
+        closed(if blocking { queue_tx.blocking_send(message) } else { queue_tx.send(message).await });
+        pairs.go_on();
+        closed(queue_tx.start_send_unpin(pairs.message(Rest::Fine)));
+        pairs.go_on();
+
+        let (calls, _) = duplex::<(Ends, Rest), u8>().unwrap();
+        let client = Client::new(calls);
+        for _ in 0..2 {
+            let message = pairs.message(Rest::Fine);
+            assert!(if blocking { client.blocking_call(message) } else { client.call(message).await }.is_err());
+            pairs.go_on();
+        }
+    }
+    let (mut tx, mut rx) = channel().unwrap();
+    tx.close().await.unwrap();
+    closed(tx.start_send_unpin(pairs.message(Rest::Fine)));
+    pairs.go_on();
+    assert!(rx.recv().await.unwrap().is_none());
+    let (mut queue_tx, queue_rx) = queue().unwrap();
+    queue_tx.close().await.unwrap();
+    closed(queue_tx.start_send_unpin(pairs.message(Rest::Fine)));
+    closed(queue_tx.send(pairs.message(Rest::Fine)).await);
+    closed(queue_tx.blocking_send(pairs.message(Rest::Fine)));
+    pairs.go_on();
+    assert!(queue_rx.recv().await.unwrap().is_none());
+    // What a sink was fed leaves with the next flush, or never.
+    let (mut tx, rx) = channel().unwrap();
+    tx.feed(pairs.message(Rest::Fine)).await.unwrap();
+    drop(rx);
+    closed(tx.flush().await);
+    pairs.go_on();
+    pairs.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_ends_in_an_answer_whose_caller_has_gone_go_on() {
+    let mut pairs = Pairs::new();
+    let (calls, called) = duplex::<(), (Ends, Rest)>().unwrap();
+    let (begin, begun) = std::sync::mpsc::channel();
+    let (go, may_go) = std::sync::mpsc::channel();
+    let ends = pairs.ends.clone();
+    let service = std::thread::spawn(move || {
+        multiproc::blocking_serve(called, move |()| {
+            begin.send(()).unwrap();
+            may_go.recv().unwrap();
+            (ends.clone(), Rest::Fine)
+        })
+    });
+    let client = Client::new(calls);
+    let mut call = Box::pin(client.call(()));
+    assert!(call.as_mut().now_or_never().is_none());
+    begun.recv().unwrap();
+    drop(call);
+    drop(client);
+    go.send(()).unwrap();
+    let _ = service.join().unwrap();
+    pairs.go_on();
+    pairs.end().await;
+}
+
+fn wait_for_word(mut word: Receiver<()>) {
+    word.blocking_recv().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_ends_in_a_task_that_no_worker_begins_go_on() {
+    let mut pairs = Pairs::new();
+    let pool = ProcessPool::new(1);
+    let (word, heard) = channel().unwrap();
+    let blocked = pool.spawn(task!(wait_for_word(heard))).await.unwrap();
+    assert!(pool.submit(task!(take(pairs.message(Rest::Fine)))).now_or_never().is_none());
+    pairs.go_on();
+    assert!(pool.spawn(task!(take(pairs.message(Rest::Fine)))).now_or_never().is_none());
+    pairs.go_on();
+    assert!(pool.try_submit(task!(take(pairs.message(Rest::Fine)))).is_err());
+    pairs.go_on();
+    let inputs = vec![pairs.message(Rest::Fine)];
+    assert!(pool.map(inputs, take).next().now_or_never().is_none());
+    pairs.go_on();
+    word.send(()).await.unwrap();
+    blocked.await.unwrap();
+    pool.close().await;
+    let submitted = pool.submit(task!(take(pairs.message(Rest::Fine)))).await;
+    assert!(matches!(submitted, Err(TaskError::Closed)));
+    pairs.go_on();
+    assert!(pool.spawn(task!(take(pairs.message(Rest::Fine)))).await.is_err());
+    pairs.go_on();
+    assert!(pool.try_submit(task!(take(pairs.message(Rest::Fine)))).is_err());
+    pairs.go_on();
+    let results: Vec<_> = pool.map(vec![pairs.message(Rest::Fine)], take).collect().await;
+    assert!(results.iter().all(Result::is_err));
+    pairs.go_on();
+    pairs.end().await;
+}

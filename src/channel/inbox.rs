@@ -23,6 +23,7 @@ use crate::sys::socket::{self, Ready, Received, Wait};
 use crate::wire::extra::Extra;
 use crate::wire::frame::{Decoder, Frame, HEAD_LEN, Head};
 use crate::wire::held::Held;
+use crate::wire::passenger::Passenger;
 
 /// How much is read at once where no larger frame is under way.
 const READ: usize = 64 * 1024;
@@ -292,7 +293,7 @@ impl Inbox {
 
     /// The fds of a frame that is being taken, and whether some are lost. They come with its first byte, so they are here before
     /// its last one.
-    fn claim(&mut self, head: &Head) -> Result<(Extra<OwnedFd>, bool), RecvError> {
+    fn claim(&mut self, head: &Head) -> Result<(Extra<Passenger>, bool), RecvError> {
         let batch = if head.fds == 0 { None } else { self.batches.pop_front() };
         for batch in &mut self.batches {
             batch.within = batch.within.saturating_sub(HEAD_LEN + head.len);
@@ -304,7 +305,9 @@ impl Inbox {
             Some(batch) if batch.fds.len() != head.fds && !batch.lost => {
                 Err(self.refuse("another number of file descriptors than announced"))
             }
-            batch => Ok(batch.map_or((Extra::default(), false), |batch| (batch.fds.into(), batch.lost))),
+            batch => Ok(batch.map_or((Extra::default(), false), |batch| {
+                (batch.fds.into_iter().map(Passenger::from).collect(), batch.lost)
+            })),
         }
     }
 

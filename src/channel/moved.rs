@@ -1,10 +1,11 @@
-//! Whether an end has gone to another process. Encoding it is what moves it, before the message has left: a message that can't
-//! be sent, or is given back to its sender, calls the move off, and its ends are as they were; see `wire/fds.rs`.
+//! Whether an end has gone to another process. Encoding it is what moves it, before the message has left: one that can't be
+//! sent, or is given up before it leaves, calls the move off, and its ends are as they were; see `wire/passenger.rs`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::wire::fds::{self, Move};
+use crate::wire::fds;
+use crate::wire::passenger::Move;
 
 /// Whether an end was moved. It can be said by `Serialize`, which has only `&self`.
 #[derive(Debug, Default)]

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::mem;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
@@ -14,6 +14,7 @@ use crate::sys::socket;
 use crate::wire::extra::Extra;
 use crate::wire::frame::{Frame, HEAD_LEN, Head};
 use crate::wire::held::Held;
+use crate::wire::passenger::Passenger;
 
 /// Bodies up to this many bytes are copied behind their header; larger ones are sent from where they lie.
 const COPY: usize = 8 * 1024;
@@ -44,7 +45,7 @@ pub(crate) struct Outbox {
 #[derive(Debug)]
 struct Piece {
     bytes: Part,
-    fds: Extra<OwnedFd>,
+    fds: Extra<Passenger>,
 }
 
 #[derive(Debug)]
@@ -89,7 +90,7 @@ impl Outbox {
         kind: u8,
         id: u64,
         (body, more): (&Held, &[Bytes]),
-        fds: Extra<OwnedFd>,
+        fds: Extra<Passenger>,
     ) -> u64 {
         let len = body.len() + more.iter().map(Bytes::len).sum::<usize>();
         let head = Head { len, kind, fds: fds.len(), id };
@@ -113,7 +114,7 @@ impl Outbox {
     }
 
     /// What comes next is gathered in another piece than what came last.
-    fn end_piece(&mut self, fds: Extra<OwnedFd>) {
+    fn end_piece(&mut self, fds: Extra<Passenger>) {
         if !self.gathered.is_empty() {
             let bytes = Part::Gathered(mem::take(&mut self.gathered));
             self.pieces.push_back(Piece { bytes, fds });
@@ -198,7 +199,7 @@ impl Outbox {
             && let Some(first) = self.pieces.front_mut()
         {
             // They left with the first byte.
-            first.fds = Extra::default();
+            mem::take(&mut first.fds).leave();
             let len = first.bytes.rest().len();
             if count < len {
                 first.bytes.advance(count);

@@ -280,14 +280,14 @@ async fn a_client_whose_move_is_called_off_goes_on_though_its_reader_has_seen_th
         let call = client.call(0);
         write(&theirs, &answer(id, 7));
         assert_eq!(call.await.unwrap(), 7, "call {id}");
-        let (_, moves) = value::encode_moving(&client, Limits::default()).unwrap();
+        let frame = value::encode_within(&client, Limits::default()).unwrap();
         assert!(matches!(client.call(0).await, Err(CallError::Io(_))), "it is under way");
         // What nobody waits for wakes the reader.
         write(&theirs, &answer(100, 7));
         for _ in 0..5 {
             tokio::task::yield_now().await;
         }
-        moves.call_off();
+        drop(frame);
     }
 }
 

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use crate::error::{RecvError, SendError};
 use crate::wire::body::{self, Parts};
 use crate::wire::extra::Extra;
-use crate::wire::fds::{self, Moves};
+use crate::wire::fds;
 use crate::wire::frame::{Frame, Limits, MAX_FDS, VALUE};
 use crate::wire::held::Held;
 
@@ -29,13 +29,8 @@ pub(crate) fn encode<T: Serialize>(value: &T, max: usize) -> Result<Frame, SendE
 
 /// As [`encode`], within the limits of an end.
 pub(crate) fn encode_within<T: Serialize>(value: &T, limits: Limits) -> Result<Frame, SendError> {
-    encode_moving(value, limits).map(|(frame, _)| frame)
-}
-
-/// As [`encode_within`], for a message that may not be sent after all.
-pub(crate) fn encode_moving<T: Serialize>(value: &T, limits: Limits) -> Result<(Frame, Moves), SendError> {
     let mut parts = Parts::new(BUFFER.try_with(Cell::take).ok().flatten().unwrap_or_default());
-    let ((), fds, moves) = fds::collect_moving(|| {
+    let ((), fds) = fds::collect(|| {
         parts.encode(value, limits.body)?;
         let (count, most) = (fds::held(), limits.fds);
         if count > most {
@@ -52,7 +47,7 @@ pub(crate) fn encode_moving<T: Serialize>(value: &T, limits: Limits) -> Result<(
     } else {
         parts.take(0)
     };
-    Ok((Frame { kind: VALUE, body, more, fds, ..Frame::default() }, moves))
+    Ok(Frame { kind: VALUE, body, more, fds, ..Frame::default() })
 }
 
 /// Reads the value of a frame, and closes the fds that are no part of it.

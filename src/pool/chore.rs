@@ -10,7 +10,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::task::{self, PackError, Parcel, Task, unheeded};
 use crate::wire::extra::Extra;
-use crate::wire::fds::Moves;
 use crate::wire::frame::Frame;
 use crate::wire::message::Kind;
 
@@ -46,8 +45,7 @@ impl Chore {
         if first.fds.is_empty() {
             return Ok(Self::Plain(first));
         }
-        // Only to see whether it can be sent. There is no worker yet to which an end could go.
-        first.moves.call_off();
+        // That was only to see whether it can be sent. There is no worker yet to which an end could go.
         let pack = Box::new(move || task::pack(&task, max));
         Ok(Self::Anew { name: first.name, turn: tokio::sync::Mutex::default(), kept: Mutex::new(Kept::Task(pack)) })
     }
@@ -57,13 +55,12 @@ impl Chore {
     /// # Cancel safety
     /// Dropping it leaves the ends in it where they are.
     pub(super) async fn errand(&self) -> Result<Errand<'_>, PackError> {
-        let Parcel { name, body, more, fds, moves } = match self {
+        let Parcel { name, body, more, fds } = match self {
             Self::Plain(parcel) => Parcel {
                 name: parcel.name,
                 body: parcel.body.clone(),
                 more: parcel.more.clone(),
                 fds: Extra::default(),
-                moves: Moves::default(),
             },
             Self::Anew { turn, .. } => {
                 let _turn = turn.lock().await;
@@ -71,7 +68,7 @@ impl Chore {
             }
         };
         let frame = Frame { kind: Kind::Run as u8, body, more, fds, ..Frame::default() };
-        Ok(Errand { of: self, name, frame, moves })
+        Ok(Errand { of: self, name, frame })
     }
 
     /// Encodes it anew, with no lock held; its caller has the turn.
@@ -127,22 +124,15 @@ pub(super) struct Errand<'a> {
     of: &'a Chore,
     pub(super) name: &'static str,
     frame: Frame,
-    moves: Moves,
 }
 
 impl Errand<'_> {
     /// Sends it to its worker.
-    pub(super) fn send(mut self, push: impl FnOnce(Frame)) {
-        let moves = mem::take(&mut self.moves);
-        push(mem::take(&mut self.frame));
-        if moves.left_ends_here() {
+    pub(super) fn send(self, push: impl FnOnce(Frame)) {
+        let ends_stay = self.frame.fds.leave_ends_here();
+        push(self.frame);
+        if ends_stay {
             self.of.is_gone();
         }
-    }
-}
-
-impl Drop for Errand<'_> {
-    fn drop(&mut self) {
-        self.moves.call_off();
     }
 }

@@ -7,7 +7,6 @@
 
 use std::any::type_name;
 use std::marker::PhantomData;
-use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
@@ -24,6 +23,7 @@ use crate::wire::fds::{self, Arrived};
 use crate::wire::frame::MAX_FDS;
 use crate::wire::held::Held;
 use crate::wire::message::Failure;
+use crate::wire::passenger::Passenger;
 use crate::worker::{Progress, catch};
 
 /// Set in the length of what is a failure.
@@ -71,7 +71,12 @@ where
 /// Makes the calls, in the worker: one after the other, until all are made or an answer is due: because a result
 /// can't be kept, or because the call just made was to stop.
 #[expect(clippy::unnecessary_wraps, reason = "it is a `Runner`")]
-fn run<F, A, R>(inputs: Held, arrived: Extra<OwnedFd>, out: &mut Parts, max: usize) -> Result<Extra<OwnedFd>, Failure>
+fn run<F, A, R>(
+    inputs: Held,
+    arrived: Extra<Passenger>,
+    out: &mut Parts,
+    max: usize,
+) -> Result<Extra<Passenger>, Failure>
 where
     F: Fn(A) -> R + Copy + Send + 'static,
     A: Serialize + DeserializeOwned + Send + 'static,
@@ -132,7 +137,7 @@ pub(super) fn take_head(answer: &mut Bytes) -> Option<(u32, u64)> {
 pub(super) fn unpack<R: DeserializeOwned>(
     count: usize,
     results: &[u8],
-    arrived: Extra<OwnedFd>,
+    arrived: Extra<Passenger>,
     to: &mut Vec<Result<R, Box<TaskError>>>,
 ) {
     let (mut bodies, mut arrived, before) = (Bodies(results), Arrived::new(arrived), to.len());
@@ -195,7 +200,7 @@ fn encode_each<T: Serialize>(values: &[T], out: &mut BytesMut, max: usize) -> us
 }
 
 /// Encodes a result. Gives the fds in it.
-fn encode_result<T: Serialize>(result: &T, out: &mut BytesMut, max: usize) -> Extra<OwnedFd> {
+fn encode_result<T: Serialize>(result: &T, out: &mut BytesMut, max: usize) -> Extra<Passenger> {
     // Outside a message an fd is an error, and nearly nothing has one: where it is that, it is encoded once more.
     match try_one(result, out, max) {
         Ok(()) => Extra::default(),

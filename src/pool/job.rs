@@ -4,6 +4,7 @@
 //! It resolves exactly once: only the step out of `Queued`, `Assigned` or `Sent` that comes first counts.
 
 mod chunked;
+mod ends;
 
 use std::borrow::Cow;
 use std::os::fd::OwnedFd;
@@ -25,6 +26,7 @@ use crate::wire::extra::Extra;
 use crate::wire::frame::Frame;
 use crate::wire::held::Held;
 use crate::wire::message::Kind;
+use crate::wire::passenger::Moves;
 
 /// The largest body, in bytes, that is sent to a worker before it has finished what it has.
 const LARGEST_AHEAD: usize = 16 * 1024;
@@ -95,6 +97,8 @@ struct Rare {
     /// What follows the body's beginning.
     more: Extra<Bytes>,
     fds: Extra<OwnedFd>,
+    /// Of the ends in it, which have gone nowhere until a worker begins it.
+    moves: Moves,
     /// How often it may be run again after its worker's death.
     retries: u32,
     /// How many workers died while they ran it.
@@ -128,7 +132,8 @@ impl Job {
             Awaits::Outcome(waker) => (false, waker),
         };
         let Wishes { name, timeout, retries } = wishes;
-        let Parcel { name: function, body, more, fds, moves } = parcel;
+        let Parcel { name: function, body, more, fds } = parcel;
+        let moves = fds.moves();
         // How far a dead one's conversation had come nobody knows, and what it held is not given back while we keep its end.
         let retries = if moves.any() { 0 } else { retries };
         let name = name.unwrap_or(Cow::Borrowed(function));
@@ -136,7 +141,8 @@ impl Job {
         let is_chunk = parts.is_some();
         let plain = more.is_empty() && fds.is_empty() && retries == 0 && !is_chunk;
         let may_go_ahead = !wants_slot && more.is_empty() && body.len() <= LARGEST_AHEAD;
-        let rare = (!plain).then(|| Box::new(Rare { more, fds, retries, parts, ..Rare::default() }));
+        let rare =
+            (!plain).then(|| Box::new(Rare { more, fds: fds.into_fds(), moves, retries, parts, ..Rare::default() }));
         Arc::new(Self {
             name,
             submitted: Stamp::default(),
@@ -230,6 +236,8 @@ impl Job {
         let wanted = matches!(cell.stage, Stage::Sent(_));
         if wanted {
             cell.stage = Stage::Queued;
+        } else {
+            cell.leave_ends();
         }
         wanted
     }
@@ -238,13 +246,12 @@ impl Job {
     /// too large for their memory, say, is not sent for ever.
     pub(super) fn bounce(&self) -> bool {
         let mut cell = self.cell();
-        if !matches!(cell.stage, Stage::Sent(_)) {
-            return false;
-        }
-        let again = cell.bounces() < MOST_BOUNCES;
+        let again = matches!(cell.stage, Stage::Sent(_)) && cell.bounces() < MOST_BOUNCES;
         if again {
             cell.rare.get_or_insert_default().bounces += 1;
             cell.stage = Stage::Queued;
+        } else {
+            cell.leave_ends();
         }
         again
     }
@@ -335,6 +342,7 @@ impl Job {
         let last = |rare: &&mut Box<Rare>| rare.retries == 0 && rare.parts.as_ref().is_none_or(Parts::is_one);
         if let Some(rare) = cell.rare.as_mut().filter(last) {
             let fds = std::mem::take(&mut rare.fds);
+            rare.moves = Moves::default();
             drop(cell);
             drop(fds);
         }
@@ -383,6 +391,10 @@ fn settle(mut cell: MutexGuard<'_, Cell>, stage: Stage) {
         Stage::Resolved(Err(error)) => error.kind(),
         _ => "cancelled",
     });
+    if cell.is_with_no_worker() {
+        // Before anybody hears of it. Where a worker has it, it is seen when it comes off that one's desk whether it was begun.
+        cell.leave_ends();
+    }
     cell.stage = stage;
     let waker = cell.waker.take();
     let span = std::mem::take(&mut cell.span);

@@ -4,14 +4,13 @@
 //! A chunk is a task that may go on: what was done is never done again, and what was not begun runs in the next free worker.
 //! What the results mean is known to `chunk.rs` and `map.rs` alone.
 
-use std::os::fd::OwnedFd;
-
 use bytes::Bytes;
 
 use super::chunk;
 use crate::error::TaskError;
 use crate::wire::extra::Extra;
 use crate::wire::frame::Frame;
+use crate::wire::passenger::Passenger;
 
 /// A chunk's progress.
 #[derive(Debug)]
@@ -31,7 +30,7 @@ pub(super) enum Part {
     Results {
         count: u32,
         bytes: Bytes,
-        fds: Extra<OwnedFd>,
+        fds: Extra<Passenger>,
         nanos: u64,
     },
     /// The one call that ran when its worker ended.

@@ -147,7 +147,8 @@ impl ProcessBuilder {
         let packed = valid.and_then(|()| start::permitted()).and_then(|_| Ok(task::pack(&task, self.plan.max_body)?));
         drop(task);
         async move {
-            let Parcel { name, body, more, fds, moves } = packed?;
+            let Parcel { name, body, more, fds } = packed?;
+            let moves = fds.moves();
             let run = Frame { kind: Kind::Run as u8, id: 1, body, more, fds, ..Frame::default() };
             let start = async {
                 // All that is waited for from here on would panic.
@@ -157,7 +158,7 @@ impl ProcessBuilder {
                 let worker = start::start(&self.plan, &self.name, Some(run)).await?;
                 Ok(Process::new(worker, name)?)
             };
-            // Without a process nobody has the ends in the task, and it was never begun.
+            // Without a process nobody has the ends in the task, though it may have left, and it was never begun.
             start.await.inspect_err(|_| moves.call_off())
         }
     }

@@ -263,7 +263,7 @@ pub(crate) async fn first_words(
         Life::OneTask => None,
         Life::UntilEnd => {
             let (ledger, fd) = Ledger::create()?;
-            hello.fds.push(fd);
+            hello.fds.push(fd.into());
             Some(ledger)
         }
     };
@@ -271,7 +271,7 @@ pub(crate) async fn first_words(
     if matches!(slot, Slot::Stdout | Slot::Stderr) {
         // A host that has closed it has nothing to pass on.
         if let Ok(stream) = socket::duplicate(slot.fd()) {
-            hello.fds.push(stream);
+            hello.fds.push(stream.into());
         }
     }
     let (ours, theirs) = socket::stream_pair()?;

@@ -208,10 +208,8 @@ struct Encoded(Bytes, Vec<Fd<OwnedFd>>);
 
 impl Encoded {
     fn new<T: Serialize>(value: &T) -> Result<Self, SendError> {
-        let (frame, moves) = value::encode_moving(value, Limits::default())?;
-        if moves.any() {
-            drop(frame);
-            moves.call_off();
+        let frame = value::encode_within(value, Limits::default())?;
+        if frame.fds.moves().any() {
             return Err(SendError::Encode(FOR_ONE.into()));
         }
         let body = if frame.more.is_empty() {
@@ -222,11 +220,11 @@ impl Encoded {
             frame.more.iter().for_each(|part| whole.extend_from_slice(part));
             whole.freeze()
         };
-        Ok(Self(body, frame.fds.into_vec().into_iter().map(Fd::from).collect()))
+        Ok(Self(body, frame.fds.into_vec().into_iter().map(|fd| Fd::from(fd.into_fd())).collect()))
     }
 
     fn decode<T: DeserializeOwned>(self) -> Result<T, RecvError> {
-        let fds = self.1.into_iter().map(Fd::into_inner).collect();
+        let fds = self.1.into_iter().map(|fd| fd.into_inner().into()).collect();
         value::decode(Frame { kind: VALUE, body: self.0.into(), fds, ..Frame::default() })
     }
 }

@@ -3,7 +3,6 @@
 //! What a task is to those who write one is in `task.rs`.
 
 use std::any::type_name;
-use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
@@ -14,13 +13,14 @@ use crate::error::{BoxError, Panic, SpawnError, TaskError};
 use crate::sys::image::{self, Entry};
 use crate::wire::body::{self, EncodeError, Parts};
 use crate::wire::extra::Extra;
-use crate::wire::fds::{self, Moves};
+use crate::wire::fds;
 use crate::wire::frame::Frame;
 use crate::wire::held::Held;
 use crate::wire::message::{Failure, Run};
+use crate::wire::passenger::Passenger;
 
 /// What the worker calls for a task: decodes the arguments, runs, encodes the result into `out`.
-pub(crate) type Runner = fn(Held, Extra<OwnedFd>, &mut Parts, usize) -> Result<Extra<OwnedFd>, Failure>;
+pub(crate) type Runner = fn(Held, Extra<Passenger>, &mut Parts, usize) -> Result<Extra<Passenger>, Failure>;
 
 /// Gives each task type its entry, a constant in the executable.
 trait HasEntry {
@@ -33,10 +33,10 @@ impl<T: Task> HasEntry for T {
 
 fn run<T: Task>(
     arguments: Held,
-    arrived: Extra<OwnedFd>,
+    arrived: Extra<Passenger>,
     out: &mut Parts,
     max: usize,
-) -> Result<Extra<OwnedFd>, Failure> {
+) -> Result<Extra<Passenger>, Failure> {
     let task: T = fds::provide(arrived, || body::decode_shared(&arguments))
         .map_err(|error| Failure::Decode(error.to_string()))?;
     // A large argument has been decoded; its bytes need not stay while the task runs.
@@ -61,9 +61,7 @@ pub(crate) struct Parcel {
     pub(crate) body: Held,
     /// What follows the body's beginning.
     pub(crate) more: Extra<Bytes>,
-    pub(crate) fds: Extra<OwnedFd>,
-    /// Of the ends in it, for one that is not sent after all.
-    pub(crate) moves: Moves,
+    pub(crate) fds: Extra<Passenger>,
 }
 
 /// Why a task can't be sent.
@@ -110,12 +108,12 @@ pub(crate) fn pack_for(
 ) -> Result<Parcel, PackError> {
     let entry = image::offset_of(entry).ok_or(PackError::Foreign { task: of })?;
     let mut parts = Parts::new(Run::begin(entry, check(of)));
-    let packed = catch_unwind(AssertUnwindSafe(|| fds::collect_moving(|| encode(&mut parts))));
+    let packed = catch_unwind(AssertUnwindSafe(|| fds::collect(|| encode(&mut parts))));
     match packed {
-        Ok(Ok(((), fds, moves))) => {
+        Ok(Ok(((), fds))) => {
             let (body, more) =
                 if parts.is_written() { (Run::finish(parts.written), Extra::default()) } else { parts.take(0) };
-            Ok(Parcel { name, body, more, fds, moves })
+            Ok(Parcel { name, body, more, fds })
         }
         Ok(Err(EncodeError::Failed(source))) => Err(PackError::Encode(source)),
         Ok(Err(EncodeError::TooLarge { len, max })) => Err(PackError::TooLarge { len, max }),

@@ -199,7 +199,7 @@ mod tests {
         Codec::new(9).encode(0u32, &mut frame).unwrap();
         let outer = vec![socket::stream_pair().unwrap().0];
         assert!(matches!(
-            fds::provide(outer.into(), || Codec::<Handle>::new(9).decode(&mut frame)),
+            fds::provide(outer.into_iter().map(Into::into).collect(), || Codec::<Handle>::new(9).decode(&mut frame)),
             Err(RecvError::Decode(_))
         ));
     }

@@ -6,6 +6,7 @@ use std::io;
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
 
+use super::passenger::Passenger;
 use crate::sys::socket;
 
 #[derive(Clone, Debug)]
@@ -24,9 +25,12 @@ impl<T> Extra<T> {
 }
 
 impl Extra<OwnedFd> {
-    /// Duplicates of them all, or none.
-    pub(crate) fn duplicate(&self) -> io::Result<Self> {
-        if self.is_empty() { Ok(Self::default()) } else { self.iter().map(socket::duplicate).collect() }
+    /// Duplicates of them all for a message, or none.
+    pub(crate) fn duplicate(&self) -> io::Result<Extra<Passenger>> {
+        if self.is_empty() {
+            return Ok(Extra::default());
+        }
+        self.iter().map(|fd| Ok(socket::duplicate(fd)?.into())).collect()
     }
 }
 

@@ -5,22 +5,20 @@
 //! scope, and its part is gone on every exit, by error and by panic too, so no fd can slip into another message. Most
 //! values have no fd: for them a scope is three numbers.
 //!
-//! To encode an end of a channel moves it, in the same breath as its fd is put down. So the stack is also where it is known
-//! whether it has really gone: one whose fd is not collected, as its message can't be sent, has not. And it is how whoever has
-//! something decoded more than once, from one encoding, knows that it must not: an end is a conversation, and a second process
-//! would go on in the middle of the first one's.
+//! To encode an end of a channel moves it, in the same breath as its fd is put down. What calls that off lies on the stack with
+//! the fd, and rides along; see `passenger.rs`. And it is how whoever has something decoded more than once, from one encoding,
+//! knows that it must not: an end is a conversation, and a second process would go on in the middle of the first one's.
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Display;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Deserializer, Serialize as _, Serializer};
 
 use crate::sys::socket;
 use crate::wire::extra::Extra;
 use crate::wire::frame::MAX_FDS;
+use crate::wire::passenger::{Move, Passenger};
 
 /// Why a value can't be decoded whose fds this process had no room for.
 pub(crate) const LOST: &str = "file descriptors of the message could not be taken in: too many are open here";
@@ -51,67 +49,8 @@ fn stack<R>(work: impl FnOnce(&mut Vec<Place>) -> R) -> Option<R> {
     STACK.try_with(|stack| work(&mut stack.borrow_mut())).ok()
 }
 
-/// An fd's place on the stack.
-struct Place {
-    /// While nobody has claimed it.
-    fd: Option<OwnedFd>,
-    /// What calls off the move of the end that it is of.
-    its_move: Option<Move>,
-}
-
-impl From<OwnedFd> for Place {
-    fn from(fd: OwnedFd) -> Self {
-        Self { fd: Some(fd), its_move: None }
-    }
-}
-
-/// It does not travel.
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Some(its_move) = &self.its_move {
-            its_move.call_off();
-        }
-    }
-}
-
-/// That an end has gone to another process with a message, if that is sent.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Move {
-    is_off: Arc<AtomicBool>,
-}
-
-impl Move {
-    fn call_off(&self) {
-        self.is_off.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn is_off(&self) -> bool {
-        self.is_off.load(Ordering::Relaxed)
-    }
-}
-
-/// The moves of all ends in one message.
-#[derive(Debug, Default)]
-#[must_use = "they stand, unless they are called off"]
-pub(crate) struct Moves(Extra<Move>);
-
-impl Moves {
-    /// Whether there is one: then the message is for one process, and once.
-    #[inline]
-    pub(crate) fn any(&self) -> bool {
-        !self.0.is_empty()
-    }
-
-    /// For a message that nobody has and nobody will have: with it go the duplicates of the ends.
-    pub(crate) fn call_off(&self) {
-        self.0.iter().for_each(Move::call_off);
-    }
-
-    /// Whether an end that has moved still exists here, and refuses to go on. One that was made for the message does not.
-    pub(crate) fn left_ends_here(&self) -> bool {
-        self.0.iter().any(|its_move| Arc::strong_count(&its_move.is_off) > 1)
-    }
-}
+/// An fd's place on the stack: empty once somebody has claimed it. What is dropped here does not travel.
+type Place = Option<Passenger>;
 
 impl Scope {
     #[inline]
@@ -164,20 +103,11 @@ fn take(count: usize) -> Vec<Place> {
 
 /// Runs an encoder, and gives the fds that its values put down. If it fails or panics they are closed, and the ends that they
 /// are of have not moved.
-pub(crate) fn collect<R, E>(encode: impl FnOnce() -> Result<R, E>) -> Result<(R, Extra<OwnedFd>), E> {
-    collect_moving(encode).map(|(result, fds, _)| (result, fds))
-}
-
-/// As [`collect`], for a message that may not be sent after all.
-pub(crate) fn collect_moving<R, E>(encode: impl FnOnce() -> Result<R, E>) -> Result<(R, Extra<OwnedFd>, Moves), E> {
+pub(crate) fn collect<R, E>(encode: impl FnOnce() -> Result<R, E>) -> Result<(R, Extra<Passenger>), E> {
     let _guard = Guard::enter(Work::Encoding);
     let result = encode()?;
-    if held() == 0 {
-        return Ok((result, Extra::default(), Moves(Extra::default())));
-    }
-    let mut places = take(0);
-    let moves = places.iter_mut().filter_map(|place| place.its_move.take()).collect();
-    Ok((result, places.iter_mut().filter_map(|place| place.fd.take()).collect(), Moves(moves)))
+    let fds = if held() == 0 { Extra::default() } else { take(0).into_iter().flatten().collect() };
+    Ok((result, fds))
 }
 
 /// How many fds were put down so far.
@@ -191,7 +121,7 @@ pub(crate) fn held() -> usize {
 pub(crate) fn have_moved(count: usize) -> bool {
     let scope = SCOPE.get();
     scope.work == Work::Encoding
-        && stack(|stack| stack.iter().skip(scope.begin + count).any(|place| place.its_move.is_some())) == Some(true)
+        && stack(|stack| stack.iter().skip(scope.begin + count).flatten().any(Passenger::has_moved)) == Some(true)
 }
 
 /// Takes back all but the first `count`, of a value that does not travel after all.
@@ -203,11 +133,11 @@ pub(crate) fn keep(count: usize) {
 }
 
 /// Runs a decoder whose values may claim `fds`; what they leave is closed.
-pub(crate) fn provide<R>(fds: Extra<OwnedFd>, decode: impl FnOnce() -> R) -> R {
+pub(crate) fn provide<R>(fds: Extra<Passenger>, decode: impl FnOnce() -> R) -> R {
     let _guard = if fds.is_empty() {
         Guard::enter(Work::Decoding)
     } else {
-        Guard::holding(fds.into_vec().into_iter().map(Place::from))
+        Guard::holding(fds.into_vec().into_iter().map(Some))
     };
     decode()
 }
@@ -216,8 +146,8 @@ pub(crate) fn provide<R>(fds: Extra<OwnedFd>, decode: impl FnOnce() -> R) -> R {
 pub(crate) struct Arrived(Vec<Place>);
 
 impl Arrived {
-    pub(crate) fn new(fds: Extra<OwnedFd>) -> Self {
-        Self(fds.into_vec().into_iter().map(Place::from).collect())
+    pub(crate) fn new(fds: Extra<Passenger>) -> Self {
+        Self(fds.into_vec().into_iter().map(Some).collect())
     }
 
     /// Runs the decoder of one of them.
@@ -261,7 +191,7 @@ fn put_down(fd: impl AsFd) -> Result<u32, String> {
     }
     let place = u32::try_from(scope.held()).map_err(text)?;
     let fd = socket::duplicate(fd).map_err(text)?;
-    stack(|stack| stack.push(fd.into())).ok_or_else(|| text("a thread that ends can send no file descriptor"))?;
+    stack(|stack| stack.push(Some(fd.into()))).ok_or_else(|| text("a thread that ends can send no file descriptor"))?;
     SCOPE.set(Scope { end: scope.end + 1, ..scope });
     Ok(place)
 }
@@ -271,7 +201,7 @@ pub(crate) fn moved() -> Option<Move> {
     if held() == 0 {
         return None;
     }
-    stack(|stack| stack.last_mut().map(|place| place.its_move.get_or_insert_default().clone())).flatten()
+    stack(|stack| Some(stack.last_mut()?.as_mut()?.moved())).flatten()
 }
 
 /// Decodes an fd: claims the one that came with the frame.
@@ -284,7 +214,11 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
 fn claim(place: usize) -> Option<OwnedFd> {
     let scope = SCOPE.get();
     let is_here = scope.work == Work::Decoding && place < scope.held();
-    if is_here { stack(|stack| stack.get_mut(scope.begin + place)?.fd.take()).flatten() } else { None }
+    if is_here {
+        stack(|stack| stack.get_mut(scope.begin + place)?.take()).flatten().map(Passenger::into_fd)
+    } else {
+        None
+    }
 }
 
 fn text(error: impl Display) -> String {
@@ -316,7 +250,7 @@ mod tests {
         let (bytes, fds) = collect(|| postcard::to_allocvec(&(handle(), 7u8, handle()))).unwrap();
         assert_eq!(bytes, [0, 7, 1]);
         assert_eq!(fds.len(), 2);
-        let twice = provide(vec![socket::stream_pair().unwrap().0].into(), || {
+        let twice = provide(vec![socket::stream_pair().unwrap().0.into()].into(), || {
             postcard::from_bytes::<(Handle, Handle)>(&[0, 0])
         });
         assert!(twice.is_err());
@@ -342,7 +276,8 @@ mod tests {
         let (bytes, fds) = collect(|| postcard::to_allocvec(&value)).unwrap();
         assert_eq!((&*bytes, fds.len()), (&[0, 1, 2][..], 3));
         provide(fds, || {
-            let inner = provide(vec![socket::stream_pair().unwrap().0].into(), || postcard::from_bytes::<Handle>(&[0]));
+            let inner =
+                provide(vec![socket::stream_pair().unwrap().0.into()].into(), || postcard::from_bytes::<Handle>(&[0]));
             assert!(inner.is_ok() && postcard::from_bytes::<Handle>(&[2]).is_ok());
             assert!(postcard::from_bytes::<Handle>(&[3]).is_err() && postcard::from_bytes::<Handle>(&[2]).is_err());
         });
@@ -377,7 +312,7 @@ mod tests {
         let fd = socket::stream_pair().unwrap().0;
         let number = fd.as_raw_fd();
         let inode = rustix::fs::fstat(&fd).unwrap().st_ino;
-        provide(vec![fd].into(), || ());
+        provide(vec![fd.into()].into(), || ());
         let reused = is_open(number)
             && std::fs::metadata(format!("/proc/self/fd/{number}")).is_ok_and(|now| {
                 use std::os::unix::fs::MetadataExt as _;

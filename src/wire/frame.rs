@@ -12,13 +12,12 @@
 //! reply with its request, and is 0 where there is nothing to match. This file knows neither what the kinds mean nor how
 //! a body is made: see `message.rs` and `body.rs`.
 
-use std::os::fd::OwnedFd;
-
 use bytes::{Buf as _, BufMut, Bytes, BytesMut};
 
 use crate::error::RecvError;
 use crate::wire::extra::Extra;
 use crate::wire::held::Held;
+use crate::wire::passenger::Passenger;
 
 /// The header's length in bytes.
 pub(crate) const HEAD_LEN: usize = 16;
@@ -77,7 +76,7 @@ pub(crate) struct Frame {
     pub(crate) body: Held,
     /// Of a frame that leaves, what follows the body's beginning; of one that has come, nothing.
     pub(crate) more: Extra<Bytes>,
-    pub(crate) fds: Extra<OwnedFd>,
+    pub(crate) fds: Extra<Passenger>,
     /// Of one that has come: some of its fds could not be taken in, as this process had none free.
     pub(crate) fds_lost: bool,
 }

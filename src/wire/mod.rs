@@ -17,6 +17,7 @@ pub mod fuzz;
 pub(crate) mod held;
 mod known;
 pub(crate) mod message;
+pub(crate) mod passenger;
 mod reader;
 pub(crate) mod writer;
 

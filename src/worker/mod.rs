@@ -194,7 +194,7 @@ fn greet(frame: Frame, slot: Slot) -> Result<(Hello, Option<Arc<Ledger>>), Strin
     if image != hello.image {
         return Err("the worker runs another executable than its parent".into());
     }
-    let mut fds = frame.fds.into_vec().into_iter();
+    let mut fds = frame.fds.into_fds().into_vec().into_iter();
     let ledger = if hello.ledger { Some(fds.next().ok_or("no ledger came")?) } else { None };
     let ledger = ledger.map(Ledger::open).transpose().map_err(|error| format!("cannot open the ledger: {error}"))?;
     if let Some(fd) = fds.next() {

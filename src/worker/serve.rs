@@ -7,7 +7,7 @@
 
 use std::io::{self, Write as _};
 use std::mem;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::process;
 use std::sync::Arc;
 use std::time::Instant;
@@ -29,6 +29,7 @@ use crate::wire::body::Parts;
 use crate::wire::extra::Extra;
 use crate::wire::frame::{Frame, HEAD_LEN, Head};
 use crate::wire::message::{self, Failure, Hello, Kind, Life, Run};
+use crate::wire::passenger::Passenger;
 
 /// Answers up to this many bytes go into the ledger.
 const SMALL: usize = RING / 16;
@@ -160,7 +161,7 @@ impl<'a> Server<'a> {
     }
 
     /// Sends the answer whose body lies in the scratch buffer: in the ledger if it may, else through the socket.
-    fn answer(&mut self, kind: Kind, id: u64, fds: Extra<OwnedFd>) -> io::Result<()> {
+    fn answer(&mut self, kind: Kind, id: u64, fds: Extra<Passenger>) -> io::Result<()> {
         if let Some(answers) = &mut self.answers
             && fds.is_empty()
             && self.scratch.is_written()

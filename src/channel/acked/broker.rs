@@ -112,7 +112,8 @@ impl Broker {
         if let Some(Frame { body, more, fds, .. }) = frame.take() {
             state.last_item += 1;
             let id = state.last_item;
-            state.wait(Item { id, body, more, fds, again: false });
+            // It counts as sent, and the ends in it have gone, though no receiver may ever get it.
+            state.wait(Item { id, body, more, fds: fds.into_fds(), again: false });
             self.release(state);
         }
         true

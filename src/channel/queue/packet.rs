@@ -11,7 +11,8 @@
 
 use std::io::{self, IoSlice};
 use std::iter;
-use std::os::fd::{AsFd, OwnedFd};
+use std::mem;
+use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 
 use bytes::{Buf as _, BytesMut};
@@ -22,9 +23,9 @@ use crate::error::{RecvError, SendError};
 use crate::sys::socket::{Received, Wait};
 use crate::sys::{memory, socket};
 use crate::wire::extra::Extra;
-use crate::wire::fds::Moves;
 use crate::wire::frame::{Frame, HEAD_LEN, Head, Limits, VALUE};
 use crate::wire::held::Held;
+use crate::wire::passenger::Passenger;
 
 /// The longest packet, in bytes.
 const PACKET: usize = 64 * 1024;
@@ -41,17 +42,12 @@ pub(super) struct Packet {
     head: [u8; HEAD_LEN],
     /// What goes into the packet of the body.
     body: Held,
-    fds: Extra<OwnedFd>,
+    fds: Extra<Passenger>,
 }
 
 impl Packet {
     pub(super) fn new<T: Serialize>(item: &T, limits: Limits) -> Result<Self, SendError> {
-        Self::new_moving(item, limits).map(|(packet, _)| packet)
-    }
-
-    /// As [`new`](Self::new), for one that may not be sent after all.
-    pub(super) fn new_moving<T: Serialize>(item: &T, limits: Limits) -> Result<(Self, Moves), SendError> {
-        let (mut frame, moves) = value::encode_moving(item, limits)?;
+        let mut frame = value::encode_within(item, limits)?;
         let long = frame.wire_len() > PACKET;
         if long {
             frame.kind = CONTINUED;
@@ -72,15 +68,17 @@ impl Packet {
             let mut whole = body.into_bytes();
             let rest = whole.split_off(INLINE);
             body = whole.into();
-            fds.push(memory::write(iter::once(&rest).chain(&more)).inspect_err(|_| moves.call_off())?);
+            fds.push(memory::write(iter::once(&rest).chain(&more))?.into());
         }
-        Ok((Self { head, body, fds }, moves))
+        Ok(Self { head, body, fds })
     }
 
-    /// Sends it whole, or not at all.
-    pub(super) fn send(&self, socket: impl AsFd) -> io::Result<()> {
+    /// Sends it whole, or not at all; once.
+    pub(super) fn send(&mut self, socket: impl AsFd) -> io::Result<()> {
         let fds: Vec<_> = self.fds.iter().map(AsFd::as_fd).collect();
-        socket::send(socket, &[IoSlice::new(&self.head), IoSlice::new(&self.body)], &fds).map(|_| ())
+        socket::send(socket, &[IoSlice::new(&self.head), IoSlice::new(&self.body)], &fds)?;
+        mem::take(&mut self.fds).leave();
+        Ok(())
     }
 }
 
@@ -130,7 +128,8 @@ fn parse(mut bytes: BytesMut, received: Received, limits: Limits) -> Result<Fram
         }
         _ => return Err(refused("a packet that is no item")),
     }
-    Ok(Frame { kind: VALUE, body: bytes.freeze().into(), fds: fds.into(), ..Frame::default() })
+    let fds = fds.into_iter().map(Passenger::from).collect();
+    Ok(Frame { kind: VALUE, body: bytes.freeze().into(), fds, ..Frame::default() })
 }
 
 fn refused(reason: &'static str) -> RecvError {

@@ -102,7 +102,7 @@ impl<T: Serialize> QueueSender<T> {
     ///
     /// As for [`send`](Self::send).
     pub fn blocking_send(&self, item: T) -> Result<(), SendError> {
-        let packet = Packet::new(&item, self.limits)?;
+        let mut packet = Packet::new(&item, self.limits)?;
         drop(item);
         let socket = &self.shared()?.socket;
         socket.block_when(Ready::Write, || packet.send(socket)).map_err(sent)
@@ -133,10 +133,9 @@ impl<T: Serialize> QueueSender<T> {
     pub fn try_send(&self, item: T) -> Result<(), TrySendError<T>> {
         let Some(shared) = &self.shared else { return Err(TrySendError::Closed(item)) };
         // Whether there is room says only the send itself: other processes send, too.
-        let (packet, moves) = Packet::new_moving(&item, self.limits).map_err(TrySendError::Refused)?;
+        let mut packet = Packet::new(&item, self.limits).map_err(TrySendError::Refused)?;
         let Err(error) = packet.send(&shared.socket) else { return Ok(()) };
         drop(packet);
-        moves.call_off();
         if error.kind() == io::ErrorKind::WouldBlock || flusher::is_fd_congestion(&error) {
             return Err(TrySendError::Full(item));
         }
@@ -152,7 +151,7 @@ impl Shared {
         Self { socket, turns: Turns::default() }
     }
 
-    async fn send(&self, packet: Packet) -> Result<(), SendError> {
+    async fn send(&self, mut packet: Packet) -> Result<(), SendError> {
         loop {
             match self.socket.when_in_turn(Ready::Write, &self.turns, || packet.send(&self.socket)).await {
                 Err(error) if flusher::is_fd_congestion(&error) => flusher::pause().await?,
@@ -183,7 +182,7 @@ impl<T: Serialize> Sink<T> for QueueSender<T> {
     }
 
     fn start_send(mut self: Pin<&mut Self>, item: T) -> Result<(), SendError> {
-        let packet = Packet::new(&item, self.limits)?;
+        let mut packet = Packet::new(&item, self.limits)?;
         let shared = Arc::clone(self.shared()?);
         match packet.send(&shared.socket) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock || flusher::is_fd_congestion(&error) => {
