@@ -437,3 +437,33 @@ async fn the_ends_in_a_task_that_no_worker_begins_go_on() {
     pairs.go_on();
     pairs.end().await;
 }
+
+/// An item that looks into its own queue's receiver while that is on its way, and can't be sent then.
+struct Looks(Kept<AckedReceiver<u8>>);
+
+impl Serialize for Looks {
+    fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+        self.0.with(|rx| assert!(!matches!(rx.recv().now_or_never(), Some(Ok(_)))));
+        Err(serde::ser::Error::custom("not to be sent"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receiver_that_was_polled_while_it_was_moved_receives_once_that_is_called_off() {
+    let jobs = AckedQueue::new();
+    let receiver = Kept::new(jobs.receiver().unwrap());
+    let failed = spawn_process(task!(look((receiver.clone(), Looks(receiver.clone()))))).await;
+    assert!(matches!(failed, Err(SpawnError::Encode(_))));
+    jobs.send(7).await.unwrap();
+    let mut rx = Arc::into_inner(receiver.0).unwrap().into_inner().unwrap();
+    let received = tokio::time::timeout(std::time::Duration::from_secs(20), rx.recv()).await;
+    assert_eq!(*received.expect("it is in the queue").unwrap().unwrap(), 7);
+}
+
+impl<'de> Deserialize<'de> for Looks {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Kept::deserialize(deserializer).map(Self)
+    }
+}
+
+fn look(_: (Kept<AckedReceiver<u8>>, Looks)) {}

@@ -83,9 +83,8 @@ impl<T> AckedReceiver<T> {
     }
 
     fn ask(&mut self) {
-        if self.stage == Stage::Idle {
-            // If it can't be said, nobody is there, which the read sees.
-            let _ = self.sending.post(word(ASK, 0));
+        // If it can't be said, nobody is there, which the read sees; or this was moved, which may yet be called off.
+        if self.stage == Stage::Idle && self.sending.post(word(ASK, 0)).is_ok() {
             self.stage = Stage::Asked;
         }
     }
