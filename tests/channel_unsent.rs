@@ -381,12 +381,12 @@ async fn the_ends_in_a_message_that_nobody_can_receive_go_on() {
 async fn the_ends_in_an_answer_whose_caller_has_gone_go_on() {
     let mut pairs = Pairs::new();
     let (calls, called) = duplex::<(), (Ends, Rest)>().unwrap();
-    let (begin, begun) = std::sync::mpsc::channel();
+    let (at_work, works) = std::sync::mpsc::channel();
     let (go, may_go) = std::sync::mpsc::channel();
     let ends = pairs.ends.clone();
     let service = std::thread::spawn(move || {
         multiproc::blocking_serve(called, move |()| {
-            begin.send(()).unwrap();
+            at_work.send(()).unwrap();
             may_go.recv().unwrap();
             (ends.clone(), Rest::Fine)
         })
@@ -394,7 +394,7 @@ async fn the_ends_in_an_answer_whose_caller_has_gone_go_on() {
     let client = Client::new(calls);
     let mut call = Box::pin(client.call(()));
     assert!(call.as_mut().now_or_never().is_none());
-    begun.recv().unwrap();
+    works.recv().unwrap();
     drop(call);
     drop(client);
     go.send(()).unwrap();
@@ -456,8 +456,8 @@ async fn a_receiver_that_was_polled_while_it_was_moved_receives_once_that_is_cal
     assert!(matches!(failed, Err(SpawnError::Encode(_))));
     jobs.send(7).await.unwrap();
     let mut rx = Arc::into_inner(receiver.0).unwrap().into_inner().unwrap();
-    let received = tokio::time::timeout(std::time::Duration::from_secs(20), rx.recv()).await;
-    assert_eq!(*received.expect("it is in the queue").unwrap().unwrap(), 7);
+    let item = tokio::time::timeout(std::time::Duration::from_secs(20), rx.recv()).await;
+    assert_eq!(*item.expect("it is in the queue").unwrap().unwrap(), 7);
 }
 
 impl<'de> Deserialize<'de> for Looks {
