@@ -211,6 +211,8 @@ impl Supervisor {
     /// those tasks, which are off the desk, would never end.
     pub(super) fn match_answers(&self, process: &mut Process) -> Result<(), Misbehaved> {
         let mut desk = self.seat.desk();
+        // Some may be here from an earlier call, and have been counted.
+        let (answered, unfinished) = (process.answered.len(), process.unfinished.len());
         let mut honest = if desk.claims_too_much() { Err(Misbehaved) } else { Ok(()) };
         for (id, outcome) in process.answers.drain(..) {
             let Some(job) = desk.answer(id) else {
@@ -247,14 +249,15 @@ impl Supervisor {
             process.endings.push(ending);
             process.answered.push((job, outcome));
         }
-        let count = process.answered.len() + process.unfinished.len();
+        let count = process.answered.len() - answered + process.unfinished.len() - unfinished;
         if count == 0 {
             return honest;
         }
         let start = desk.since;
         let each = desk.answered(count, process.pace.take());
         drop(desk);
-        let jobs = process.answered.iter().map(|(job, _)| job).chain(&process.unfinished).map(|job| &**job);
+        let jobs = process.answered[answered..].iter().map(|(job, _)| job);
+        let jobs = jobs.chain(&process.unfinished[unfinished..]).map(|job| &**job);
         self.shared.times.note(start, each, jobs, process.child.kept().pid());
         honest
     }
