@@ -89,7 +89,7 @@ impl PoolBuilder {
     ///
     /// It has no deadline. As long as it runs, its worker is starting, and tasks wait: no
     /// [`task_timeout`](Self::task_timeout) counts for either. [`cancel`](ProcessPool::cancel) and dropping the pool end it;
-    /// [`close`](ProcessPool::close) does if no task waits.
+    /// [`close`](ProcessPool::close) does if no task waits, and [`resize`](ProcessPool::resize) to as many workers as are ready.
     ///
     /// It is encoded here, to see whether that can be done, which [`build`](Self::build) says. One in which there are file
     /// descriptors, as in ends of channels, sync objects and shared bytes, is kept, and encoded anew for each worker before its

@@ -60,7 +60,8 @@ impl Peer {
 /// Both programs must mean the same types: what the other side sends as another type is a `Decode` error, or is taken for a
 /// value if its bytes happen to be one. Names of types are not compared, as each program may have its own for one type.
 ///
-/// Dropping it removes the socket's file, and drops the clients that nobody has accepted.
+/// Dropping it drops the clients that nobody has accepted, and removes the socket's file, unless there is no fd or no room for the
+/// file that it locks for that: then the next one that binds there replaces it.
 ///
 /// # Examples
 ///
