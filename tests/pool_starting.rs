@@ -135,6 +135,11 @@ async fn a_task_is_taken_for_as_long_as_some_worker_may_get_ready() {
     assert!(is_pending(&mut third).await, "it waits with the others");
     assert!(matches!(pool.try_submit(task!(pid())), Err(TrySubmitError::Full(_))));
     tasks.push(tokio::spawn(third));
+    // Nor are the others started again and again for whoever asks for all of them.
+    for _ in 0..3 {
+        assert!(matches!(within(pool.start()).await, Err(SpawnError::Worker(_))));
+        assert_eq!(pool.status().details.len(), 1);
+    }
     let first = guest.pid;
     guest.go_on().await;
     for task in tasks {

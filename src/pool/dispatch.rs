@@ -114,8 +114,9 @@ impl Shared {
             return Err(SpawnError::Io(std::io::Error::other("not in a tokio runtime")).into());
         };
         if state.runtime.as_ref().is_none_or(|known| known.id() != runtime.id()) {
-            if state.is_new(runtime.id()) {
+            if !state.known.contains(&runtime.id()) {
                 needs_drivers();
+                state.know(runtime.id());
             }
             state.runtime = Some(runtime);
         }
@@ -187,6 +188,12 @@ impl Shared {
             Err(TaskError::Closed) => return Err(SpawnError::Cancelled),
             Err(TaskError::Spawn(error)) => return Err(error),
             Err(_) => return Err(state.last_cause.clone().map_or(SpawnError::Cancelled, SpawnError::Worker)),
+        }
+        if state.staying() == 0
+            && let Some(cause) = self.broken(&mut state).filter(|cause| had_a_process(cause))
+        {
+            // Some worker is still being started. Whoever asks again and again must not have all others started each time.
+            return Err(SpawnError::Worker(cause));
         }
         // What failed before is no failure of this start.
         state.last_cause = None;
@@ -309,7 +316,8 @@ impl Shared {
     ///
     /// Never more than its share: what one worker has ahead, another would have to wait for.
     fn send_ahead(state: &mut State, seat: &Arc<Seat>) {
-        if state.waiting.is_empty() {
+        // Older tasks go first whose workers are not needed any more: they go to whoever has nothing.
+        if state.waiting.is_empty() || state.assigned.len() > state.starting {
             return;
         }
         let mut desk = seat.desk();

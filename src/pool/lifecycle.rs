@@ -296,6 +296,7 @@ impl Shared {
             self.permits.add_permits(more - owed);
             Self::unload_all(&mut state);
             self.dispatch(&mut state);
+            self.open_seats(&mut state);
         } else {
             let fewer = before - workers;
             state.surplus += fewer - self.permits.forget_permits(fewer);

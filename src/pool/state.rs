@@ -225,14 +225,10 @@ impl State {
         self.seats.iter().filter(|seat| matches!(seat.desk().state, Idle | Busy | Stalled)).count()
     }
 
-    /// Whether that runtime has yet to be looked at, which costs more than a task does. From now on it is known.
-    pub(super) fn is_new(&mut self, runtime: Id) -> bool {
-        let is_new = !self.known.contains(&runtime);
-        if is_new {
-            self.known.truncate(KNOWN - 1);
-            self.known.push_front(runtime);
-        }
-        is_new
+    /// That runtime was looked at, which costs more than a task does, and has what a worker needs.
+    pub(super) fn know(&mut self, runtime: Id) {
+        self.known.truncate(KNOWN - 1);
+        self.known.push_front(runtime);
     }
 
     /// Puts a task where it was in the queue: before all that were submitted later.
@@ -379,8 +375,8 @@ mod tests {
                 shared.admit(&mut shared.state()).unwrap();
             }
         }
-        let mut state = shared.state();
+        let state = shared.state();
         assert_eq!(state.known.len(), runtimes.len());
-        assert!(runtimes.iter().all(|runtime| !state.is_new(runtime.handle().id())));
+        assert!(runtimes.iter().all(|runtime| state.known.contains(&runtime.handle().id())));
     }
 }
