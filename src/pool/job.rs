@@ -8,7 +8,7 @@ mod ends;
 
 use std::borrow::Cow;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -69,6 +69,8 @@ pub(super) struct Job {
     pub(super) timeout: Option<Duration>,
     /// Whether somebody waits for its slot.
     wants_slot: bool,
+    /// Whether it has ever left the queue for a worker. Read and written under the cell's lock, in which it would take a word.
+    had_slot: AtomicBool,
     /// Whether it may be sent to a worker that is still busy with another: one that is small, and is not to have a slot.
     pub(super) may_go_ahead: bool,
     /// Whether it is a chunk, some calls of which may have results before it has an outcome.
@@ -87,8 +89,6 @@ struct Cell {
     waker: Option<Waker>,
     rare: Option<Box<Rare>>,
     span: Span,
-    /// Whether it has ever left the queue for a worker.
-    had_slot: bool,
 }
 
 /// What few jobs have: a million of them may wait, and each byte counts.
@@ -149,9 +149,10 @@ impl Job {
             number: AtomicU64::new(0),
             timeout,
             wants_slot,
+            had_slot: AtomicBool::new(false),
             may_go_ahead,
             is_chunk,
-            cell: Mutex::new(Cell { stage: Stage::Queued, body, waker, rare, span, had_slot: false }),
+            cell: Mutex::new(Cell { stage: Stage::Queued, body, waker, rare, span }),
         })
     }
 
@@ -171,7 +172,7 @@ impl Job {
         match cell.stage {
             Stage::Queued => {
                 cell.stage = Stage::Assigned;
-                cell.had_slot = true;
+                self.had_slot.store(true, Ordering::Relaxed);
                 if self.wants_slot {
                     wake.extend(cell.waker.take());
                 }
@@ -186,16 +187,17 @@ impl Job {
     pub(super) fn poll_assigned(&self, cx: &mut Context<'_>) -> Poll<Result<(), Box<TaskError>>> {
         let mut waker = Some(cx.waker().clone());
         let mut cell = self.cell();
-        let cell = &mut *cell;
         match &mut cell.stage {
             Stage::Queued => {
                 std::mem::swap(&mut cell.waker, &mut waker);
                 Poll::Pending
             }
-            Stage::Resolved(Err(_)) if !cell.had_slot => match std::mem::replace(&mut cell.stage, Stage::Gone) {
-                Stage::Resolved(Err(error)) => Poll::Ready(Err(error)),
-                _ => Poll::Ready(Ok(())),
-            },
+            Stage::Resolved(Err(_)) if !self.had_slot.load(Ordering::Relaxed) => {
+                match std::mem::replace(&mut cell.stage, Stage::Gone) {
+                    Stage::Resolved(Err(error)) => Poll::Ready(Err(error)),
+                    _ => Poll::Ready(Ok(())),
+                }
+            }
             _ => Poll::Ready(Ok(())),
         }
     }
@@ -225,7 +227,7 @@ impl Job {
         }
         outbox.push_shared(Kind::Run as u8, id, (&cell.body, more), fds);
         cell.stage = Stage::Sent(Arc::clone(seat));
-        cell.had_slot = true;
+        self.had_slot.store(true, Ordering::Relaxed);
         drop(cell);
         Ok(self)
     }
