@@ -20,8 +20,8 @@ use crate::process::spawn::died;
 use crate::sys::socket::Ready;
 use crate::wire::frame::Frame;
 
-/// After so many frames that were there at once, others have their turn: this thread's other tasks, and what else may happen to
-/// the worker.
+/// After so many frames others have their turn, who may not have had it where each frame was there at once: this thread's other
+/// tasks, and what else may happen to the worker.
 const MOST_IN_A_ROW: u32 = 128;
 
 impl Supervisor {

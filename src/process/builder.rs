@@ -158,7 +158,8 @@ impl ProcessBuilder {
                 let worker = start::start(&self.plan, &self.name, Some(run)).await?;
                 Ok(Process::new(worker, name)?)
             };
-            // Without a process nobody has the ends in the task, though it may have left, and it was never begun.
+            // Without a process nobody has the ends in the task, though it may have left: one that was ready when this failed is
+            // being killed.
             start.await.inspect_err(|_| moves.call_off())
         }
     }
