@@ -71,13 +71,10 @@ async fn ping(socket: &mut UnixStream, size: usize, rounds: u32) -> Each {
     .await
 }
 
-async fn one_by_one(pool: &ProcessPool, rounds: u32) -> Each {
-    each(rounds, async {
-        for n in 0..rounds {
-            assert_eq!(pool.submit(call(|n: u32| n + 1, n)).await.unwrap(), n + 1);
-        }
-    })
-    .await
+async fn one_by_one(pool: &ProcessPool, rounds: u32) {
+    for n in 0..rounds {
+        assert_eq!(pool.submit(call(|n: u32| n + 1, n)).await.unwrap(), n + 1);
+    }
 }
 
 /// Puts a process, or a thread, on these cores.
@@ -121,8 +118,8 @@ async fn there_and_back(place: &str, apart: bool, pairs: usize) {
             turns;
             ping(raw.socket(), 40, rounds),
             ping(polling.socket(), 40, rounds),
-            one_by_one(&pool, rounds),
-            one_by_one(&busy, rounds),
+            each(rounds, one_by_one(&pool, rounds)),
+            each(rounds, one_by_one(&busy, rounds)),
         ));
         if apart {
             be_on(&[0, 1]);
@@ -190,7 +187,7 @@ async fn many(runtime: &str) {
                 let pool = pool.clone();
                 tokio::spawn(async move { one_by_one(&pool, rounds).await })
             });
-            join_all(callers).await.into_iter().for_each(|caller| _ = caller.unwrap());
+            join_all(callers).await.into_iter().for_each(|caller| caller.unwrap());
         })
         .await
     };
