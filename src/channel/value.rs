@@ -1,26 +1,12 @@
 //! A value in a frame.
 
-use std::cell::Cell;
-
-use bytes::BytesMut;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{RecvError, SendError};
 use crate::wire::body::{self, Parts};
-use crate::wire::extra::Extra;
 use crate::wire::fds;
 use crate::wire::frame::{Frame, Limits, MAX_FDS, VALUE};
-use crate::wire::held::Held;
-
-/// Bodies up to this many bytes are made in a buffer that is used again, and then cost one allocation of their size.
-const SMALL: usize = 1024;
-
-thread_local! {
-    /// That buffer, while nobody on this thread encodes. A thread that ends drops it, and may then encode all the same: what else
-    /// it keeps for itself may say something when it is dropped.
-    static BUFFER: Cell<Option<BytesMut>> = const { Cell::new(None) };
-}
 
 /// Makes a frame of a value and the fds in it. `max` bounds the body in bytes.
 pub(crate) fn encode<T: Serialize>(value: &T, max: usize) -> Result<Frame, SendError> {
@@ -29,7 +15,7 @@ pub(crate) fn encode<T: Serialize>(value: &T, max: usize) -> Result<Frame, SendE
 
 /// As [`encode`], within the limits of an end.
 pub(crate) fn encode_within<T: Serialize>(value: &T, limits: Limits) -> Result<Frame, SendError> {
-    let mut parts = Parts::new(BUFFER.try_with(Cell::take).ok().flatten().unwrap_or_default());
+    let mut parts = Parts::scratch();
     let ((), fds) = fds::collect(|| {
         parts.encode(value, limits.body)?;
         let (count, most) = (fds::held(), limits.fds);
@@ -39,14 +25,7 @@ pub(crate) fn encode_within<T: Serialize>(value: &T, limits: Limits) -> Result<F
         }
         Ok(())
     })?;
-    let (body, more) = if parts.is_written() && parts.written.len() <= SMALL {
-        let body = Held::copy(&parts.written);
-        parts.written.clear();
-        let _ = BUFFER.try_with(|buffer| buffer.set(Some(parts.written)));
-        (body, Extra::default())
-    } else {
-        parts.take(0)
-    };
+    let (body, more) = parts.finish();
     Ok(Frame { kind: VALUE, body, more, fds, ..Frame::default() })
 }
 

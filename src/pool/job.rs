@@ -323,17 +323,21 @@ impl Job {
     }
 
     pub(super) fn poll_outcome(&self, cx: &mut Context<'_>) -> Poll<Outcome> {
-        // To clone a waker, and to drop one, is somebody else's code, which may use this task: not under the lock.
-        let mut waker = Some(cx.waker().clone());
         let mut cell = self.cell();
+        if cell.is_pending() {
+            drop(cell);
+            // To clone a waker, and to drop one, is somebody else's code, which may use this task: not under the lock.
+            let mut waker = Some(cx.waker().clone());
+            cell = self.cell();
+            if cell.is_pending() {
+                std::mem::swap(&mut cell.waker, &mut waker);
+                drop(cell);
+                return Poll::Pending;
+            }
+        }
         match std::mem::replace(&mut cell.stage, Stage::Gone) {
             Stage::Resolved(outcome) => Poll::Ready(outcome),
-            Stage::Gone => Poll::Ready(Err(TaskError::Cancelled.into())),
-            stage => {
-                cell.stage = stage;
-                std::mem::swap(&mut cell.waker, &mut waker);
-                Poll::Pending
-            }
+            _ => Poll::Ready(Err(TaskError::Cancelled.into())),
         }
     }
 
@@ -380,6 +384,11 @@ impl Job {
 }
 
 impl Cell {
+    /// Whether it has no outcome yet.
+    fn is_pending(&self) -> bool {
+        matches!(self.stage, Stage::Queued | Stage::Assigned | Stage::Sent(_))
+    }
+
     fn bounces(&self) -> u32 {
         self.rare.as_ref().map_or(0, |rare| rare.bounces)
     }

@@ -106,7 +106,7 @@ impl<T: Task> Future for Submit<T> {
         }
         let Stage::Sent(claim) = &mut self.stage else { return Poll::Ready(Err(TaskError::Cancelled)) };
         let outcome = ready!(claim.poll(cx));
-        Poll::Ready(outcome.map_err(|error| *error).and_then(task::unpack))
+        Poll::Ready(result_of(outcome))
     }
 }
 
@@ -149,9 +149,12 @@ impl Claim {
     /// Waits for the outcome; afterwards there is nothing left to cancel.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
         let Some(job) = &self.0 else { return Poll::Ready(Err(TaskError::Cancelled.into())) };
-        let outcome = ready!(job.poll_outcome(cx));
-        self.0 = None;
-        Poll::Ready(outcome)
+        // Passed on where it lies.
+        let outcome = job.poll_outcome(cx);
+        if outcome.is_ready() {
+            self.0 = None;
+        }
+        outcome
     }
 
     /// Gives the claim up and lets the job go on. The queue and the worker hold it for as long as they need.
@@ -167,6 +170,13 @@ impl Drop for Claim {
         if let Some(seat) = self.0.take().and_then(|job| job.abandon()) {
             seat.bell.notify_one();
         }
+    }
+}
+
+fn result_of<R: DeserializeOwned>(outcome: Outcome) -> Result<R, TaskError> {
+    match outcome {
+        Ok(mut frame) => task::unpack(&mut frame),
+        Err(error) => Err(*error),
     }
 }
 
@@ -219,7 +229,7 @@ impl<R: DeserializeOwned> Future for TaskHandle<R> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let outcome = ready!(self.claim.poll(cx));
-        Poll::Ready(outcome.map_err(|error| *error).and_then(task::unpack))
+        Poll::Ready(result_of(outcome))
     }
 }
 

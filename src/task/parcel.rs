@@ -107,12 +107,11 @@ pub(crate) fn pack_for(
     encode: impl FnOnce(&mut Parts) -> Result<(), EncodeError>,
 ) -> Result<Parcel, PackError> {
     let entry = image::offset_of(entry).ok_or(PackError::Foreign { task: of })?;
-    let mut parts = Parts::new(Run::begin(entry, check(of)));
-    let packed = catch_unwind(AssertUnwindSafe(|| fds::collect(|| encode(&mut parts))));
-    match packed {
+    let mut parts = Parts::scratch();
+    Run::begin(&mut parts.written, entry, check(of));
+    match catch_unwind(AssertUnwindSafe(|| fds::collect(|| encode(&mut parts)))) {
         Ok(Ok(((), fds))) => {
-            let (body, more) =
-                if parts.is_written() { (Run::finish(parts.written), Extra::default()) } else { parts.take(0) };
+            let (body, more) = parts.finish();
             Ok(Parcel { name, body, more, fds })
         }
         Ok(Err(EncodeError::Failed(source))) => Err(PackError::Encode(source)),
@@ -121,12 +120,12 @@ pub(crate) fn pack_for(
     }
 }
 
-/// Decodes a task's result from the frame that brought it.
-pub(crate) fn unpack<R: DeserializeOwned>(frame: Frame) -> Result<R, TaskError> {
-    let Frame { body, fds: arrived, fds_lost, .. } = frame;
-    match catch_unwind(AssertUnwindSafe(|| fds::provide(arrived, || body::decode_shared(&body)))) {
+/// Decodes a task's result from the frame that brought it, and takes the fds out of that.
+pub(crate) fn unpack<R: DeserializeOwned>(frame: &mut Frame) -> Result<R, TaskError> {
+    let arrived = std::mem::take(&mut frame.fds);
+    match catch_unwind(AssertUnwindSafe(|| fds::provide(arrived, || body::decode_shared(&frame.body)))) {
         Ok(Ok(result)) => Ok(result),
-        Ok(Err(error)) => Err(TaskError::Decode(if fds_lost { fds::LOST.into() } else { error })),
+        Ok(Err(error)) => Err(TaskError::Decode(if frame.fds_lost { fds::LOST.into() } else { error })),
         Err(payload) => Err(TaskError::Panicked(Panic::new(panic_message(payload)))),
     }
 }

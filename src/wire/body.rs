@@ -2,6 +2,7 @@
 //!
 //! Says what happens to the buffer when it fails; how a value is written and read is in `writer.rs` and `reader.rs`.
 
+use std::cell::Cell;
 use std::mem;
 
 use bytes::{Bytes, BytesMut};
@@ -46,6 +47,16 @@ pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut BytesMut, max: 
     }
 }
 
+/// Bodies up to this many bytes are copied out of the buffer in which they were made, and it is used again: many may wait, and each
+/// is to take no more memory than it needs.
+const SMALL: usize = 4096;
+
+thread_local! {
+    /// That buffer, while nobody on this thread encodes: a value may have another one encoded inside. A thread that ends drops it,
+    /// and may then encode all the same: what else it keeps for itself may say something when it is dropped.
+    static SCRATCH: Cell<Option<Box<Parts>>> = const { Cell::new(None) };
+}
+
 /// A body that is being made: what was written, and large fields that stay where they are.
 #[derive(Debug, Default)]
 pub(crate) struct Parts {
@@ -54,11 +65,6 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    /// A body that begins with these bytes.
-    pub(crate) fn new(written: BytesMut) -> Self {
-        Self { written, apart: Vec::new() }
-    }
-
     /// Appends the value, as [`encode`] does; after an error or a panic it is of no more use.
     pub(crate) fn encode<T: Serialize + ?Sized>(&mut self, value: &T, max: usize) -> Result<(), EncodeError> {
         let max = (max as u64).min(u64::from(u32::MAX));
@@ -67,6 +73,25 @@ impl Parts {
             Ok(len) => Err(EncodeError::TooLarge { len, max }),
             Err(fault) => Err(EncodeError::Failed(fault.into())),
         }
+    }
+
+    /// An empty one, which is most often what this thread has.
+    #[expect(clippy::unnecessary_box_returns, reason = "it stays in its place, which is quicker than to move it")]
+    pub(crate) fn scratch() -> Box<Self> {
+        SCRATCH.try_with(Cell::take).ok().flatten().unwrap_or_default()
+    }
+
+    /// Takes the whole body.
+    pub(crate) fn finish(mut self: Box<Self>) -> (Held, Extra<Bytes>) {
+        if !self.is_written() || self.written.len() > SMALL {
+            return self.take(0);
+        }
+        let body = Held::copy(&self.written);
+        self.written.clear();
+        if self.written.capacity() <= 2 * SMALL {
+            let _ = SCRATCH.try_with(|scratch| scratch.set(Some(self)));
+        }
+        (body, Extra::default())
     }
 
     /// Whether all of it was written.
@@ -193,7 +218,7 @@ mod tests {
     fn a_body_in_pieces_reads_as_one() {
         let field = Bytes::from(vec![7; 1 << 20]);
         let value = (1u8, field.clone(), "between".to_owned(), vec![3u8; 2 << 20], field.clone());
-        let mut parts = Parts::new(BytesMut::from("head"));
+        let mut parts = Parts { written: BytesMut::from("head"), ..Parts::default() };
         parts.encode(&value, usize::MAX).unwrap();
         let (first, more) = parts.take(4);
         assert_eq!(parts.written, "head");

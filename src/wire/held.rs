@@ -20,14 +20,27 @@ pub(crate) enum Held {
 
 impl Held {
     /// A copy, in no more memory than it needs.
+    #[inline]
     pub(crate) fn copy(source: &[u8]) -> Self {
-        if source.len() > FEW {
-            return Self::Many(Bytes::copy_from_slice(source));
+        let mut copy = Self::default();
+        copy.fill(source);
+        copy
+    }
+
+    /// Becomes a copy, in its place: a processor waits where bytes are read in larger pieces than they were just written in, as when
+    /// a value is moved right after it was made.
+    #[inline]
+    pub(crate) fn fill(&mut self, source: &[u8]) {
+        match self {
+            Self::Few { len, bytes } if source.len() <= FEW => {
+                bytes[..source.len()].copy_from_slice(source);
+                #[expect(clippy::cast_possible_truncation, reason = "it is at most FEW")]
+                let few = source.len() as u8;
+                *len = few;
+            }
+            _ if source.len() <= FEW => *self = Self::copy(source),
+            _ => *self = Self::Many(Bytes::copy_from_slice(source)),
         }
-        let mut bytes = [0; FEW];
-        bytes[..source.len()].copy_from_slice(source);
-        #[expect(clippy::cast_possible_truncation, reason = "it is at most FEW")]
-        Self::Few { len: source.len() as u8, bytes }
     }
 
     /// The first `len` bytes of a buffer, which loses them.
@@ -121,6 +134,11 @@ mod tests {
             let held = Held::copy(&source[..len]);
             assert_eq!(matches!(held, Held::Few { .. }), len <= FEW);
             assert!(*held == source[..len] && held.to_bytes() == source[..len]);
+            for other in [0, FEW, FEW + 2] {
+                let mut refilled = Held::copy(&source[..other]);
+                refilled.fill(&source[..len]);
+                assert_eq!(refilled, held);
+            }
             assert_eq!(held, Held::from(held.to_bytes()));
             for count in 0..=len {
                 assert_eq!(*held.clone().behind(count), source[count..len]);

@@ -15,10 +15,9 @@
 //!
 //! What a worker says is not trusted: the worst that any bytes can do is to end that worker.
 
-use std::cell::Cell;
 use std::time::Duration;
 
-use bytes::{Buf as _, BufMut as _, BytesMut};
+use bytes::{Buf as _, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{BoxError, Panic, RecvError, TaskError};
@@ -92,37 +91,17 @@ pub(crate) struct Run {
     pub(crate) arguments: Held,
 }
 
-/// The largest buffer that a thread keeps to encode in, in bytes.
-const KEEP: usize = 4096;
-
-thread_local! {
-    /// Where this thread encodes; taken while it does, as a value may have another one encoded inside. It is gone before all
-    /// else is that a thread which ends keeps for itself, and that may encode, too.
-    static SCRATCH: Cell<BytesMut> = Cell::new(BytesMut::new());
-}
-
 impl Run {
     /// The bytes before the arguments.
     pub(crate) const HEAD_LEN: usize = 16;
 
     /// Begins a body; the arguments are appended to it.
-    pub(crate) fn begin(entry: u64, check: u64) -> BytesMut {
-        let mut body = SCRATCH.try_with(Cell::take).unwrap_or_default();
-        body.reserve(128);
-        body.put_u64_le(entry);
-        body.put_u64_le(check);
-        body
-    }
-
-    /// Ends it. A small body is copied out, as a million of them may wait, and leaves its buffer to the next one.
-    pub(crate) fn finish(mut body: BytesMut) -> Held {
-        if body.capacity() > KEEP {
-            return body.freeze().into();
-        }
-        let exact = Held::copy(&body);
-        body.clear();
-        let _ = SCRATCH.try_with(|scratch| scratch.set(body));
-        exact
+    pub(crate) fn begin(body: &mut BytesMut, entry: u64, check: u64) {
+        // In one piece: a buffer that may have to grow looks at its room for each.
+        let mut head = [0; Self::HEAD_LEN];
+        head[..8].copy_from_slice(&entry.to_le_bytes());
+        head[8..].copy_from_slice(&check.to_le_bytes());
+        body.extend_from_slice(&head);
     }
 
     pub(crate) fn parse(body: Held) -> Option<Self> {
