@@ -12,7 +12,7 @@ use multiproc::{
 };
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use support::{Other, alone, block_on, children, running};
+use support::{Other, alone, block_on, children, eventually, running, within};
 
 multiproc::test_support!();
 
@@ -207,21 +207,28 @@ async fn a_detached_process_runs_to_its_end_and_is_reaped() {
     assert!(support::exists(path + ".done"));
 }
 
+fn tell_len(bytes: Vec<u8>, tx: Sender<usize>) {
+    tx.blocking_send(bytes.len()).unwrap();
+}
+
+/// What did not fit into the socket was written by `join` and `wait` alone.
 #[tokio::test]
-async fn a_process_is_detached_before_its_arguments_have_left() {
+async fn a_task_with_large_arguments_begins_although_nobody_waits_for_its_end() {
+    let (tx, mut rx) = channel().unwrap();
+    let child = spawn_process(task!(tell_len(vec![1; 32 << 20], tx))).await.unwrap();
+    let len = tokio::time::timeout(Duration::from_secs(20), rx.recv()).await.expect("it does not begin");
+    assert_eq!(len.unwrap(), Some(32 << 20));
+    child.join().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_detached_process_has_its_large_arguments() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("len").to_str().unwrap().to_owned();
     let write = |(path, bytes): (String, Bytes)| std::fs::write(path, bytes.len().to_string()).unwrap();
-    let child = spawn_process(call(write, (path.clone(), Bytes::from(vec![7; 32 << 20])))).await.unwrap();
-    let other = Other::new(child.id().unwrap());
-    child.detach();
-    let written = async {
-        while !other.is_reaped() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), written).await.unwrap();
-    assert_eq!(std::fs::read_to_string(path).unwrap(), (32 << 20).to_string());
+    spawn_process(call(write, (path.clone(), Bytes::from(vec![7; 32 << 20])))).await.unwrap().detach();
+    let is_written = || std::fs::read_to_string(&path).is_ok_and(|len| len == (32 << 20).to_string());
+    assert!(eventually(within(Duration::from_secs(20)), is_written));
 }
 
 #[tokio::test]

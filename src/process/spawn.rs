@@ -17,9 +17,7 @@ use super::kept::{Exit, Kept};
 use super::pipes::{ChildStderr, ChildStdin, ChildStdout};
 use super::start::Worker;
 use super::within::within;
-use crate::channel::outbox::Outbox;
 use crate::error::{RecvError, SpawnError, TaskError};
-use crate::sys::socket::Ready;
 use crate::task::{self, Task};
 use crate::wire::frame::Frame;
 use crate::wire::message::FromWorker;
@@ -29,7 +27,8 @@ const EXIT_WITHIN: Duration = Duration::from_secs(5);
 
 /// Runs a task in a new process.
 ///
-/// Resolves once the process has started and is about to run the task; [`Process::join`] waits for the result. Use
+/// Resolves once the process has started, has been sent the whole task and is about to run it; [`Process::join`] waits for the
+/// result. Use
 /// [`Process::builder`] for a name, an environment, limits or pipes, and a [`ProcessPool`](crate::ProcessPool) for many
 /// tasks: starting a process takes about a millisecond.
 ///
@@ -249,20 +248,8 @@ impl<T> Process<T> {
 
     /// Lets the process run on without a handle. Its result is thrown away; it is still reaped, and ends with this
     /// program at the latest.
-    ///
-    /// # Panics
-    ///
-    /// Outside a tokio runtime, if the task's arguments have not been sent wholly yet.
     pub fn detach(self) {
-        let Self { mut running, .. } = self;
-        if running.worker.outbox.is_empty() {
-            running.worker.child.disarm();
-        } else {
-            tokio::spawn(async move {
-                running.converse().await;
-                running.worker.child.disarm();
-            });
-        }
+        self.running.worker.child.disarm();
     }
 
     fn kept(&self) -> &Kept {
@@ -274,19 +261,11 @@ impl Running {
     /// Talks with the process until its task has an answer, or can't have one any more. Cancel-safe.
     async fn converse(&mut self) {
         while matches!(self.reply, Reply::Awaited) {
-            let Worker { child, socket, inbox, outbox, .. } = &mut self.worker;
+            let Worker { child, socket, inbox, .. } = &mut self.worker;
             let socket = &*socket;
-            let unsent = !outbox.is_empty();
             let frame = tokio::select! {
                 biased;
                 frame = inbox.frame(socket) => frame,
-                written = socket.when(Ready::Write, || outbox.flush(socket)), if unsent => {
-                    if written.is_err() {
-                        // It is about to end, which the read will see.
-                        *outbox = Outbox::default();
-                    }
-                    continue;
-                }
                 // A process that it forked may hold the socket open after its end.
                 _ = child.kept().exited() => match inbox.try_frame(socket) {
                     Ok(None) => {

@@ -214,7 +214,8 @@ pub(crate) fn permitted() -> Result<u32, SpawnError> {
     if depth >= MAX_DEPTH { Err(SpawnError::TooDeep { depth }) } else { Ok(depth + 1) }
 }
 
-/// Starts a worker and shakes hands. `first` is sent along with the first words, so it costs no round trip.
+/// Starts a worker and shakes hands. `first` is sent along with the first words, so it costs no round trip, and wholly, so that
+/// the worker can begin whatever becomes of us.
 ///
 /// # Cancel safety
 /// Dropping it kills what has been started by then.
@@ -222,6 +223,7 @@ pub(crate) async fn start(plan: &Plan, name: &str, first: Option<Frame>) -> Resu
     let words = first_words(plan, name, None, first).await?;
     let mut worker = launch(plan, name, words).await?;
     worker.shake_hands(plan).await?;
+    worker.send_rest().await?;
     Ok(worker)
 }
 
@@ -388,6 +390,40 @@ impl Worker {
             Ok(FromWorker::Refused(reason)) => Err(refused(reason)),
             Ok(_) => Err(refused("it did not answer Hello".into())),
             Err(error) => Err(refused(error.to_string())),
+        }
+    }
+
+    /// Waits until all has left that is still here, or the worker has ended, which is no failed start. A worker reads on as
+    /// soon as it has said Ready.
+    async fn send_rest(&mut self) -> Result<(), SpawnError> {
+        let Self { child, socket, outbox, .. } = self;
+        let (kept, socket) = (child.kept(), &*socket);
+        let is_gone =
+            |error: &io::Error| matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+        loop {
+            let before = outbox.sent();
+            let sending = async {
+                tokio::select! {
+                    biased;
+                    sent = socket.when(Ready::Write, || outbox.flush(socket)) => sent,
+                    // A process that it forked may hold the socket open after its end.
+                    _ = kept.exited() => Ok(()),
+                }
+            };
+            match within(READY_WITHIN, sending).await {
+                Some(Err(error)) if !is_gone(&error) => return Err(error.into()),
+                Some(_) => {
+                    // What is left of it nobody will read.
+                    *outbox = Outbox::default();
+                    return Ok(());
+                }
+                // What is large takes its time.
+                None if outbox.sent() > before => {}
+                None => {
+                    let reason = "it does not read its task".into();
+                    return Err(SpawnError::Handshake { pid: kept.pid(), reason });
+                }
+            }
         }
     }
 }
