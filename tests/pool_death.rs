@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use futures::StreamExt as _;
 use futures::future::join_all;
 use multiproc::{ProcessPool, TaskError, call, is_worker, task};
 use pool_support::{Ledger, Meeting, endless, is_gone, kill, meet, meet_and_give_pid, note, pid, until, within};
@@ -389,6 +390,60 @@ async fn whatever_a_task_does_to_its_socket_it_dies_alone() {
         guest.go_on().await;
         within(bystander).await.unwrap();
     }
+    within(pool.close()).await;
+}
+
+/// Goes on in two processes, in the first one once the second has ended. Gives whether this is the first.
+fn fork_and_go_on() -> bool {
+    // SAFETY: the worker has no other thread that could hold a lock of the allocator's.
+    let copy = unsafe { libc::fork() };
+    if copy > 0 {
+        // SAFETY: it may write no status.
+        unsafe { libc::waitpid(copy, std::ptr::null_mut(), 0) };
+    }
+    copy != 0
+}
+
+fn fork_and_panic() {
+    panic!("{}", if fork_and_go_on() { "the first" } else { "the copy" });
+}
+
+/// The copy answered, too, read what was sent to its worker, and claimed tasks that nobody ran then.
+#[tokio::test]
+async fn of_a_task_that_forks_and_returns_twice_only_the_first_process_goes_on() {
+    let pool = ProcessPool::builder().workers(1).on_worker_start(call(|()| fork_and_go_on(), ())).build().unwrap();
+    within(pool.start()).await.unwrap();
+    let worker = pool.status().details[0].pid;
+    for round in 0..10 {
+        let forked = pool.submit(call(|()| (fork_and_go_on(), pid()), ()));
+        let neighbours = join_all((0..10).map(|_| pool.submit(task!(pid()))));
+        let panicked = pool.submit(task!(fork_and_panic()));
+        let (forked, panicked, neighbours) = within(async { tokio::join!(forked, panicked, neighbours) }).await;
+        assert_eq!(forked.unwrap(), (true, worker.unwrap()), "{round}");
+        assert!(matches!(&panicked, Err(TaskError::Panicked(p)) if p.message == "the first"), "{panicked:?}");
+        assert!(neighbours.into_iter().all(|pid| pid.unwrap() == worker.unwrap()), "{round}");
+    }
+    assert_eq!(pool.status().counts.died, 0);
+    within(pool.close()).await;
+}
+
+#[tokio::test]
+async fn of_a_call_in_a_chunk_that_forks_and_returns_twice_only_the_first_process_goes_on() {
+    let pool = ProcessPool::new(1);
+    let call = |n: u32| match n {
+        50 => u32::from(fork_and_go_on()),
+        60 => panic!("{}", fork_and_go_on()),
+        n => n,
+    };
+    let results: Vec<_> = within(pool.map(0..100, call).chunk(100).collect()).await;
+    for (n, result) in (0..).zip(results) {
+        match (n, result) {
+            (50, result) => assert_eq!(result.unwrap(), 1),
+            (60, Err(TaskError::Panicked(panic))) => assert_eq!(panic.message, "true"),
+            (n, result) => assert_eq!(result.unwrap(), n),
+        }
+    }
+    assert_eq!(pool.status().counts.died, 0);
     within(pool.close()).await;
 }
 

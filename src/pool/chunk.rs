@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use crate::error::{BoxError, TaskError};
 use crate::sys::image::{self, Entry};
 use crate::sys::ledger::KEPT;
+use crate::sys::original;
 use crate::task::{self, PackError, Parcel, Runner};
 use crate::wire::body::{self, EncodeError, Parts};
 use crate::wire::extra::Extra;
@@ -101,6 +102,7 @@ where
             match arrived.decode(|| decode_one::<A>(is_failure, body)) {
                 Ok(input) => {
                     let result = function(input);
+                    original::end_copy(0);
                     leaving = encode_result(&result, out, max_one);
                 }
                 Err(failure) => put_failure(&failure, out),

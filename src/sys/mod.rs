@@ -12,6 +12,7 @@ pub(crate) mod in_child;
 pub(crate) mod ledger;
 pub(crate) mod limits;
 pub(crate) mod memory;
+pub(crate) mod original;
 pub(crate) mod process;
 mod raw;
 pub(crate) mod rendezvous;

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use super::Task;
 use crate::error::{BoxError, Panic, SpawnError, TaskError};
 use crate::sys::image::{self, Entry};
+use crate::sys::original;
 use crate::wire::body::{self, EncodeError, Parts};
 use crate::wire::extra::Extra;
 use crate::wire::fds;
@@ -42,6 +43,8 @@ fn run<T: Task>(
     // A large argument has been decoded; its bytes need not stay while the task runs.
     drop(arguments);
     let output = task.run();
+    // Before anything is encoded or dropped: of two that return only one may answer.
+    original::end_copy(0);
     match fds::collect(|| out.encode(&output, max)) {
         Ok(((), leaving)) => Ok(leaving),
         Err(EncodeError::Failed(error)) => Err(Failure::Encode(error.to_string())),

@@ -10,7 +10,9 @@ use std::thread;
 
 use tokio::sync::Notify;
 
+use crate::process::start;
 use crate::sys::ledger::{Keeper, Ledger};
+use crate::sys::original;
 use crate::sys::process::SignalMask;
 use crate::task::unheeded;
 use crate::wire::message::Seat;
@@ -61,6 +63,8 @@ impl Progress {
     /// to answer with what it has.
     #[inline]
     pub(crate) fn made_one(&mut self, result: Option<&[u8]>) -> bool {
+        // One whose call has panicked.
+        original::end_copy(start::EXIT_PANICKED);
         self.made += 1;
         let (Some(keeper), Some(result)) = (&mut self.keeper, result) else { return false };
         keeper.keep(result) && !keeper.is_to_stop()

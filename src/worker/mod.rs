@@ -25,6 +25,7 @@ use crate::channel::socket::Socket;
 use crate::process::start;
 use crate::sys::image;
 use crate::sys::ledger::Ledger;
+use crate::sys::original;
 use crate::sys::socket::Ready;
 use crate::sys::watch;
 use crate::sys::worker::{self as sys, Slot};
@@ -138,6 +139,7 @@ fn arg0() -> Option<OsString> {
 fn work(socket: Socket, slot: Slot) -> ! {
     sys::reset_signals();
     sys::ignore_broken_pipes();
+    original::mark();
     sys::fill_stdio().expect("a worker needs /dev/null where its parent had no stdio");
     if !sys::has_inherited_nothing() {
         sys::close_inherited().expect("a worker needs /proc to see what it inherited");

@@ -22,6 +22,7 @@ use crate::channel::socket::Socket;
 use crate::error::{Panic, RecvError};
 use crate::process::start;
 use crate::sys::ledger::{Ledger, RING, Writer};
+use crate::sys::original;
 use crate::sys::socket::{self, Ready};
 use crate::sys::worker as sys;
 use crate::task;
@@ -84,6 +85,8 @@ impl<'a> Server<'a> {
     /// Serves until the parent ends the stream, and gives the process's exit code.
     pub(super) fn run(mut self) -> i32 {
         loop {
+            // Here it would take what is the original's to read and to claim.
+            original::end_copy(start::EXIT_NO_PARENT);
             let (socket, outbox, answers) = (self.socket, &mut self.outbox, &mut self.answers);
             let frame = self.inbox.frame_or_wait(socket, self.patience, || {
                 tell(answers, outbox, socket);
@@ -145,6 +148,8 @@ impl<'a> Server<'a> {
                     .unwrap_or_else(|panic| Err(Failure::Panicked(panic)))
             }
         };
+        // The parent has started one process, and gets one answer. A copy has returned from the task before: this one has panicked.
+        original::end_copy(start::EXIT_PANICKED);
         // What a task prints without a newline must not wait for the worker's end, which may be a kill.
         let _ = io::stdout().flush();
         let done = outcome.is_ok();
@@ -217,6 +222,8 @@ fn install_hook(socket: &Socket) {
     let socket = socket.as_fd().try_clone_to_owned().ok();
     panic::install(move |panic: &Panic| {
         let Some(socket) = &socket else { return };
+        // It is not this process's word that the parent waits for.
+        original::end_copy(start::EXIT_PANICKED);
         let failure = Failure::Panicked(panic.clone());
         let mut outbox = Outbox::default();
         outbox.push(message::frame(Kind::Failed, context::running(), &failure));
