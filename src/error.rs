@@ -49,6 +49,8 @@ impl Panic {
     }
 }
 
+impl Error for Panic {}
+
 impl fmt::Display for Panic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;

@@ -113,6 +113,7 @@ where
 }
 
 /// A call of a function with its arguments, made by [`call`] and [`task!`](crate::task).
+#[must_use = "it does nothing unless a pool or a process is given it"]
 pub struct Call<F, A> {
     name: &'static str,
     args: A,
@@ -151,6 +152,7 @@ where
 }
 
 /// A call of an async function with its arguments, made by [`task!`](crate::task).
+#[must_use = "it does nothing unless a pool or a process is given it"]
 pub struct CallAsync<F, A> {
     name: &'static str,
     args: A,

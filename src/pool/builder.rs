@@ -116,7 +116,8 @@ impl PoolBuilder {
         self
     }
 
-    /// Replaces a worker after so many tasks, at least 1: a remedy for code that leaks. Default: never.
+    /// Replaces a worker after so many tasks, at least 1: a remedy for code that leaks. Default: never. A chunk of a map's inputs is
+    /// one task.
     ///
     /// Each worker's own limit is up to a tenth lower, so that workers that started together are not replaced together.
     pub fn max_tasks_per_worker(mut self, tasks: u64) -> Self {

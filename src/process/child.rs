@@ -48,6 +48,7 @@ use crate::sys::process::Usage;
 /// # }
 /// ```
 #[derive(Debug)]
+#[must_use = "dropping it kills the program"]
 pub struct Child {
     /// Its stdin, if that is a pipe.
     pub stdin: Option<ChildStdin>,

@@ -182,7 +182,7 @@ impl<T> Process<T> {
     /// Waits until the process has ended. It may be called again, and then gives the same.
     ///
     /// The task's result is taken in meanwhile, so a process with a large one can end; [`join`](Self::join) gives it
-    /// afterwards.
+    /// afterwards. It waits for as long as the process lives, also one that has its result and does not end.
     ///
     /// # Errors
     ///

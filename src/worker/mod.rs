@@ -77,7 +77,11 @@ pub fn is_worker() -> bool {
 
 /// Runs [`init`](crate::init) before `main`, for programs whose `main` is not yours: test crates, benches, doctests.
 ///
-/// Write it once, at the root of the test crate (each file in `tests/` is one).
+/// Write it once, at the root of the test crate (each file in `tests/` is one), and never [`init`](crate::init) in a test: a worker
+/// starts as the test program does, and would run the other tests until it comes to that.
+///
+/// Each `#[tokio::test]` has a runtime of its own, with which a pool's workers end: make a pool in each test that uses one, or keep
+/// one runtime for all of them.
 ///
 /// # Examples
 ///
