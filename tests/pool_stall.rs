@@ -6,10 +6,11 @@ mod pool_support;
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use multiproc::{ProcessPool, TaskError, WorkerState, call, task};
+use multiproc::{ProcessPool, SpawnError, TaskError, WorkerState, call, task};
 use pool_support::{Ledger, Meeting, endless, is_gone, kill, meet_and_give_pid, note, pid, until, within};
 
 multiproc::test_support!();
@@ -172,5 +173,29 @@ async fn a_worker_whose_thread_has_ended_fails_its_task_and_is_replaced() {
     let Err(TaskError::Died { status: Some(status), pid, .. }) = lost else { panic!("{lost:?}") };
     assert_eq!(status.signal(), Some(libc::SIGKILL));
     assert_ne!(next.unwrap(), pid);
+    within(pool.close()).await;
+}
+
+/// It was waited for without end, and all tasks behind it.
+#[tokio::test]
+async fn a_start_task_that_ends_its_thread_is_a_failed_start() {
+    let lost = call(
+        |()| {
+            // SAFETY: as above.
+            unsafe { libc::syscall(libc::SYS_exit, 3) };
+        },
+        (),
+    );
+    let pool = ProcessPool::builder()
+        .workers(1)
+        .restart_limit(1, Duration::from_mins(10))
+        .on_worker_start(lost)
+        .build()
+        .unwrap();
+    let (started, task) = within(async { tokio::join!(pool.start(), pool.submit(task!(pid()))) }).await;
+    let Err(SpawnError::Worker(cause)) = started else { panic!("{started:?}") };
+    let SpawnError::StartTask(cause) = &*cause else { panic!("{cause:?}") };
+    assert!(matches!(**cause, TaskError::Died { .. }), "{cause:?}");
+    assert!(matches!(task, Err(TaskError::Broken { .. } | TaskError::Spawn(_))), "{task:?}");
     within(pool.close()).await;
 }

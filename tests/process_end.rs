@@ -373,6 +373,30 @@ fn write_nonsense() -> u8 {
     idle()
 }
 
+fn end_thread() {
+    // SAFETY: it ends this thread, whose stack nobody else looks at.
+    unsafe { libc::syscall(libc::SYS_exit, 3) };
+}
+
+/// Both waited for ever.
+#[tokio::test]
+async fn one_whose_task_ends_its_own_thread_has_died() {
+    let mut waited = spawn_process(task!(end_thread())).await.unwrap();
+    let joined = spawn_process(task!(end_thread())).await.unwrap();
+    let other = Other::new(joined.id().unwrap());
+    let wait = async {
+        // Who waits in small steps gets there, too.
+        while tokio::time::timeout(Duration::from_millis(100), waited.wait()).await.is_err() {}
+        waited.wait().await
+    };
+    let (status, result) = tokio::time::timeout(Duration::from_mins(1), async { tokio::join!(wait, joined.join()) })
+        .await
+        .expect("it hangs");
+    assert_eq!(status.unwrap().signal(), Some(libc::SIGKILL));
+    assert_eq!(died(result).unwrap().signal(), Some(libc::SIGKILL));
+    assert!(other.is_reaped());
+}
+
 /// It was left 5 s to exit by itself, and the cause was lost.
 #[tokio::test]
 async fn one_that_writes_nonsense_into_our_socket_is_killed_and_the_error_says_what_came() {

@@ -16,6 +16,7 @@ use super::state::{End, Ending};
 use super::supervisor::{Cause, Process, Stopping, Supervisor};
 use crate::error::{RecvError, TaskError};
 use crate::process::kept::{Exit, Kept};
+use crate::process::lost::has_lost_its_thread;
 use crate::process::spawn::died;
 use crate::sys::socket::Ready;
 use crate::wire::frame::Frame;
@@ -287,13 +288,6 @@ async fn sleep_until(deadline: Option<Instant>) {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
         None => std::future::pending().await,
     }
-}
-
-/// Whether a process goes on without the thread that ran its tasks, which native code may end by itself: a zombie that has not
-/// exited; proc_pid_stat(5).
-fn has_lost_its_thread(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
 }
 
 /// How many bytes of a process are in memory; `statm` in proc(5).

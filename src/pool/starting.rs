@@ -16,6 +16,7 @@ use crate::channel::inbox::Inbox;
 use crate::channel::socket::Socket;
 use crate::error::{SpawnError, TaskError};
 use crate::process::kept::Kept;
+use crate::process::lost::Looks;
 use crate::process::spawn::died;
 use crate::process::start::{self, Worker};
 use crate::process::within::within;
@@ -156,10 +157,15 @@ impl Supervisor {
                 coop::consume_budget().await;
             }
         };
-        tokio::select! {
-            biased;
-            outcome = answer => if let Some(outcome) = outcome { return outcome.map(drop).map_err(|error| *error) },
-            _ = kept.exited() => {}
+        let answer_or_end = async {
+            tokio::select! {
+                biased;
+                outcome = answer => outcome,
+                _ = kept.exited() => None,
+            }
+        };
+        if let Some(Some(outcome)) = Looks::new().unless_lost(kept.pid(), answer_or_end).await {
+            return outcome.map(drop).map_err(|error| *error);
         }
         let _ = kept.signal_group(libc::SIGKILL);
         Err(died(kept, &kept.exited_watched().await, name.into()))

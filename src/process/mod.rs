@@ -11,6 +11,7 @@ pub(crate) mod keeper;
 pub(crate) mod kept;
 mod launch;
 mod lines;
+pub(crate) mod lost;
 mod phase;
 mod pipes;
 pub(crate) mod program;

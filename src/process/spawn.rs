@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 
 use super::builder::ProcessBuilder;
 use super::kept::{Exit, Kept};
+use super::lost::Looks;
 use super::pipes::{ChildStderr, ChildStdin, ChildStdout};
 use super::start::Worker;
 use super::within::within;
@@ -92,6 +93,7 @@ struct Running {
     worker: Worker,
     name: &'static str,
     reply: Reply,
+    looks: Looks,
 }
 
 /// What has come of the task.
@@ -136,7 +138,7 @@ impl<T> Process<T> {
             stdin: worker.stdin.take().map(ChildStdin::new).transpose()?,
             stdout: worker.stdout.take().map(ChildStdout::new).transpose()?,
             stderr: worker.stderr.take().map(ChildStderr::new).transpose()?,
-            running: Running { worker, name, reply: Reply::Awaited },
+            running: Running { worker, name, reply: Reply::Awaited, looks: Looks::new() },
             output: PhantomData,
         })
     }
@@ -263,17 +265,30 @@ impl Running {
         while matches!(self.reply, Reply::Awaited) {
             let Worker { child, socket, inbox, .. } = &mut self.worker;
             let socket = &*socket;
-            let frame = tokio::select! {
-                biased;
-                frame = inbox.frame(socket) => frame,
-                // A process that it forked may hold the socket open after its end.
-                _ = child.kept().exited() => match inbox.try_frame(socket) {
+            let kept = child.kept();
+            let frame = async {
+                tokio::select! {
+                    biased;
+                    frame = inbox.frame(socket) => Some(frame),
+                    // A process that it forked may hold the socket open after its end.
+                    _ = kept.exited() => None,
+                }
+            };
+            let frame = match self.looks.unless_lost(kept.pid(), frame).await {
+                Some(Some(frame)) => frame,
+                // It may have answered before it ended, all since that looked.
+                Some(None) => match inbox.try_frame(socket) {
                     Ok(None) => {
                         self.reply = Reply::None;
                         return;
                     }
                     frame => frame,
                 },
+                None => {
+                    let _ = kept.signal_group(libc::SIGKILL);
+                    self.reply = Reply::None;
+                    return;
+                }
             };
             self.reply = match frame.and_then(|frame| frame.map(FromWorker::parse).transpose()) {
                 Ok(Some(FromWorker::Done(frame))) => Reply::Done(frame),
