@@ -161,6 +161,22 @@ fn where_there_is_no_clone3_programs_and_processes_start_all_the_same() {
     });
 }
 
+/// It was a panic, and in a worker's panic hook an abort.
+#[test]
+fn where_limits_cannot_be_asked_for_none_are_taken_to_be() {
+    alone("where_limits_cannot_be_asked_for_none_are_taken_to_be", || {
+        forbid(libc::SYS_prlimit64, libc::EPERM);
+        block_on(async {
+            assert_eq!(SharedBytes::copy_from_slice(&vec![1; 1 << 20]).unwrap().len(), 1 << 20);
+            let pool = ProcessPool::new(1);
+            assert_eq!(pool.submit(call(|n: u32| n + 1, 1)).await.unwrap(), 2);
+            let panicked = pool.submit(call(|n: u32| assert_ne!(n, 1), 1)).await;
+            assert!(matches!(&panicked, Err(TaskError::Panicked(_))), "{panicked:?}");
+            pool.close().await;
+        });
+    });
+}
+
 /// What one user's processes may listen to is bounded, by `fs.epoll.max_user_watches`.
 #[test]
 fn where_nothing_can_be_listened_to_ends_are_seen_all_the_same() {

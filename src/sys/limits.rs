@@ -6,7 +6,7 @@ use std::io::{self, Read as _};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
 /// Limits of one process, and its priority.
@@ -29,9 +29,7 @@ impl Limits {
     /// As [`apply`](Self::apply), but leaves the hard limit of memory where it is, so that [`with_memory_to_spare`] can lift
     /// the soft one.
     pub(crate) fn apply_to_worker(&self) -> Result<(), (&'static str, io::Error)> {
-        self.apply_with_memory(|bytes| {
-            getrlimit(Resource::As).maximum.map_or(libc::RLIM_INFINITY, |hard| hard.max(bytes))
-        })
+        self.apply_with_memory(|bytes| get(libc::RLIMIT_AS).maximum.map_or(libc::RLIM_INFINITY, |hard| hard.max(bytes)))
     }
 
     fn apply_with_memory(&self, hard: impl FnOnce(u64) -> u64) -> Result<(), (&'static str, io::Error)> {
@@ -87,7 +85,7 @@ pub(crate) fn with_memory_to_spare<R>(work: impl FnOnce() -> R) -> Option<R> {
 impl Lift {
     /// Says whether there is enough to spare now.
     fn begin() -> bool {
-        let (mut lift, old) = (Self::lock(), getrlimit(Resource::As));
+        let (mut lift, old) = (Self::lock(), get(libc::RLIMIT_AS));
         lift.count += 1;
         if lift.count == 1 {
             lift.limit = old.current;
@@ -110,7 +108,7 @@ impl Lift {
             // What is not known is nothing: all that is in use would lift the limit for good.
             let kept = lift.used.zip(used_address_space()).map_or(0, |(before, now)| now.saturating_sub(before));
             lift.kept = lift.kept.max(kept);
-            let old = getrlimit(Resource::As);
+            let old = get(libc::RLIMIT_AS);
             let most = old.maximum.unwrap_or(u64::MAX - 1);
             let current = Some(laid_on.saturating_add(lift.kept).min(most));
             let _ = setrlimit(Resource::As, Rlimit { current, ..old });
@@ -128,6 +126,15 @@ fn used_address_space() -> Option<u64> {
     let len = File::open("/proc/self/statm").ok()?.read(&mut text).ok()?;
     let pages: u64 = str::from_utf8(&text[..len]).ok()?.split(' ').next()?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64)
+}
+
+/// getrlimit(2). Where that is refused, by a sandbox say, no limit is known; rustix would panic.
+pub(super) fn get(resource: libc::__rlimit_resource_t) -> Rlimit {
+    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: `limit` is live and writable. A call that fails leaves it as it is.
+    unsafe { libc::getrlimit(resource, &raw mut limit) };
+    let known = |value| (value != libc::RLIM_INFINITY).then_some(value);
+    Rlimit { current: known(limit.rlim_cur), maximum: known(limit.rlim_max) }
 }
 
 /// setrlimit(2).

@@ -14,8 +14,8 @@ use bytes::BytesMut;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
-use rustix::process::{Resource, getrlimit};
 
+use super::limits;
 use super::socket::above_stdio;
 
 /// Up to so many bytes nobody asks whether they are free: it is a system call more, of a slow kind.
@@ -27,7 +27,7 @@ const UNASKED: usize = 64 << 20;
 /// And of a memfd nothing is taken before it is written, when it is too late for an error: the out-of-memory killer would end
 /// this process, or another one.
 pub(super) fn memfd(len: usize, flags: MemfdFlags) -> io::Result<OwnedFd> {
-    if getrlimit(Resource::Fsize).current.is_some_and(|most| len as u64 > most) {
+    if limits::get(libc::RLIMIT_FSIZE).current.is_some_and(|most| len as u64 > most) {
         return Err(Errno::FBIG.into());
     }
     if len > UNASKED && fs::read_to_string("/proc/meminfo").is_ok_and(|info| !has_free(&info, len as u64)) {
