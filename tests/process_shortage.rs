@@ -177,6 +177,29 @@ fn where_limits_cannot_be_asked_for_none_are_taken_to_be() {
     });
 }
 
+/// Then kill(2) does.
+#[test]
+fn where_nothing_can_be_signalled_through_its_pidfd_all_ends_nevertheless() {
+    alone("where_nothing_can_be_signalled_through_its_pidfd_all_ends_nevertheless", || {
+        block_on(async {
+            // One more filter each time, and what the last one says counts.
+            for error in [libc::ENOSYS, libc::EPERM] {
+                forbid(libc::SYS_pidfd_send_signal, error);
+                let mut child = Command::shell("sleep 1000 & sleep 1000").spawn().unwrap();
+                let stop = tokio::time::timeout(Duration::from_secs(10), child.stop(Duration::from_secs(5)));
+                assert!(!stop.await.expect("it lives on").unwrap().success());
+                let late = Command::new("sleep").arg("1000").timeout(Duration::from_millis(1)).status();
+                let late = tokio::time::timeout(Duration::from_secs(10), late).await.expect("it lives on");
+                assert!(matches!(late, Err(CommandError::TimedOut { .. })), "{late:?}");
+                let child = spawn_process(call(|()| std::thread::sleep(Duration::from_secs(1000)), ())).await.unwrap();
+                child.signal(libc::SIGCONT).unwrap();
+                drop(child);
+                assert!(eventually(within(Duration::from_secs(5)), || children().is_empty()), "{:?}", children());
+            }
+        });
+    });
+}
+
 /// What one user's processes may listen to is bounded, by `fs.epoll.max_user_watches`.
 #[test]
 fn where_nothing_can_be_listened_to_ends_are_seen_all_the_same() {

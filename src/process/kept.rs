@@ -203,7 +203,7 @@ impl Kept {
         match &*life {
             Life::Running(pidfd) => {
                 self.note(signal);
-                ok_if_gone(process::signal(pidfd, signal))
+                ok_if_gone(process::signal(pidfd, self.0.pid, signal))
             }
             Life::Lingering { .. } | Life::Outlived { .. } | Life::Reaped(_) => Ok(()),
         }
@@ -222,7 +222,7 @@ impl Kept {
                 // kernel could not reach the rest of the group.
                 let group = process::signal_group(pidfd, self.0.pid, signal);
                 // It may have moved to another group.
-                let alone = if signal == libc::SIGKILL { process::signal(pidfd, signal) } else { Ok(()) };
+                let alone = if signal == libc::SIGKILL { process::signal(pidfd, self.0.pid, signal) } else { Ok(()) };
                 ok_if_gone(group).and(ok_if_gone(alone))
             }
             Life::Outlived { exit, .. } if signal == libc::SIGKILL => {

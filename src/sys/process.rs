@@ -47,12 +47,19 @@ pub(crate) fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
 ///
 /// `ECHILD` says that it is no child of ours, or that somebody else has reaped it.
 pub(crate) fn peek_exit(pidfd: impl AsFd) -> io::Result<Option<(ExitStatus, Usage)>> {
-    wait_exited(pidfd.as_fd(), libc::WNOWAIT)
+    wait_exited(pidfd.as_fd(), libc::WNOHANG | libc::WNOWAIT)
 }
 
 /// Takes the status of a child that has ended, after which its number may be recycled; waitid(2).
 pub(crate) fn reap(pidfd: impl AsFd) -> io::Result<Option<(ExitStatus, Usage)>> {
-    wait_exited(pidfd.as_fd(), 0)
+    wait_exited(pidfd.as_fd(), libc::WNOHANG)
+}
+
+/// Waits for the end of a child and takes its status, as [`reap`]. To wait for the pidfd is not enough: while somebody traces the
+/// child, its end is shown to that one first.
+pub(crate) fn reap_at_end(pidfd: impl AsFd) {
+    let interrupted = |error: io::Error| error.kind() == io::ErrorKind::Interrupted;
+    while wait_exited(pidfd.as_fd(), 0).is_err_and(interrupted) {}
 }
 
 /// Ends a child that nobody knows yet, and its group, and reaps it. It must be unreaped: then its number is its own.
@@ -75,7 +82,7 @@ fn wait_exited(pidfd: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<Option<(
             libc::P_PIDFD,
             pidfd.as_raw_fd(),
             &raw mut info,
-            libc::WEXITED | libc::WNOHANG | flags,
+            libc::WEXITED | flags,
             &raw mut usage,
         )
     };
@@ -113,9 +120,15 @@ pub(crate) fn check_signal(signal: i32) -> io::Result<()> {
     if (0..=libc::SIGRTMAX()).contains(&signal) { Ok(()) } else { Err(rustix::io::Errno::INVAL.into()) }
 }
 
-/// Signals the process behind a pidfd; `pidfd_send_signal(2)`. `ESRCH` says that it has been reaped.
-pub(crate) fn signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
-    send(pidfd.as_fd(), signal, 0)
+/// Signals the process behind a pidfd, which had that number; `pidfd_send_signal(2)`, else kill(2). `ESRCH` says that it has been
+/// reaped.
+pub(crate) fn signal(pidfd: impl AsFd, pid: u32, signal: i32) -> io::Result<()> {
+    let Err(error) = send(pidfd.as_fd(), signal, 0) else { return Ok(()) };
+    if !is_refused(&error) || peek_exit(&pidfd).is_err() {
+        return Err(error);
+    }
+    let pid = i32::try_from(pid).map_err(|_| error)?;
+    kill(pid, signal)
 }
 
 /// Signals the process group that has the number of the child behind `pidfd`; `pidfd_send_signal(2)`, else kill(2).
@@ -124,15 +137,22 @@ pub(crate) fn signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
 /// there to hold that number. Otherwise a pidfd names the group for good, too, also when its leader is reaped.
 pub(crate) fn signal_group(pidfd: impl AsFd, pid: u32, signal: i32) -> io::Result<()> {
     check_signal(signal)?;
-    match send(pidfd.as_fd(), signal, libc::PIDFD_SIGNAL_PROCESS_GROUP) {
-        // The number is valid (checked above), so it's the flag that this kernel does not know.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-        result => return result,
+    let Err(error) = send(pidfd.as_fd(), signal, libc::PIDFD_SIGNAL_PROCESS_GROUP) else { return Ok(()) };
+    // The number is valid (checked above), so it's the flag that this kernel does not know.
+    let is_old = error.raw_os_error() == Some(libc::EINVAL);
+    if !is_old && !is_refused(&error) {
+        return Err(error);
     }
     if peek_exit(&pidfd).is_err() {
-        return Err(rustix::io::Errno::SRCH.into());
+        return Err(if is_old { rustix::io::Errno::SRCH.into() } else { error });
     }
     kill_group(pid, signal)
+}
+
+/// Whether a sandbox may have refused the call, or it is unknown here. `EPERM` may as well be about who is signalled, which kill(2)
+/// then says, too.
+fn is_refused(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM))
 }
 
 /// Signals a process group by its number; kill(2). The caller knows that an unreaped child of ours holds the number.
@@ -141,8 +161,13 @@ pub(crate) fn kill_group(pid: u32, signal: i32) -> io::Result<()> {
     let Some(group) = i32::try_from(pid).ok().filter(|group| *group > 1) else {
         return Err(rustix::io::Errno::SRCH.into());
     };
+    kill(-group, signal)
+}
+
+/// kill(2).
+fn kill(target: libc::pid_t, signal: i32) -> io::Result<()> {
     // SAFETY: kill touches no memory.
-    if unsafe { libc::kill(-group, signal) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if unsafe { libc::kill(target, signal) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 pub(super) fn send(pidfd: BorrowedFd<'_>, signal: i32, flags: libc::c_uint) -> io::Result<()> {
@@ -276,7 +301,7 @@ mod tests {
         assert_eq!(status.code(), Some(47));
         assert!(usage.max_rss > 100 << 10, "{usage:?}");
         assert_eq!(reap(&pidfd).unwrap_err().raw_os_error(), Some(libc::ECHILD));
-        assert_eq!(signal(&pidfd, libc::SIGTERM).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+        assert_eq!(signal(&pidfd, child.id(), libc::SIGTERM).unwrap_err().raw_os_error(), Some(libc::ESRCH));
     }
 
     #[test]
@@ -348,8 +373,8 @@ mod tests {
     #[test]
     fn a_bad_signal_number_is_refused() {
         let me = open_pidfd(std::process::id()).unwrap();
-        assert_eq!(signal(&me, 1000).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        assert_eq!(signal(&me, std::process::id(), 1000).unwrap_err().raw_os_error(), Some(libc::EINVAL));
         assert_eq!(check_signal(-1).unwrap_err().raw_os_error(), Some(libc::EINVAL));
-        signal(&me, 0).unwrap();
+        signal(&me, std::process::id(), 0).unwrap();
     }
 }

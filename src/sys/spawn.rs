@@ -20,12 +20,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::ptr;
 use std::sync::atomic::AtomicI32;
 
-use rustix::event::{PollFd, PollFlags, poll};
-
 pub(crate) use self::cradle::{Cradle, Fate, empty_cradles};
 use self::order::{Order, Pointers, become_program};
 use super::in_child::InChild;
-use super::process::{SignalMask, reap, signal};
+use super::process::{SignalMask, reap_at_end, signal};
 use super::raw::{self, Stack, clone3};
 use super::socket::duplicate;
 
@@ -116,7 +114,7 @@ pub(crate) fn spawn(exec: &Exec, stdio: [Option<BorrowedFd<'_>>; 3], in_child: &
     match failed.into_inner() {
         0 => child.above_stdio(),
         error => {
-            end(&child.pidfd);
+            end(&child);
             Err(io::Error::from_raw_os_error(error))
         }
     }
@@ -128,7 +126,7 @@ impl Child {
         if self.pidfd.as_raw_fd() > 2 {
             return Ok(self);
         }
-        let pidfd = duplicate(&self.pidfd).inspect_err(|_| end(&self.pidfd))?;
+        let pidfd = duplicate(&self.pidfd).inspect_err(|_| end(&self))?;
         Ok(Self { pidfd, ..self })
     }
 }
@@ -171,11 +169,9 @@ unsafe fn clone_child(order: *const Order, stack: &Stack, waiting: Waiting<'_>) 
 }
 
 /// Waits for the end of a child that nobody will know, and takes its status, unless somebody else has.
-fn end(pidfd: &OwnedFd) {
-    let _ = signal(pidfd, libc::SIGKILL);
-    let mut ended = [PollFd::new(pidfd, PollFlags::IN)];
-    while poll(&mut ended, None) == Err(rustix::io::Errno::INTR) {}
-    let _ = reap(pidfd);
+fn end(child: &Child) {
+    let _ = signal(&child.pidfd, child.pid, libc::SIGKILL);
+    reap_at_end(&child.pidfd);
 }
 
 #[cfg(test)]
@@ -188,6 +184,7 @@ mod tests {
 
     use rustix::pipe::{PipeFlags, pipe_with};
 
+    use super::super::process::reap;
     use super::super::socket::above_stdio;
 
     fn strings(strings: &[&str]) -> Strings {
@@ -325,7 +322,7 @@ mod tests {
             running.push(child);
         }
         for child in running {
-            end(&child.pidfd);
+            end(&child);
         }
     }
 }
