@@ -3,6 +3,7 @@
 //! A job is shared by the future that awaits it, the queue and the worker's supervisor; its stage says who may do what.
 //! It resolves exactly once: only the step out of `Queued`, `Assigned` or `Sent` that comes first counts.
 
+mod awaited;
 mod chunked;
 mod ends;
 
@@ -10,7 +11,7 @@ use std::borrow::Cow;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -183,25 +184,6 @@ impl Job {
         }
     }
 
-    /// Waits until it has a slot. An error: it has ended without one.
-    pub(super) fn poll_assigned(&self, cx: &mut Context<'_>) -> Poll<Result<(), Box<TaskError>>> {
-        let mut waker = Some(cx.waker().clone());
-        let mut cell = self.cell();
-        match &mut cell.stage {
-            Stage::Queued => {
-                std::mem::swap(&mut cell.waker, &mut waker);
-                Poll::Pending
-            }
-            Stage::Resolved(Err(_)) if !self.had_slot.load(Ordering::Relaxed) => {
-                match std::mem::replace(&mut cell.stage, Stage::Gone) {
-                    Stage::Resolved(Err(error)) => Poll::Ready(Err(error)),
-                    _ => Poll::Ready(Ok(())),
-                }
-            }
-            _ => Poll::Ready(Ok(())),
-        }
-    }
-
     /// Hands it to a worker: puts it into its outbox, under this number.
     ///
     /// It keeps its body until it is resolved, as the worker may die before it has begun it, and its fds
@@ -261,7 +243,7 @@ impl Job {
     /// A worker that it was taken back from has ended without a word: it may be the reason, wherever it is now.
     pub(super) fn suspect(&self) {
         let mut cell = self.cell();
-        if !matches!(cell.stage, Stage::Resolved(_) | Stage::Gone) {
+        if cell.is_pending() {
             cell.rare.get_or_insert_default().bounces += 1;
         }
     }
@@ -279,7 +261,7 @@ impl Job {
     /// Resolves it, if nothing has before.
     pub(super) fn resolve(&self, outcome: Outcome) {
         let cell = self.cell();
-        if matches!(cell.stage, Stage::Queued | Stage::Assigned | Stage::Sent(_)) {
+        if cell.is_pending() {
             settle(cell, Stage::Resolved(outcome));
         }
     }
@@ -316,31 +298,6 @@ impl Job {
         seat
     }
 
-    /// Nobody will wait for it, and it is to run all the same.
-    pub(super) fn detach(&self) {
-        let waker = self.cell().waker.take();
-        drop(waker);
-    }
-
-    pub(super) fn poll_outcome(&self, cx: &mut Context<'_>) -> Poll<Outcome> {
-        let mut cell = self.cell();
-        if cell.is_pending() {
-            drop(cell);
-            // To clone a waker, and to drop one, is somebody else's code, which may use this task: not under the lock.
-            let mut waker = Some(cx.waker().clone());
-            cell = self.cell();
-            if cell.is_pending() {
-                std::mem::swap(&mut cell.waker, &mut waker);
-                drop(cell);
-                return Poll::Pending;
-            }
-        }
-        match std::mem::replace(&mut cell.stage, Stage::Gone) {
-            Stage::Resolved(outcome) => Poll::Ready(outcome),
-            _ => Poll::Ready(Err(TaskError::Cancelled.into())),
-        }
-    }
-
     /// It was begun. What its fds are the other end of sees from now on what the worker does with its own, unless they may
     /// be needed again: for another attempt, or for a chunk's other calls.
     pub(super) fn let_fds_go(&self) {
@@ -356,7 +313,7 @@ impl Job {
 
     /// Whether somebody may still want it done.
     pub(super) fn is_wanted(&self) -> bool {
-        matches!(self.cell().stage, Stage::Queued | Stage::Assigned | Stage::Sent(_))
+        self.cell().is_pending()
     }
 
     /// The process that runs it.

@@ -5,6 +5,7 @@ mod builder;
 mod child;
 mod command;
 mod exchange;
+mod handshake;
 mod in_child;
 mod input;
 pub(crate) mod keeper;

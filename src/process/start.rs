@@ -20,20 +20,19 @@ use std::time::{Duration, Instant};
 use super::keeper::{self, Terms};
 use super::kept::KillOnDrop;
 use super::program::{Born, EnvChange, Launch, Plain, Program, spawn_std};
-use super::within::within;
 use crate::channel::flusher::{self, is_fd_congestion};
 use crate::channel::inbox::Inbox;
 use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
-use crate::error::{RecvError, SpawnError};
+use crate::error::SpawnError;
 use crate::sys::image;
 use crate::sys::in_child::InChild;
 use crate::sys::ledger::Ledger;
 use crate::sys::limits::Limits;
-use crate::sys::socket::{self, Ready};
+use crate::sys::socket;
 use crate::sys::worker::Slot;
 use crate::wire::frame::{DEFAULT_MAX_BODY, Frame};
-use crate::wire::message::{self, FromWorker, Hello, Kind, Life, Seat};
+use crate::wire::message::{self, Hello, Kind, Life, Seat};
 
 /// What a worker is: this very file, even when it has been replaced or removed.
 const EXECUTABLE: &str = "/proc/self/exe";
@@ -52,7 +51,7 @@ const MAX_DEPTH: u32 = 8;
 
 /// How long a new worker may take until it says Ready. A start takes about a millisecond; this is for a machine that
 /// does a thousand other things.
-const READY_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const READY_WITHIN: Duration = Duration::from_secs(10);
 
 /// Whether `init` ran, so that a new worker will find it too.
 static ALLOWED: AtomicBool = AtomicBool::new(false);
@@ -144,7 +143,7 @@ impl Plan {
     }
 
     /// Says which of several causes a failed start has.
-    fn explain(&self, error: io::Error) -> SpawnError {
+    pub(super) fn explain(&self, error: io::Error) -> SpawnError {
         if let Some(path) = &self.program.current_dir
             && (!path.is_dir() || rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_err())
         {
@@ -336,94 +335,4 @@ pub(crate) async fn launch(plan: &Plan, name: &str, words: FirstWords) -> Result
         ledger,
     };
     Ok(worker)
-}
-
-impl Worker {
-    /// Waits for Ready, while what is left of the first words is written.
-    pub(crate) async fn shake_hands(&mut self, plan: &Plan) -> Result<(), SpawnError> {
-        let pid = self.child.kept().pid();
-        let ready = async {
-            let (socket, outbox) = (&self.socket, &mut self.outbox);
-            // A worker that can't be written to is about to end, which the read will see.
-            let mut writing = std::pin::pin!(socket.when(Ready::Write, || outbox.flush(socket)));
-            let mut written = false;
-            loop {
-                tokio::select! {
-                    biased;
-                    _ = &mut writing, if !written => written = true,
-                    frame = self.inbox.frame(socket) => return frame,
-                }
-            }
-        };
-        let exited = self.child.kept().exited();
-        let first = async {
-            tokio::select! {
-                biased;
-                frame = ready => Some(frame),
-                _ = exited => None,
-            }
-        };
-        let frame = match within(READY_WITHIN, first).await {
-            Some(Some(frame)) => frame,
-            // It may have said Ready, done its task and ended, all since that looked.
-            Some(None) => self.inbox.try_frame(&self.socket),
-            None => return Err(SpawnError::NotReady { pid, after: READY_WITHIN }),
-        };
-        let refused = |reason: String| SpawnError::Handshake { pid, reason };
-        let frame = match frame {
-            Ok(Some(frame)) => frame,
-            // The socket ends before the process does.
-            Ok(None) | Err(RecvError::Truncated) => {
-                let exit = self.child.kept().exited_watched();
-                let Some(exit) = within(READY_WITHIN, exit).await else {
-                    return Err(SpawnError::NotReady { pid, after: READY_WITHIN });
-                };
-                return Err(match self.child.kept().start_error() {
-                    Some(error) => plan.explain(error),
-                    None => SpawnError::Exited { status: exit.status, pid },
-                });
-            }
-            Err(error) => return Err(refused(error.to_string())),
-        };
-        match FromWorker::parse(frame) {
-            Ok(FromWorker::Ready) => Ok(()),
-            Ok(FromWorker::Refused(reason)) => Err(refused(reason)),
-            Ok(_) => Err(refused("it did not answer Hello".into())),
-            Err(error) => Err(refused(error.to_string())),
-        }
-    }
-
-    /// Waits until all has left that is still here, or the worker has ended, which is no failed start. A worker reads on as
-    /// soon as it has said Ready.
-    async fn send_rest(&mut self) -> Result<(), SpawnError> {
-        let Self { child, socket, outbox, .. } = self;
-        let (kept, socket) = (child.kept(), &*socket);
-        let is_gone =
-            |error: &io::Error| matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
-        loop {
-            let before = outbox.sent();
-            let sending = async {
-                tokio::select! {
-                    biased;
-                    sent = socket.when(Ready::Write, || outbox.flush(socket)) => sent,
-                    // A process that it forked may hold the socket open after its end.
-                    _ = kept.exited() => Ok(()),
-                }
-            };
-            match within(READY_WITHIN, sending).await {
-                Some(Err(error)) if !is_gone(&error) => return Err(error.into()),
-                Some(_) => {
-                    // What is left of it nobody will read.
-                    *outbox = Outbox::default();
-                    return Ok(());
-                }
-                // What is large takes its time.
-                None if outbox.sent() > before => {}
-                None => {
-                    let reason = "it does not read its task".into();
-                    return Err(SpawnError::Handshake { pid: kept.pid(), reason });
-                }
-            }
-        }
-    }
 }

@@ -1,0 +1,53 @@
+//! Who waits for a job: for its slot, and for its outcome.
+
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use super::{Job, Outcome, Stage};
+use crate::error::TaskError;
+
+impl Job {
+    /// Waits until it has a slot. An error: it has ended without one.
+    pub(in crate::pool) fn poll_assigned(&self, cx: &mut Context<'_>) -> Poll<Result<(), Box<TaskError>>> {
+        let mut waker = Some(cx.waker().clone());
+        let mut cell = self.cell();
+        match &mut cell.stage {
+            Stage::Queued => {
+                std::mem::swap(&mut cell.waker, &mut waker);
+                Poll::Pending
+            }
+            Stage::Resolved(Err(_)) if !self.had_slot.load(Ordering::Relaxed) => {
+                match std::mem::replace(&mut cell.stage, Stage::Gone) {
+                    Stage::Resolved(Err(error)) => Poll::Ready(Err(error)),
+                    _ => Poll::Ready(Ok(())),
+                }
+            }
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Nobody will wait for it, and it is to run all the same.
+    pub(in crate::pool) fn detach(&self) {
+        let waker = self.cell().waker.take();
+        drop(waker);
+    }
+
+    pub(in crate::pool) fn poll_outcome(&self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        // To clone a waker, and to drop one, is somebody else's code, which may use this task: not under the lock, which goes first.
+        let mut waker = None;
+        let mut cell = self.cell();
+        if cell.is_pending() {
+            drop(cell);
+            waker = Some(cx.waker().clone());
+            cell = self.cell();
+        }
+        if cell.is_pending() {
+            std::mem::swap(&mut cell.waker, &mut waker);
+            return Poll::Pending;
+        }
+        match std::mem::replace(&mut cell.stage, Stage::Gone) {
+            Stage::Resolved(outcome) => Poll::Ready(outcome),
+            _ => Poll::Ready(Err(TaskError::Cancelled.into())),
+        }
+    }
+}
