@@ -350,9 +350,14 @@ pub(crate) fn has_ended(socket: impl AsFd) -> io::Result<bool> {
     Ok(!fds[0].revents().is_empty())
 }
 
-/// Whether nothing is in the socket that has bytes; `SIOCINQ` in unix(7).
+/// Whether nothing is in the socket that has bytes.
 pub(crate) fn is_drained(socket: impl AsFd) -> io::Result<bool> {
-    Ok(rustix::io::ioctl_fionread(socket)? == 0)
+    Ok(unread(socket)? == 0)
+}
+
+/// How many bytes have come that nobody has read; `SIOCINQ` in unix(7).
+pub(crate) fn unread(socket: impl AsFd) -> io::Result<u64> {
+    Ok(rustix::io::ioctl_fionread(socket)?)
 }
 
 /// How often this thread has called sendmsg and recvmsg, so that a test can say what something costs.

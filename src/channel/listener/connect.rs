@@ -37,7 +37,8 @@ pub async fn connect<A, B>(path: impl AsRef<Path>) -> io::Result<Duplex<A, B>> {
 }
 
 /// As [`connect`], to a listener that `admit` accepts, of whatever user. `admit` runs on a thread of its own, and within the
-/// 5 seconds that all of it has.
+/// 5 seconds that all of it has. Until it has decided, nothing is said to the listener: where more than 128 come there at a time,
+/// this one may be dropped as one that is silent, which is `ConnectionAborted`.
 ///
 /// # Errors
 ///

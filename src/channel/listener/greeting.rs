@@ -7,11 +7,11 @@ use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::task::{AbortHandle, JoinSet, spawn_blocking, yield_now};
+use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
 use super::Peer;
@@ -19,8 +19,8 @@ use crate::channel::duplex::Sides;
 use crate::channel::flusher;
 use crate::channel::socket::Socket;
 use crate::sys::rendezvous;
-use crate::sys::socket::Ready;
-use crate::wire::frame::{Frame, HELLO, Limits, REFUSAL};
+use crate::sys::socket::{self, Ready};
+use crate::wire::frame::{Frame, HEAD_LEN, HELLO, Limits, REFUSAL};
 
 /// How long each side waits for the other's word.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -88,34 +88,53 @@ impl Drop for Greeting {
     }
 }
 
+/// A client that is being greeted.
+#[derive(Debug)]
+struct Stranger {
+    task: AbortHandle,
+    /// Its socket, which goes with it.
+    socket: Weak<Socket>,
+}
+
+impl Stranger {
+    /// Whether it has not said its hello, or not the whole of it. What its task has yet to read lies in the socket, and once it
+    /// has read a hello it has come to its end.
+    fn is_silent(&self) -> bool {
+        let unread = |socket: Arc<Socket>| socket::unread(&*socket).unwrap_or(0);
+        self.socket.upgrade().map_or(0, unread) < HEAD_LEN as u64
+    }
+}
+
 async fn accept_all(socket: Socket, admit: Option<Admit>, hall: Arc<Hall>) {
     let places = Arc::new(Semaphore::new(MOST));
     // Those who are being greeted go with this task.
     let mut greeted = JoinSet::new();
     // The same, the one that came first in front.
-    let mut silent = VecDeque::new();
+    let mut strangers = VecDeque::new();
     loop {
         let accepted = socket.when(Ready::Read, || rendezvous::accept(&socket)).await;
         while greeted.try_join_next().is_some() {}
-        silent.retain(|client: &AbortHandle| !client.is_finished());
+        strangers.retain(|stranger: &Stranger| !stranger.task.is_finished());
         match accepted {
             Ok(client) => {
-                while places.available_permits() == 0
-                    && let Some(first) = silent.pop_front()
+                // Who has spoken is through as soon as its task runs, or is being asked about, and does not fall silent again.
+                if places.available_permits() == 0
+                    && let Some(silent) = strangers.iter().position(Stranger::is_silent)
+                    && let Some(silent) = strangers.remove(silent)
                 {
-                    first.abort();
-                    // It gives back its place when it is dropped, which this thread does next.
-                    yield_now().await;
+                    silent.task.abort();
                 }
                 let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-                let (admit, hall) = (admit.clone(), Arc::clone(&hall));
-                silent.push_back(greeted.spawn(async move {
-                    if let Ok(Some((sides, peer))) = timeout(PATIENCE, greet(client, admit)).await {
+                let (admit, hall, sides) = (admit.clone(), Arc::clone(&hall), Sides::new(client));
+                let socket = Arc::downgrade(sides.receiving.socket());
+                let task = greeted.spawn(async move {
+                    if let Ok(Some((sides, peer))) = timeout(PATIENCE, greet(sides, admit)).await {
                         let guest = Guest { sides, peer, _place: place };
                         hall.ready.lock().unwrap_or_else(PoisonError::into_inner).push_back(guest);
                         hall.news.notify_one();
                     }
-                }));
+                });
+                strangers.push_back(Stranger { task, socket });
             }
             // They stay in the kernel's queue meanwhile.
             Err(_) => sleep(PAUSE).await,
@@ -124,9 +143,8 @@ async fn accept_all(socket: Socket, admit: Option<Admit>, hall: Arc<Hall>) {
 }
 
 /// Gives the client if it is admitted and shakes hands.
-async fn greet(client: OwnedFd, admit: Option<Admit>) -> Option<(Sides, Peer)> {
-    let peer = Peer::of(&client).ok()?;
-    let mut sides = Sides::new(client);
+async fn greet(mut sides: Sides, admit: Option<Admit>) -> Option<(Sides, Peer)> {
+    let peer = Peer::of(&**sides.receiving.socket()).ok()?;
     if !is_admitted(peer, admit).await {
         let _ = sides.sending.post(Frame { kind: REFUSAL, ..Frame::default() });
         return None;

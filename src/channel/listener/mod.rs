@@ -107,7 +107,7 @@ impl<A, B> Listener<A, B> {
     ///
     /// Others may be able to enter its directory, but not to write there. The socket has mode 0666. `admit` runs on a thread
     /// of its own. If it panics, the client is refused; a client for which it takes longer than the 5 seconds that each has is
-    /// dropped, and is one that is silent until it is admitted.
+    /// dropped.
     ///
     /// # Errors
     ///
