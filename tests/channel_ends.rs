@@ -1,14 +1,12 @@
-//! Channels: what is sent arrives, ends are told apart from deaths, and ends travel.
+//! Channels: what is sent arrives, and ends are told apart from deaths.
 
 #![expect(clippy::needless_pass_by_value, reason = "a task owns its arguments")]
 
 use std::future::Future;
-use std::pin::pin;
-use std::sync::Arc;
 use std::task::{Context, Waker};
 
 use futures::{SinkExt, StreamExt as _};
-use multiproc::{Duplex, Receiver, RecvError, SendError, Sender, channel, duplex, spawn_process, task};
+use multiproc::{Receiver, RecvError, SendError, Sender, channel, duplex, spawn_process, task};
 use serde::{Deserialize, Serialize};
 
 multiproc::test_support!();
@@ -243,153 +241,4 @@ async fn the_tutorials_pair_a_writer_is_joined_and_an_endless_reader_terminated(
     assert_eq!(reader.wait().await.unwrap().signal(), Some(15));
     assert_eq!(seen.recv().await.unwrap(), None);
     assert!(matches!(relay.send('D').await, Err(SendError::Closed)));
-}
-
-fn upper(mut end: Duplex<String, String>) -> u32 {
-    let mut count = 0;
-    while let Some(text) = end.blocking_recv().unwrap() {
-        end.blocking_send(text.to_uppercase()).unwrap();
-        count += 1;
-    }
-    count
-}
-
-#[tokio::test]
-async fn ends_travel_in_arguments() {
-    let (mut ours, theirs) = duplex::<String, String>().unwrap();
-    let child = spawn_process(task!(upper(theirs))).await.unwrap();
-    for text in ["a", "bc"] {
-        ours.send(text.to_owned()).await.unwrap();
-        assert_eq!(ours.recv().await.unwrap(), Some(text.to_uppercase()));
-    }
-    drop(ours);
-    assert_eq!(child.join().await.unwrap(), 2);
-}
-
-fn make() -> (Sender<u8>, Receiver<u8>) {
-    let (tx, rx) = channel().unwrap();
-    tx.blocking_send(1).unwrap();
-    (tx, rx)
-}
-
-#[tokio::test]
-async fn ends_travel_in_results() {
-    let (tx, mut rx) = spawn_process(task!(make())).await.unwrap().join().await.unwrap();
-    tx.send(2).await.unwrap();
-    drop(tx);
-    assert_eq!(rx.recv().await.unwrap(), Some(1));
-    assert_eq!(rx.recv().await.unwrap(), Some(2));
-    assert_eq!(rx.recv().await.unwrap(), None);
-}
-
-/// A message that carries the way to answer it.
-#[derive(Serialize, Deserialize)]
-struct Question {
-    text: String,
-    answer: Sender<String>,
-}
-
-async fn answerer(mut questions: Receiver<Question>) {
-    while let Some(question) = questions.recv().await.unwrap() {
-        question.answer.send(format!("{}!", question.text)).await.unwrap();
-    }
-}
-
-#[tokio::test]
-async fn ends_travel_in_messages() {
-    let (questions, theirs) = channel().unwrap();
-    let child = spawn_process(task!(answerer(theirs).await)).await.unwrap();
-    for text in ["one", "two"] {
-        let (answer, mut answers) = channel().unwrap();
-        questions.send(Question { text: text.to_owned(), answer }).await.unwrap();
-        assert_eq!(answers.recv().await.unwrap(), Some(format!("{text}!")));
-        assert_eq!(answers.recv().await.unwrap(), None);
-    }
-    drop(questions);
-    child.join().await.unwrap();
-}
-
-/// Polls it once: it waits.
-fn waits(future: impl Future) -> bool {
-    pin!(future).poll(&mut Context::from_waker(Waker::noop())).is_pending()
-}
-
-#[tokio::test]
-async fn the_ends_in_an_unread_message_are_closed_with_it() {
-    let (questions, unread) = channel().unwrap();
-    let (answer, mut answers) = channel::<String>().unwrap();
-    questions.send(Question { text: String::new(), answer }).await.unwrap();
-    assert!(waits(answers.recv()), "the sender is on its way");
-    drop(unread);
-    assert_eq!(answers.recv().await.unwrap(), None);
-}
-
-type Numbered = (u32, Option<Sender<String>>);
-
-async fn the_rest(mut rx: Receiver<Numbered>) -> Vec<u32> {
-    let mut seen = Vec::new();
-    while let Some((n, answer)) = rx.recv().await.unwrap() {
-        seen.push(n);
-        if let Some(answer) = answer {
-            answer.send(format!("here is {n}")).await.unwrap();
-        }
-    }
-    seen
-}
-
-#[tokio::test]
-async fn a_receiver_takes_what_it_has_received_along() {
-    let (mut tx, mut rx) = channel::<Numbered>().unwrap();
-    let (answer, mut answers) = channel().unwrap();
-    let mut answer = Some(answer);
-    for n in 0..5 {
-        tx.feed((n, if n == 3 { answer.take() } else { None })).await.unwrap();
-    }
-    tx.flush().await.unwrap();
-    assert_eq!(rx.recv().await.unwrap().unwrap().0, 0, "all that has come is in here now");
-    let child = spawn_process(task!(the_rest(rx).await)).await.unwrap();
-    tx.send((5, None)).await.unwrap();
-    drop(tx);
-    assert_eq!(child.join().await.unwrap(), [1, 2, 3, 4, 5]);
-    assert_eq!(answers.recv().await.unwrap().as_deref(), Some("here is 3"));
-    assert_eq!(answers.recv().await.unwrap(), None);
-}
-
-#[tokio::test]
-async fn an_end_that_was_sent_away_refuses_to_go_on() {
-    /// Keeps what it encodes.
-    #[derive(Debug)]
-    struct Kept<T>(Arc<T>);
-    impl<T: Serialize> Serialize for Kept<T> {
-        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-            self.0.serialize(serializer)
-        }
-    }
-    let (tx, mut rx) = channel::<u8>().unwrap();
-    let tx = Arc::new(tx);
-    let (parcel, mut parcels) = channel::<Kept<Sender<u8>>>().unwrap();
-    parcel.send(Kept(Arc::clone(&tx))).await.unwrap();
-    assert!(matches!(tx.send(1).await, Err(SendError::Io(_))));
-    assert!(matches!(parcel.send(Kept(Arc::clone(&tx))).await, Err(SendError::Encode(_))));
-    drop((tx, parcel));
-    assert!(waits(rx.recv()), "the one that is on its way holds the channel open");
-    let _ = &mut parcels;
-}
-
-#[tokio::test]
-async fn a_sender_with_a_message_under_way_cannot_be_sent() {
-    let (tx, rx) = channel::<Vec<u8>>().unwrap();
-    assert!(waits(tx.send(vec![0; 8 << 20])));
-    let (parcel, _parcels) = channel().unwrap();
-    let error = parcel.send(tx).await.unwrap_err();
-    assert!(matches!(error, SendError::Encode(_)), "{error:?}");
-    drop(rx);
-}
-
-#[test]
-fn an_end_is_no_value_outside_a_message() {
-    let (tx, rx) = channel::<u8>().unwrap();
-    assert!(postcard::to_allocvec(&tx).is_err());
-    assert!(postcard::to_allocvec(&rx).is_err());
-    tx.blocking_send(1).unwrap();
 }

@@ -63,7 +63,8 @@ pub fn duplex<A, B>() -> io::Result<(Duplex<A, B>, Duplex<B, A>)> {
 /// One end of a channel in both directions: it sends `A` and receives `B`; see [`duplex`].
 ///
 /// It is a [`Sink`] and a [`Stream`] too, and a value that can be sent itself, as [`Sender`](crate::Sender) and
-/// [`Receiver`](crate::Receiver) are. Closing it as a `Sink` ends the direction in which it sends and keeps the other.
+/// [`Receiver`](crate::Receiver) are. Closing it as a `Sink` ends the direction in which it sends and keeps the other, also
+/// where it is sent to.
 pub struct Duplex<A, B> {
     sides: Sides,
     messages: PhantomData<fn(A) -> B>,

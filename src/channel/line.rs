@@ -6,11 +6,12 @@ use std::io;
 use std::task::Waker;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tokio::task::AbortHandle;
 
 use super::flusher::{self, Debt, is_fd_congestion};
 use super::gather::Gathering;
-use super::moved::Moved;
+use super::moved::{self, Moved};
 use super::outbox::Outbox;
 use super::socket::Socket;
 use crate::error::SendError;
@@ -30,6 +31,8 @@ pub(super) struct Line {
     pub(super) state: State,
     /// Behind [`State::Moved`].
     pub(super) moved: Moved,
+    /// How it stood before that, and stands again when that is called off.
+    pub(super) before: State,
     pub(super) mover: Mover,
     /// The flusher's task for this end, while it is the mover.
     pub(super) task: Option<AbortHandle>,
@@ -48,8 +51,8 @@ pub(super) struct Line {
     pub(super) spent: Vec<Bytes>,
 }
 
-/// How the sending side stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How the sending side stands, here and where it is sent to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum State {
     #[default]
     Open,
@@ -58,6 +61,7 @@ pub(super) enum State {
     /// The system failed us in a way that may have cut a frame; the raw error.
     Failed(i32),
     /// Another process has this end now.
+    #[serde(skip)]
     Moved,
 }
 
@@ -91,12 +95,16 @@ pub(super) enum Until {
 pub(super) type Attempt = Result<Until, Result<(), SendError>>;
 
 impl Line {
+    pub(super) fn new(state: State) -> Self {
+        Self { state, ..Self::default() }
+    }
+
     pub(super) fn check(&self) -> Result<(), SendError> {
         match self.state {
             State::Open => Ok(()),
             State::Closed => Err(SendError::Closed),
             State::Failed(error) => Err(io::Error::from_raw_os_error(error).into()),
-            State::Moved => Err(io::Error::other("this end was sent to another process").into()),
+            State::Moved => Err(moved::away().into()),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Whether an end has gone to another process. Encoding it is what moves it, before the message has left: one that can't be
 //! sent, or is given up before it leaves, calls the move off, and its ends are as they were; see `wire/passenger.rs`.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -13,6 +14,11 @@ pub(super) struct Moved {
     is_set: AtomicBool,
     /// What may yet call it off.
     by: Mutex<Option<Move>>,
+}
+
+/// What an end says that was moved.
+pub(super) fn away() -> io::Error {
+    io::Error::other("this end was sent to another process")
 }
 
 impl Moved {

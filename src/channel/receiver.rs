@@ -25,7 +25,7 @@ use crate::wire::frame::Limits;
 /// [`SendError::Closed`](crate::SendError::Closed).
 ///
 /// It is a value that can be sent itself, together with what it has received and not yet given out. That moves it: the
-/// receiver that was encoded refuses to go on.
+/// receiver that was encoded refuses to go on. It is refused once it has ended with `TooLarge` or `Protocol`.
 pub struct Receiver<T> {
     side: Receiving,
     message: PhantomData<fn() -> T>,

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use tokio::task::coop;
 
 use super::inbox::{Batch, Inbox};
-use super::moved::Moved;
+use super::moved::{self, Moved};
 use super::socket::Socket;
 use super::value;
 use crate::error::RecvError;
@@ -136,11 +136,9 @@ impl Receiving {
         &self,
         give: impl FnOnce(BytesMut, &VecDeque<Batch>) -> Result<R, E>,
     ) -> Result<R, E> {
-        self.check().map_err(|error| match error {
-            // As in `Sending::hand_over`.
-            RecvError::Io(reason) => E::custom(reason),
-            error => E::custom(error),
-        })?;
+        if self.is_moved() {
+            return Err(E::custom(moved::away()));
+        }
         let (unread, batches) = self.inbox.unread().map_err(E::custom)?;
         let given = give(unread, batches)?;
         self.moved.set();
@@ -154,7 +152,7 @@ impl Receiving {
 
     fn check(&self) -> Result<(), RecvError> {
         if self.is_moved() {
-            return Err(io::Error::other("this end was sent to another process").into());
+            return Err(moved::away().into());
         }
         Ok(())
     }

@@ -31,7 +31,7 @@ use crate::wire::frame::Limits;
 /// flush or close the sink before those.
 ///
 /// It is a value that can be sent itself. That moves it: the sender that was encoded refuses to go on. It is refused while
-/// a message of its own is under way.
+/// a message of its own is under way. One that is closed is closed where it goes, too.
 pub struct Sender<T> {
     side: Arc<Sending>,
     limits: Limits,

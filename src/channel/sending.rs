@@ -17,9 +17,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use super::departure::Departure;
-use super::flusher;
 use super::line::{Attempt, Line, Mover, SINK, State, Until};
 use super::socket::Socket;
+use super::{flusher, moved};
 use crate::error::SendError;
 use crate::sys::socket;
 use crate::task::unheeded;
@@ -36,7 +36,12 @@ pub(crate) struct Sending {
 
 impl Sending {
     pub(crate) fn new(socket: Arc<Socket>) -> Self {
-        Self { socket, line: Mutex::default(), due: AtomicUsize::new(0) }
+        Self::resume(socket, State::Open)
+    }
+
+    /// A side that goes on where another one stood; see [`hand_over`](Self::hand_over).
+    pub(super) fn resume(socket: Arc<Socket>, state: State) -> Self {
+        Self { socket, line: Mutex::new(Line::new(state)), due: AtomicUsize::new(0) }
     }
 
     pub(crate) fn socket(&self) -> &Arc<Socket> {
@@ -135,19 +140,17 @@ impl Sending {
         stays
     }
 
-    /// Hands this side to another process, by way of `give`. Frames that are under way can't go along.
-    pub(crate) fn hand_over<R, E: serde::ser::Error>(&self, give: impl FnOnce() -> Result<R, E>) -> Result<R, E> {
+    /// Hands this side to another process, by way of `give`, with how it stands. Frames that are under way can't go along.
+    pub(super) fn hand_over<R, E: serde::ser::Error>(&self, give: impl FnOnce(State) -> Result<R, E>) -> Result<R, E> {
         let mut line = self.line();
-        line.check().map_err(|error| match error {
-            // An encoder's error is a text, which has no source to say that it has moved.
-            SendError::Io(reason) => E::custom(reason),
-            error => E::custom(error),
-        })?;
+        if line.state == State::Moved {
+            return Err(E::custom(moved::away()));
+        }
         if !line.outbox.is_empty() {
             return Err(E::custom("a message of this end is still under way: await its send before sending the end"));
         }
-        let given = give()?;
-        line.state = State::Moved;
+        let given = give(line.state)?;
+        line.before = mem::replace(&mut line.state, State::Moved);
         line.moved.set();
         // A flusher whose work others have done waits for much room before it sees that, and keeps the socket open here.
         if let Some(task) = line.task.take() {
@@ -258,7 +261,7 @@ impl Sending {
     pub(super) fn line(&self) -> MutexGuard<'_, Line> {
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         if line.state == State::Moved && !line.moved.is_set() {
-            line.state = State::Open;
+            line.state = line.before;
         }
         line
     }

@@ -2,7 +2,7 @@
 //!
 //! A stream has one reader and one writer at a time: two processes that read would take pieces of each other's frames. So
 //! encoding an end moves it, and the one that is left behind refuses to go on. What it had received and not yet given out
-//! goes along.
+//! goes along, and whether it is closed for sending.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -41,26 +41,35 @@ pub(super) fn serialize_sending<S: Serializer>(
     limits: Limits,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
-    side.hand_over(|| BareOut(Given::new(&**side.socket()), bounds(limits)).serialize(serializer))
+    side.hand_over(|state| (state, BareOut(Given::new(&**side.socket()), bounds(limits))).serialize(serializer))
 }
 
 pub(super) fn deserialize_sending<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(Sending, Limits), D::Error> {
-    let BareIn(fd, bounds) = Deserialize::deserialize(deserializer)?;
-    Ok((Sending::new(Arc::new(stream(fd)?)), limits(bounds)))
+    let (state, BareIn(fd, bounds)) = Deserialize::deserialize(deserializer)?;
+    Ok((Sending::resume(Arc::new(stream(fd)?), state), limits(bounds)))
 }
 
 pub(super) fn serialize_receiving<S: Serializer>(side: &Receiving, serializer: S) -> Result<S::Ok, S::Error> {
+    serialize_behind((), side, serializer)
+}
+
+/// A receiving side, and in front of it what else belongs to its end.
+fn serialize_behind<S: Serializer>(first: impl Serialize, side: &Receiving, serializer: S) -> Result<S::Ok, S::Error> {
     side.hand_over(|unread, batches| {
         let mut out = Vec::new();
         for batch in batches {
             out.push((batch.fds.iter().map(Given::new).collect(), batch.lost, batch.within as u64));
         }
-        ReceivingOut(Given::new(&**side.socket()), bounds(side.limits()), unread.freeze(), out).serialize(serializer)
+        let side = ReceivingOut(Given::new(&**side.socket()), bounds(side.limits()), unread.freeze(), out);
+        (first, side).serialize(serializer)
     })
 }
 
 pub(super) fn deserialize_receiving<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Receiving, D::Error> {
-    let ReceivingIn(fd, bounds, unread, batches) = Deserialize::deserialize(deserializer)?;
+    ReceivingIn::deserialize(deserializer).and_then(resume)
+}
+
+fn resume<E: serde::de::Error>(ReceivingIn(fd, bounds, unread, batches): ReceivingIn) -> Result<Receiving, E> {
     let batches: VecDeque<_> = batches
         .into_iter()
         .map(|(fds, lost, within)| Batch {
@@ -78,12 +87,13 @@ pub(super) fn serialize_both<S: Serializer>(
     receiving: &Receiving,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
-    sending.hand_over(|| serialize_receiving(receiving, serializer))
+    sending.hand_over(|state| serialize_behind(state, receiving, serializer))
 }
 
 pub(super) fn deserialize_both<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(Sending, Receiving), D::Error> {
-    let receiving = deserialize_receiving(deserializer)?;
-    Ok((Sending::new(Arc::clone(receiving.socket())), receiving))
+    let (state, receiving) = Deserialize::deserialize(deserializer)?;
+    let receiving = resume(receiving)?;
+    Ok((Sending::resume(Arc::clone(receiving.socket()), state), receiving))
 }
 
 /// An end of a queue, which stays as it is: any number of processes may hold it.
