@@ -180,10 +180,11 @@ pub enum SpawnError {
         /// How deep this process is nested; a program started by hand has depth 0.
         depth: u32,
     },
-    /// This program never called [`init`](crate::init).
+    /// This program never called [`init`](crate::init), or only on another thread than the main one.
     #[error(
         "multiproc is not initialised: add `multiproc::init();` as the first line of `fn main` \
-         (in tests, doctests and benches: `multiproc::test_support!();` once at the crate's root)"
+         (in tests, doctests and benches: `multiproc::test_support!();` once at the crate's root); \
+         a call on another thread than the main one does not count"
     )]
     InitMissing,
     /// The setting is not valid.

@@ -59,6 +59,25 @@ fn main() {
                 other => panic!("{other:?}"),
             }
         }
+        // As in a `#[test]`.
+        "init in a thread" => std::thread::spawn(|| {
+            println!("other tests run");
+            multiproc::init();
+            support::block_on(without_init());
+        })
+        .join()
+        .unwrap(),
+        "init in a worker's thread" => {
+            if std::env::args_os().next().is_some_and(|arg0| arg0 == MARKER) {
+                let _ = std::thread::spawn(multiproc::init).join();
+                unreachable!("a worker's init returned");
+            }
+            multiproc::init();
+            match support::block_on(spawn_process(task!(add(1, 2)))) {
+                Err(error @ SpawnError::Handshake { .. }) => println!("{error}"),
+                other => panic!("{other:?}"),
+            }
+        }
         "panics before init" => {
             assert!(std::env::args_os().next().is_none_or(|arg0| arg0 != MARKER), "not in a worker");
             multiproc::init();
@@ -208,6 +227,13 @@ fn a_program_whose_workers_end_before_init_gets_an_error_that_names_the_line() {
     assert!(myself("panics before init").output().unwrap().status.success());
 }
 
+/// Each worker ran what tests there were, until it came to the one with `init`.
+fn init_on_another_thread_does_not_count_and_a_worker_that_comes_to_it_there_says_so() {
+    assert_eq!(lines(myself("init in a thread").output().unwrap()), ["other tests run", "refused"]);
+    let lines = lines(myself("init in a worker's thread").output().unwrap());
+    assert!(lines[0].contains("`multiproc::init();`") && lines[0].contains("main thread"), "{lines:?}");
+}
+
 fn a_forged_marker_is_inert() {
     for arg0 in [MARKER, "multiproc-worker: name", "multiproc-worker<1", "multiproc-worker<2: name"] {
         let forged = |stdin: Stdio| lines(myself("plain").arg0(arg0).stdin(stdin).output().unwrap());
@@ -280,6 +306,7 @@ fn tests() {
         without_init_a_start_is_refused_at_once_with_no_process_started,
         a_start_before_init_is_refused_and_works_after_it,
         a_program_whose_workers_end_before_init_gets_an_error_that_names_the_line,
+        init_on_another_thread_does_not_count_and_a_worker_that_comes_to_it_there_says_so,
         a_forged_marker_is_inert,
         an_executable_that_was_replaced_while_it_runs_goes_on_working,
         a_program_with_closed_stdio_works,

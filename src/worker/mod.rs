@@ -26,6 +26,7 @@ use crate::process::start;
 use crate::sys::image;
 use crate::sys::ledger::Ledger;
 use crate::sys::original;
+use crate::sys::process::is_main_thread;
 use crate::sys::socket::Ready;
 use crate::sys::watch;
 use crate::sys::worker::{self as sys, Slot};
@@ -45,6 +46,9 @@ static WORKER: AtomicBool = AtomicBool::new(false);
 /// a thread outside that runtime. Tests, doctests without a `main` and benches call [`test_support!`](crate::test_support)
 /// instead. Starting a process in a program that never called it fails with
 /// [`SpawnError::InitMissing`](crate::SpawnError::InitMissing).
+///
+/// It belongs to the main thread. A call on another one, as in a `#[test]`, does not count: a worker would run whatever else the
+/// program does until it comes to that. A worker that comes to it there all the same is a failed start.
 ///
 /// A worker has /dev/null as stdin, the parent's stdout and stderr, no other fd of the parent, no blocked signal and
 /// no ignored one but SIGPIPE, and is in a process group of its own. It ends with its parent, however that ends: a thread
@@ -67,7 +71,10 @@ pub fn init() {
         WORKER.store(true, Ordering::Relaxed);
         work(socket, slot)
     }
-    start::allow();
+    // Where it is not first in `main`, each worker would be this program once more, and do what it does until it comes here.
+    if is_main_thread() {
+        start::allow();
+    }
 }
 
 /// Whether this process is a worker: whether it is running a task for another one.
@@ -77,7 +84,7 @@ pub fn is_worker() -> bool {
 
 /// Runs [`init`](crate::init) before `main`, for programs whose `main` is not yours: test crates, benches, doctests.
 ///
-/// Write it once, at the root of the test crate (each file in `tests/` is one), and never [`init`](crate::init) in a test: a worker
+/// Write it once, at the root of the test crate (each file in `tests/` is one). [`init`](crate::init) in a test does not count: a worker
 /// starts as the test program does, and would run the other tests until it comes to that.
 ///
 /// Each `#[tokio::test]` has a runtime of its own, with which a pool's workers end: make a pool in each test that uses one, or keep
@@ -141,6 +148,14 @@ fn arg0() -> Option<OsString> {
 
 /// The whole life of a worker.
 fn work(socket: Socket, slot: Slot) -> ! {
+    // For as long as the process lives, which is as long as this.
+    let socket: &Socket = Box::leak(Box::new(socket));
+    if !is_main_thread() {
+        // Other threads are at work, and what is inherited may be theirs by now.
+        let reason = "it came to `multiproc::init();` on another thread than the main thread: that must be the first \
+                      line of `fn main` (in tests: `multiproc::test_support!();` once at the crate's root)";
+        serve(socket, slot, Err(reason.into()))
+    }
     sys::reset_signals();
     sys::ignore_broken_pipes();
     original::mark();
@@ -149,8 +164,6 @@ fn work(socket: Socket, slot: Slot) -> ! {
         sys::close_inherited().expect("a worker needs /proc to see what it inherited");
         watch::continue_at_parents_end();
     }
-    // For as long as the process lives, which is as long as this.
-    let socket: &Socket = Box::leak(Box::new(socket));
     let watched = watch_parent(socket).map_err(|error| format!("cannot start its watch thread: {error}"));
     if tokio::runtime::Handle::try_current().is_ok() {
         // Inside a runtime a task could not block, nor drive one of its own.
