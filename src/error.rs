@@ -6,6 +6,7 @@
 mod call;
 mod command;
 mod ending;
+mod spawn;
 mod sync;
 
 use std::borrow::Cow;
@@ -13,13 +14,12 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::process::ExitStatus;
-use std::sync::Arc;
-use std::time::Duration;
 
 pub use call::CallError;
 pub use command::{CommandError, ParentError};
-use ending::{Ending, init_hint};
+use ending::Ending;
 use serde::{Deserialize, Serialize};
+pub use spawn::SpawnError;
 pub use sync::SyncError;
 
 /// A boxed source error, as the `Encode`, `Decode` and `Broken` variants carry it.
@@ -85,8 +85,8 @@ pub enum TaskError {
     /// [`cancel_grace`](crate::PoolBuilder::cancel_grace).
     #[error("task timed out")]
     TimedOut,
-    /// The task was cancelled before it had a result.
-    #[error("task was cancelled")]
+    /// The task was cancelled before it had a result, or its pool or its runtime ended.
+    #[error("task was cancelled, or its pool or its runtime ended")]
     Cancelled,
     /// The task's arguments, or its result, could not be encoded.
     #[error("task or its result cannot be encoded")]
@@ -103,7 +103,7 @@ pub enum TaskError {
         max: u64,
     },
     /// No process could be started for the task.
-    #[error("no worker process could be started")]
+    #[error(transparent)]
     Spawn(#[from] SpawnError),
     /// The pool is closed, or is being closed.
     #[error("pool is closed")]
@@ -148,123 +148,6 @@ impl TaskError {
                 Some(cause) => cause.again().into(),
                 None => source.to_string().into(),
             }),
-        }
-    }
-}
-
-/// Why a process could not be started.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SpawnError {
-    /// The task's arguments could not be encoded. No process was started.
-    #[error("task cannot be encoded")]
-    Encode(#[source] BoxError),
-    /// The encoded task is larger than a frame may be. No process was started.
-    #[error("encoded task of {len} bytes is over the limit of {max} bytes")]
-    TooLarge {
-        /// The size in bytes, or the least that it would have been.
-        len: u64,
-        /// The limit in bytes.
-        max: u64,
-    },
-    /// The function is not part of this program's executable, so another process could not find it.
-    #[error("{task} is not in the main executable (a shared library's function cannot be sent to another process)")]
-    #[non_exhaustive]
-    ForeignCode {
-        /// The name of the task's type.
-        task: &'static str,
-    },
-    /// Workers are nested too deeply: workers that start workers that start workers, and so on.
-    #[error("worker processes are nested {depth} deep, which is the limit")]
-    TooDeep {
-        /// How deep this process is nested; a program started by hand has depth 0.
-        depth: u32,
-    },
-    /// This program never called [`init`](crate::init), or only on another thread than the main one.
-    #[error(
-        "multiproc is not initialised: add `multiproc::init();` as the first line of `fn main` \
-         (in tests, doctests and benches: `multiproc::test_support!();` once at the crate's root); \
-         a call on another thread than the main one does not count"
-    )]
-    InitMissing,
-    /// The setting is not valid.
-    #[error("invalid setting: {reason}")]
-    #[non_exhaustive]
-    Invalid {
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-    /// This program's executable could not be run again.
-    #[error("cannot run this program's own executable through /proc/self/exe (is /proc mounted?)")]
-    Executable(#[source] io::Error),
-    /// The working directory of the new process does not exist or cannot be entered.
-    #[error("cannot enter the working directory {}", .path.display())]
-    #[non_exhaustive]
-    Directory {
-        /// The directory that was asked for.
-        path: std::path::PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The new process ended before it was ready.
-    #[error(
-        "worker process {pid} ended before it was ready: {}{}",
-        Ending { status: *.status, unexplained_kill: false },
-        init_hint(*.status)
-    )]
-    #[non_exhaustive]
-    Exited {
-        /// How it ended; `None` if somebody else in this program reaped it first.
-        status: Option<ExitStatus>,
-        /// The process id that it had.
-        pid: u32,
-    },
-    /// The new process was not ready in time; it was killed.
-    #[error(
-        "worker process {pid} was not ready within {} s; \
-         `multiproc::init();` must be the first line of `fn main`", .after.as_secs_f32()
-    )]
-    #[non_exhaustive]
-    NotReady {
-        /// The process id that it had.
-        pid: u32,
-        /// How long was waited.
-        after: Duration,
-    },
-    /// The new process does not speak this program's protocol, or is another executable.
-    #[error("worker process {pid} failed the handshake: {reason}")]
-    #[non_exhaustive]
-    Handshake {
-        /// The process id that it had.
-        pid: u32,
-        /// What did not fit.
-        reason: String,
-    },
-    /// A worker of the pool could not be started.
-    #[error(transparent)]
-    Worker(std::sync::Arc<SpawnError>),
-    /// The pool's `on_worker_start` task failed in the new process.
-    #[error("worker's start task failed")]
-    StartTask(#[source] Box<TaskError>),
-    /// The runtime or the pool ended while the process was being started.
-    #[error("start was cancelled")]
-    Cancelled,
-    /// The system refused: no memory, no process slot, no fd.
-    #[error("cannot start a process")]
-    Io(#[from] io::Error),
-}
-
-impl SpawnError {
-    /// The same once more, for another task that ended with it, as far as it can be told twice.
-    fn again(&self) -> Self {
-        match self {
-            Self::Worker(cause) => Self::Worker(Arc::clone(cause)),
-            Self::InitMissing => Self::InitMissing,
-            &Self::ForeignCode { task } => Self::ForeignCode { task },
-            Self::Cancelled => Self::Cancelled,
-            &Self::TooDeep { depth } => Self::TooDeep { depth },
-            Self::Io(error) if let Some(code) = error.raw_os_error() => Self::Io(io::Error::from_raw_os_error(code)),
-            error => Self::Io(io::Error::other(error.to_string())),
         }
     }
 }

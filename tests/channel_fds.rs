@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use multiproc::{
-    AckedQueue, Duplex, Fd, ProcessPool, QueueSender, Receiver, RecvError, SendError, Sender, TrySendError, channel,
-    duplex, queue, spawn_process, task,
+    AckedQueue, Duplex, Fd, ProcessPool, QueueSender, Receiver, RecvError, SendError, Sender, TaskError, TrySendError,
+    call, channel, duplex, queue, spawn_process, task,
 };
 use rustix::process::{Resource, Rlimit, Uid, getrlimit, setrlimit};
 use rustix::thread::set_thread_res_uid;
@@ -145,6 +145,27 @@ fn read_at_the_limit(mut parcels: Receiver<(u32, Parcel)>, mut go: Duplex<String
         rest.push(n);
     }
     go.blocking_send(format!("{rest:?}")).unwrap();
+}
+
+/// Leaves this worker no fd for what comes with its next task.
+fn fill_up() {
+    allow(0);
+    while let Ok(file) = File::open("/dev/null") {
+        std::mem::forget(file);
+    }
+}
+
+/// It said that they had not come with the message.
+#[tokio::test]
+async fn a_task_whose_fds_the_worker_has_no_room_for_says_so() {
+    let pool = ProcessPool::new(1);
+    pool.submit(task!(fill_up())).await.unwrap();
+    let (end, _gone) = channel::<u8>().unwrap();
+    match pool.submit(call(drop, end)).await {
+        Err(TaskError::Decode(why)) => assert!(why.to_string().contains("too many are open here"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    pool.close().await;
 }
 
 #[tokio::test]

@@ -177,7 +177,9 @@ async fn lines_without_a_pipe_are_an_error() {
     let mut child = Command::new("true").spawn().unwrap();
     let lines: Vec<_> = child.lines().collect().await;
     assert_eq!(lines.len(), 1);
-    assert_eq!(lines[0].as_ref().unwrap_err().kind(), ErrorKind::InvalidInput);
+    let error = lines[0].as_ref().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    assert!(error.to_string().contains("`.stdout(Stdio::piped())`"), "{error}");
 }
 
 /// It was a panic.

@@ -81,6 +81,15 @@ async fn what_cannot_be_executed_is_permission_denied() {
 }
 
 #[tokio::test]
+async fn a_whole_line_as_a_name_is_not_found_and_the_error_says_where_arguments_go() {
+    for line in ["ls -l", "/bin/ls -l"] {
+        assert_eq!(refusal(|| Command::new(line)).await, (line.into(), ErrorKind::NotFound));
+        let CommandError::Spawn { source, .. } = Command::new(line).status().await.unwrap_err() else { panic!() };
+        assert!(source.to_string().contains("`.arg(..)`"), "{source}");
+    }
+}
+
+#[tokio::test]
 async fn a_nul_byte_is_invalid_input() {
     assert_eq!(refusal(|| Command::new("true").arg("a\0b")).await, ("true".into(), ErrorKind::InvalidInput));
     assert_eq!(refusal(|| Command::new("true").env("A", "a\0b")).await.1, ErrorKind::InvalidInput);

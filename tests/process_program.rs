@@ -167,6 +167,10 @@ async fn without_init() {
     ];
     for refusal in refusals {
         assert!(matches!(refusal, TaskError::Spawn(SpawnError::InitMissing)), "{refusal:?}");
+        // The first is what a `main` shows that gives the error back.
+        for text in [format!("{refusal:?}"), refusal.to_string()] {
+            assert!(text.contains("`multiproc::init();` as the first line of `fn main`"), "{text}");
+        }
     }
     pool.close().await;
     assert_eq!(support::children(), []);

@@ -281,6 +281,11 @@ impl Place {
             let source = io::Error::new(io::ErrorKind::NotFound, "the interpreter that it needs does not exist");
             return CommandError::Spawn { program, source };
         }
+        if error.kind() == io::ErrorKind::NotFound && program.contains(' ') {
+            let reason =
+                "no program has that name (arguments are given by `.arg(..)`, and `Command::shell` takes a whole line)";
+            return CommandError::Spawn { program, source: io::Error::new(io::ErrorKind::NotFound, reason) };
+        }
         CommandError::Spawn { program, source: error }
     }
 

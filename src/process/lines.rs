@@ -120,8 +120,11 @@ impl<'a> Reader<'a> {
                 State::Ended => return None,
                 State::Unpiped => {
                     self.state = State::Ended;
-                    let reason = "neither stdout nor stderr is piped";
-                    let reason = if self.both { reason } else { "stdout is not piped" };
+                    let reason = if self.both {
+                        "neither stdout nor stderr is piped: the command needs `.stdout(Stdio::piped())`"
+                    } else {
+                        "stdout is not piped: the command needs `.stdout(Stdio::piped())`"
+                    };
                     return Some(Err(io::Error::new(io::ErrorKind::InvalidInput, reason)));
                 }
                 State::Reading | State::Ending => {}

@@ -28,6 +28,7 @@ use crate::sys::worker as sys;
 use crate::task;
 use crate::wire::body::Parts;
 use crate::wire::extra::Extra;
+use crate::wire::fds;
 use crate::wire::frame::{Frame, HEAD_LEN, Head};
 use crate::wire::message::{self, Failure, Hello, Kind, Life, Run};
 use crate::wire::passenger::Passenger;
@@ -136,7 +137,7 @@ impl<'a> Server<'a> {
 
     /// Runs one task and answers. Says whether it has a result.
     fn perform(&mut self, frame: Frame, attempt: u32) -> io::Result<bool> {
-        let Frame { id, body, fds, .. } = frame;
+        let Frame { id, body, fds, fds_lost, .. } = frame;
         context::begin(id, attempt);
         self.scratch.truncate(0);
         self.scratch.written.put_bytes(0, HEAD_LEN);
@@ -156,6 +157,10 @@ impl<'a> Server<'a> {
         let (kind, fds) = match outcome {
             Ok(fds) => (Kind::Done, fds),
             Err(failure) => {
+                let failure = match failure {
+                    Failure::Decode(_) if fds_lost => Failure::Decode(fds::LOST.into()),
+                    failure => failure,
+                };
                 self.scratch.truncate(HEAD_LEN);
                 self.scratch.written.extend_from_slice(&message::frame(Kind::Failed, id, &failure).body);
                 (Kind::Failed, Extra::default())
