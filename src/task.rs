@@ -45,6 +45,12 @@ use crate::sys::image;
 /// # Ok(())
 /// # }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a task that another process can run",
+    label = "not a `Task`",
+    note = "write the call itself: `task!(function(arguments))`, or `task!(function(arguments).await)`",
+    note = "a closure that captures nothing is given with its argument: `call(|x| .., argument)`"
+)]
 pub trait Task: Serialize + DeserializeOwned + Send + 'static {
     /// What the call gives back.
     type Output: Serialize + DeserializeOwned + Send + 'static;

@@ -300,6 +300,31 @@ async fn commands() -> Result<(), CommandError> {
     Ok(())
 }
 
+/// The place was one in this library.
+#[test]
+fn a_panic_for_a_wrong_argument_names_the_caller() {
+    use std::sync::{Arc, Mutex};
+
+    let pool = ProcessPool::new(1);
+    let wrong: [&dyn Fn(); 3] =
+        [&|| drop(ProcessPool::new(0)), &|| pool.resize(0), &|| drop(Semaphore::new(usize::MAX))];
+    let here = std::thread::current().id();
+    let places = Arc::new(Mutex::new(Vec::new()));
+    let (seen, before) = (Arc::clone(&places), std::panic::take_hook());
+    std::panic::set_hook(Box::new(move |info| {
+        if std::thread::current().id() == here {
+            seen.lock().unwrap().push(info.location().unwrap().file().to_owned());
+        } else {
+            before(info);
+        }
+    }));
+    for call in wrong {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).unwrap_err();
+    }
+    drop(std::panic::take_hook());
+    assert_eq!(*places.lock().unwrap(), [file!(); 3]);
+}
+
 #[test]
 fn shared_bytes_are_slices() {
     let mut bytes: SharedBytesMut = SharedBytesMut::new(3).unwrap();

@@ -134,6 +134,7 @@ impl ProcessPool {
     /// # Panics
     ///
     /// If `workers` is 0. [`builder`](Self::builder) gives an error instead.
+    #[track_caller]
     pub fn new(workers: usize) -> Self {
         assert!(workers > 0, "a pool needs at least one worker");
         Self::with(Settings::new(workers))
@@ -367,6 +368,7 @@ impl ProcessPool {
     /// # Panics
     ///
     /// If `workers` is 0.
+    #[track_caller]
     pub fn resize(&self, workers: usize) {
         assert!(workers > 0, "a pool needs at least one worker");
         self.shared().resize(workers);

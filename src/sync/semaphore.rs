@@ -62,7 +62,9 @@ impl Semaphore {
     /// # Panics
     ///
     /// If there are more permits than tokio's semaphore can have, `usize::MAX >> 3`.
+    #[track_caller]
     pub fn new(permits: usize) -> io::Result<Self> {
+        assert!(permits <= Permits::MAX_PERMITS, "a semaphore has at most {} permits", Permits::MAX_PERMITS);
         let pool = Pool { permits: Arc::new(Permits::new(permits)), died: AtomicBool::new(false) };
         Ok(Self::over(Holder::found(pool, ())?))
     }
