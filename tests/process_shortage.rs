@@ -6,15 +6,15 @@
 mod support;
 
 use std::fs::Permissions;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, PipeWriter, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use futures::FutureExt as _;
 use multiproc::sync::Semaphore;
 use multiproc::{
-    AckedQueue, Command, CommandError, Listener, ProcessPool, RecvError, SendError, SharedBytes, SharedBytesMut,
-    SpawnError, TaskError, call, channel, queue, spawn_process,
+    AckedQueue, Command, CommandError, Fd, Listener, ProcessPool, Receiver, RecvError, SendError, SharedBytes,
+    SharedBytesMut, SpawnError, TaskError, call, channel, queue, spawn_process, task,
 };
 use rustix::process::{Resource, Rlimit};
 use support::{alone, block_on, children, eventually, open_fds, within};
@@ -212,6 +212,31 @@ fn where_nothing_can_be_listened_to_ends_are_seen_all_the_same() {
             assert_eq!(status.unwrap().code(), Some(3));
             drop(Command::new("sleep").arg("1000").spawn().unwrap());
             assert!(eventually(within(Duration::from_secs(5)), || children().is_empty()));
+        });
+    });
+}
+
+/// As a task: takes a semaphore of its parent's, and writes what that says.
+fn ask(mut semaphores: Receiver<Semaphore>, mut said: Fd<PipeWriter>) {
+    let semaphore = semaphores.blocking_recv().unwrap().unwrap();
+    write!(said, "{:?}", semaphore.blocking_acquire().map(drop)).unwrap();
+}
+
+/// They were told that this process had ended.
+#[test]
+fn where_a_holder_cannot_be_listened_to_it_is_told_why() {
+    alone("where_a_holder_cannot_be_listened_to_it_is_told_why", || {
+        block_on(async {
+            let semaphore = Semaphore::new(1).unwrap();
+            let (semaphores, theirs) = channel().unwrap();
+            let (mut said, writer) = std::io::pipe().unwrap();
+            let child = spawn_process(task!(ask(theirs, writer.into()))).await.unwrap();
+            forbid(libc::SYS_epoll_ctl, libc::ENOSPC);
+            semaphores.blocking_send(semaphore.clone()).unwrap();
+            let mut text = String::new();
+            said.read_to_string(&mut text).unwrap();
+            assert!(text.starts_with("Err(Refused {") && text.contains("No space left on device"), "{text}");
+            drop(child);
         });
     });
 }

@@ -20,9 +20,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::service::{Bound, serve_within, turn_away};
+use super::service::{Bound, last_word, serve_within, turn_away};
 use super::{Client, Duplex, duplex, flusher};
-use crate::error::CallError;
+use crate::error::{CallError, RecvError};
 
 /// The most holders of one broker that others have made than its own process. Each costs that process a socket, and it is
 /// not asked. What it makes itself is bounded by the fds that it may have.
@@ -175,8 +175,12 @@ fn attend<D: Desk>(
                 }
             }
         };
-        // However it ended: the holder is no more.
-        let _ = serve_within(MOST_ASKED, end, handle).await;
+        let sending = Arc::clone(end.sending());
+        // However else it ended: the holder is no more.
+        if let Err(RecvError::Io(error)) = serve_within(MOST_ASKED, end, handle).await {
+            // It would take the end of its socket for that of this process.
+            last_word(&sending, &format!("it cannot listen to this one any more: {error}"));
+        }
         drop(place);
     })
 }

@@ -97,6 +97,10 @@ impl<A, B> Duplex<A, B> {
         Self { sides, messages: PhantomData }
     }
 
+    pub(super) fn sending(&self) -> &Arc<Sending> {
+        &self.sides.sending
+    }
+
     pub(super) fn into_sides(self) -> Sides {
         self.sides
     }

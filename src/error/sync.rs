@@ -12,7 +12,8 @@ pub enum SyncError {
     /// The process that made it has ended.
     #[error("the process that made it has ended")]
     Closed,
-    /// The process that made it serves no more like this one: other processes have made as many of it as they may.
+    /// The process that made it does not serve this one: other processes have made as many of it as they may, or the system
+    /// does not let it.
     #[error("the process that made it refused: {reason}")]
     #[non_exhaustive]
     Refused {

@@ -17,7 +17,7 @@ mod table;
 
 pub use client::Client;
 pub use serve::{blocking_serve, serve};
-pub(crate) use serve::{serve_within, turn_away};
+pub(crate) use serve::{last_word, serve_within, turn_away};
 
 /// How many calls a client has open at once; more wait in it.
 const MAX_CALLS: usize = 1024;

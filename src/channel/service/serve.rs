@@ -169,6 +169,12 @@ pub(crate) fn turn_away<Req, Resp>(end: Duplex<Resp, Req>, reason: &str) {
     let _ = outbox.flush(&**sides.sending.socket());
 }
 
+/// Says to a client, behind the answers that it has, why there are no more.
+pub(crate) fn last_word(sending: &Arc<Sending>, reason: &str) {
+    // Whoever can't be told has gone.
+    let _ = sending.post(refusal(ALL, reason));
+}
+
 /// As [`serve`], on this thread and one request after the other; not for async code.
 ///
 /// A request that its client cancels before its turn comes is skipped.
