@@ -17,6 +17,7 @@ use std::process::ExitStatus;
 
 pub use call::CallError;
 pub use command::{CommandError, ParentError};
+pub(crate) use ending::EXIT_NO_PARENT;
 use ending::Ending;
 use serde::{Deserialize, Serialize};
 pub use spawn::SpawnError;

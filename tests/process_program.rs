@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use multiproc::{Process, ProcessPool, SpawnError, TaskError, TrySubmitError, call, spawn_process, task};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 const FLAVOUR: &str = "MULTIPROC_TEST_PROGRAM";
 const MARKER: &str = "multiproc-worker";
@@ -75,6 +76,19 @@ fn main() {
             multiproc::init();
             match support::block_on(spawn_process(task!(add(1, 2)))) {
                 Err(error @ SpawnError::Handshake { .. }) => println!("{error}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        "too few fds" => {
+            let limit = std::env::var("MULTIPROC_TEST_LIMIT").unwrap().parse().unwrap();
+            if std::env::args_os().next().is_some_and(|arg0| arg0.as_encoded_bytes().starts_with(MARKER.as_bytes())) {
+                setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum: Some(limit) }).unwrap();
+            }
+            multiproc::init();
+            let pool = ProcessPool::builder().workers(1).restart_limit(0, Duration::from_mins(1)).build().unwrap();
+            match support::block_on(pool.start()) {
+                Ok(()) => println!("started"),
+                Err(SpawnError::Worker(error)) => println!("{error}"),
                 other => panic!("{other:?}"),
             }
         }
@@ -231,6 +245,20 @@ fn a_program_whose_workers_end_before_init_gets_an_error_that_names_the_line() {
     assert!(myself("panics before init").output().unwrap().status.success());
 }
 
+/// It panicked, or ended without a word, and the error blamed a missing `init()`.
+fn a_worker_that_has_too_few_fds_says_so() {
+    for limit in 4.. {
+        let lines = lines(myself("too few fds").env("MULTIPROC_TEST_LIMIT", limit.to_string()).output().unwrap());
+        let [said] = &lines[..] else { panic!("{lines:?}") };
+        if said == "started" {
+            assert!(limit > 4, "it started with {limit} fds");
+            break;
+        }
+        let told = ["Too many open files", "too many are open here"].iter().any(|text| said.contains(text));
+        assert!(told && !said.contains("init"), "with {limit}: {said}");
+    }
+}
+
 /// Each worker ran what tests there were, until it came to the one with `init`.
 fn init_on_another_thread_does_not_count_and_a_worker_that_comes_to_it_there_says_so() {
     assert_eq!(lines(myself("init in a thread").output().unwrap()), ["other tests run", "refused"]);
@@ -310,6 +338,7 @@ fn tests() {
         without_init_a_start_is_refused_at_once_with_no_process_started,
         a_start_before_init_is_refused_and_works_after_it,
         a_program_whose_workers_end_before_init_gets_an_error_that_names_the_line,
+        a_worker_that_has_too_few_fds_says_so,
         init_on_another_thread_does_not_count_and_a_worker_that_comes_to_it_there_says_so,
         a_forged_marker_is_inert,
         an_executable_that_was_replaced_while_it_runs_goes_on_working,

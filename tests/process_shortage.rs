@@ -216,6 +216,22 @@ fn where_nothing_can_be_listened_to_ends_are_seen_all_the_same() {
     });
 }
 
+/// It failed with "cannot receive", and nothing else.
+#[test]
+fn where_a_worker_cannot_be_listened_to_its_start_says_why() {
+    alone("where_a_worker_cannot_be_listened_to_its_start_says_why", || {
+        block_on(async {
+            let add = || async { spawn_process(call(|n: u32| n + 1, 1)).await };
+            assert_eq!(add().await.unwrap().join().await.unwrap(), 2);
+            forbid(libc::SYS_epoll_ctl, libc::ENOSPC);
+            match add().await {
+                Err(SpawnError::Handshake { reason, .. }) => assert!(reason.contains("No space left"), "{reason}"),
+                other => panic!("{other:?}"),
+            }
+        });
+    });
+}
+
 /// As a task: takes a semaphore of its parent's, and writes what that says.
 fn ask(mut semaphores: Receiver<Semaphore>, mut said: Fd<PipeWriter>) {
     let semaphore = semaphores.blocking_recv().unwrap().unwrap();

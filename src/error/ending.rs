@@ -4,6 +4,9 @@ use std::fmt;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 
+/// A worker's exit code when it has no parent to work for, or can't talk to it.
+pub(crate) const EXIT_NO_PARENT: i32 = 70;
+
 /// Says how a process ended, with the signal's name.
 pub(super) struct Ending {
     pub(super) status: Option<ExitStatus>,
@@ -26,9 +29,9 @@ impl fmt::Display for Ending {
     }
 }
 
-/// What an exit before `init` looks like. A signal says for itself what it was.
+/// What an exit before `init` looks like. A signal says for itself what it was, and this library's own code comes after `init`.
 pub(super) fn init_hint(status: Option<ExitStatus>) -> &'static str {
-    if status.is_some_and(|status| status.code().is_some()) {
+    if status.and_then(|status| status.code()).is_some_and(|code| code != EXIT_NO_PARENT) {
         "; `multiproc::init();` must be the first line of `fn main`, before anything that can end the program"
     } else {
         ""
@@ -45,5 +48,6 @@ mod tests {
         let text = |status| SpawnError::Exited { status: Some(ExitStatus::from_raw(status)), pid: 7 }.to_string();
         assert!(text(3 << 8).contains("`multiproc::init();`"));
         assert_eq!(text(9), "worker process 7 ended before it was ready: signal: 9 (SIGKILL)");
+        assert_eq!(text(EXIT_NO_PARENT << 8), "worker process 7 ended before it was ready: exit status: 70");
     }
 }

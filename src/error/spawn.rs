@@ -90,7 +90,7 @@ pub enum SpawnError {
         /// How long was waited.
         after: Duration,
     },
-    /// The new process does not speak this program's protocol, or is another executable.
+    /// The new process does not speak this program's protocol, is another executable, or can't set itself up, for want of fds say.
     #[error("worker process {pid} failed the handshake: {reason}")]
     #[non_exhaustive]
     Handshake {

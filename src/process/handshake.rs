@@ -56,6 +56,8 @@ impl Worker {
                     None => SpawnError::Exited { status: exit.status, pid },
                 });
             }
+            // Not `Io`: a pool takes that for a start without a process, which it would try again and again.
+            Err(RecvError::Io(error)) => return Err(refused(format!("cannot receive: {error}"))),
             Err(error) => return Err(refused(error.to_string())),
         };
         match FromWorker::parse(frame) {

@@ -24,6 +24,7 @@ use crate::channel::flusher::{self, is_fd_congestion};
 use crate::channel::inbox::Inbox;
 use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
+pub(crate) use crate::error::EXIT_NO_PARENT;
 use crate::error::SpawnError;
 use crate::sys::image;
 use crate::sys::in_child::InChild;
@@ -39,9 +40,6 @@ const EXECUTABLE: &str = "/proc/self/exe";
 
 /// What a worker's arg0 begins with.
 const MARKER: &str = "multiproc-worker";
-
-/// A worker's exit code when it has no parent to work for.
-pub(crate) const EXIT_NO_PARENT: i32 = 70;
 
 /// The exit code after a task that has no result; what Rust's runtime uses for a panic.
 pub(crate) const EXIT_PANICKED: i32 = 101;

@@ -12,6 +12,7 @@ pub(crate) use panic::catch;
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt as _;
 use std::process;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::channel::flusher;
 use crate::channel::inbox::Inbox;
 use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
+use crate::error::RecvError;
 use crate::process::start;
 use crate::sys::image;
 use crate::sys::ledger::Ledger;
@@ -31,6 +33,7 @@ use crate::sys::socket::Ready;
 use crate::sys::watch;
 use crate::sys::worker::{self as sys, Slot};
 use crate::wire::body;
+use crate::wire::fds::LOST;
 use crate::wire::frame::{DEFAULT_MAX_BODY, Frame};
 use crate::wire::message::{self, Hello, Kind, Run};
 
@@ -48,14 +51,12 @@ static WORKER: AtomicBool = AtomicBool::new(false);
 /// [`SpawnError::InitMissing`](crate::SpawnError::InitMissing).
 ///
 /// It belongs to the main thread. A call on another one, as in a `#[test]`, does not count: a worker would run whatever else the
-/// program does until it comes to that. A worker that comes to it there all the same is a failed start.
+/// program does until it comes to that. A worker that comes to it there all the same is a failed start, and so is one that can't set
+/// itself up (no memory for a thread, no fd): it ends, and its parent is told why.
 ///
 /// A worker has /dev/null as stdin, the parent's stdout and stderr, no other fd of the parent, no blocked signal and
 /// no ignored one but SIGPIPE, and is in a process group of its own. It ends with its parent, however that ends: a thread
 /// of its own watches.
-///
-/// # Panics
-/// If a worker can't set itself up (no memory for a thread, no fd): its parent sees that as a failed start.
 ///
 /// # Examples
 ///
@@ -134,7 +135,10 @@ fn take_seat() -> Option<(Socket, Slot)> {
         // socket hangs up says it too late: a dying host's children get their new parent before its fds are closed.
         process::exit(start::EXIT_NO_PARENT);
     }
-    Some((Socket::new(slot.take().expect("a worker needs an fd for its socket, and /dev/null")), slot))
+    match slot.take() {
+        Ok(socket) => Some((Socket::new(socket), slot)),
+        Err(error) => refuse(slot.fd(), &format!("it needs an fd for its socket, and /dev/null: {error}")),
+    }
 }
 
 /// What this process was called as.
@@ -148,33 +152,48 @@ fn arg0() -> Option<OsString> {
 
 /// The whole life of a worker.
 fn work(socket: Socket, slot: Slot) -> ! {
-    // For as long as the process lives, which is as long as this.
-    let socket: &Socket = Box::leak(Box::new(socket));
     if !is_main_thread() {
         // Other threads are at work, and what is inherited may be theirs by now.
         let reason = "it came to `multiproc::init();` on another thread than the main thread: that must be the first \
                       line of `fn main` (in tests: `multiproc::test_support!();` once at the crate's root)";
-        serve(socket, slot, Err(reason.into()))
+        refuse(&socket, reason)
     }
     sys::reset_signals();
     sys::ignore_broken_pipes();
     original::mark();
-    sys::fill_stdio().expect("a worker needs /dev/null where its parent had no stdio");
+    if let Err(error) = sys::fill_stdio() {
+        refuse(&socket, &format!("it needs /dev/null where its parent had no stdio: {error}"))
+    }
     if !sys::has_inherited_nothing() {
-        sys::close_inherited().expect("a worker needs /proc to see what it inherited");
+        if let Err(error) = sys::close_inherited() {
+            refuse(&socket, &format!("it needs /proc to see what it inherited: {error}"))
+        }
         watch::continue_at_parents_end();
     }
-    let watched = watch_parent(socket).map_err(|error| format!("cannot start its watch thread: {error}"));
+    // For as long as the process lives, which is as long as this.
+    let socket: &Socket = Box::leak(Box::new(socket));
+    if let Err(error) = watch_parent(socket) {
+        refuse(socket, &format!("cannot start its watch thread: {error}"))
+    }
     if tokio::runtime::Handle::try_current().is_ok() {
         // Inside a runtime a task could not block, nor drive one of its own.
         let thread = thread::Builder::new().name("task".into()).stack_size(8 << 20);
-        match thread.spawn(move || serve(socket, slot, watched)) {
+        match thread.spawn(move || serve(socket, slot)) {
             Ok(thread) => drop(thread.join()),
-            Err(error) => serve(socket, slot, Err(format!("cannot start its task thread: {error}"))),
+            Err(error) => refuse(socket, &format!("cannot start its task thread: {error}")),
         }
         process::abort()
     }
-    serve(socket, slot, watched)
+    serve(socket, slot)
+}
+
+/// Ends a worker that is not able to serve, for want of fds say, and tells the parent why.
+fn refuse(socket: impl AsFd, reason: &str) -> ! {
+    let mut outbox = Outbox::default();
+    outbox.push(message::frame(Kind::Refused, 0, &reason));
+    // The socket has room: it is the first that is said there.
+    let _ = outbox.flush(socket);
+    process::exit(start::EXIT_NO_PARENT)
 }
 
 /// Starts the thread that ends this process and its group when the parent is gone.
@@ -183,23 +202,22 @@ fn watch_parent(socket: &'static Socket) -> io::Result<()> {
     watch::ParentWatch::new(socket).start()
 }
 
-/// Shakes hands, serves, and ends the process. One that is not able to, for want of threads say, tells the parent why.
-fn serve(socket: &Socket, slot: Slot, able: Result<(), String>) -> ! {
+/// Shakes hands, serves, and ends the process.
+fn serve(socket: &Socket, slot: Slot) -> ! {
     let mut inbox = Inbox::new(DEFAULT_MAX_BODY + Run::HEAD_LEN);
     let hello = match inbox.blocking_frame(socket) {
         Ok(Some(frame)) if frame.kind == Kind::Hello as u8 => frame,
+        Err(RecvError::Io(error)) => refuse(socket, &format!("it cannot read from its parent: {error}")),
         // The parent gave up, or is none.
         _ => process::exit(start::EXIT_NO_PARENT),
     };
-    let greeted = able.and_then(|()| greet(hello, slot));
+    let (hello, ledger) = greet(hello, slot).unwrap_or_else(|reason| refuse(socket, &reason));
     let mut outbox = Outbox::default();
-    outbox.push(match &greeted {
-        Ok((hello, _)) => message::frame(Kind::Ready, 0, &hello.image),
-        Err(reason) => message::frame(Kind::Refused, 0, reason),
-    });
+    outbox.push(message::frame(Kind::Ready, 0, &hello.image));
     // At once, not with the first reply: the first task may never give one.
-    let said = socket.block_when(Ready::Write, || outbox.flush(socket));
-    let (Ok(()), Ok((hello, ledger))) = (said, greeted) else { process::exit(start::EXIT_NO_PARENT) };
+    if socket.block_when(Ready::Write, || outbox.flush(socket)).is_err() {
+        process::exit(start::EXIT_NO_PARENT)
+    }
     let code = serve::Server::new(socket, inbox, &hello, ledger).run();
     // What the task's ends were left with; the thread that sends it ends with the process.
     flusher::finish();
@@ -212,6 +230,9 @@ fn greet(frame: Frame, slot: Slot) -> Result<(Hello, Option<Arc<Ledger>>), Strin
     let image = image::id().map_err(|error| format!("cannot look at /proc/self/exe: {error}"))?;
     if image != hello.image {
         return Err("the worker runs another executable than its parent".into());
+    }
+    if frame.fds_lost {
+        return Err(LOST.into());
     }
     let mut fds = frame.fds.into_fds().into_vec().into_iter();
     let ledger = if hello.ledger { Some(fds.next().ok_or("no ledger came")?) } else { None };
