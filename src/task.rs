@@ -3,6 +3,7 @@
 //! A task's type says which code runs, its value holds the arguments. Nothing is registered: see `sys/image.rs` for how
 //! the other process finds the code, and `parcel.rs` for what travels. This file does not start processes.
 
+pub(crate) mod panic;
 mod parcel;
 
 use std::any::type_name;
@@ -10,7 +11,8 @@ use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 
-pub(crate) use parcel::{PackError, Parcel, Runner, pack, pack_for, panic_message, resolve, unheeded, unpack};
+pub(crate) use panic::unheeded;
+pub(crate) use parcel::{PackError, Parcel, Runner, pack, pack_for, resolve, unpack};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 

@@ -174,6 +174,47 @@ async fn one_that_was_caught_while_unwinding_is_not_the_one_that_is_reported() {
     assert_eq!(panic.message, "fatal");
 }
 
+/// What a process printed to stderr, and how its task went.
+async fn printed<T: multiproc::Task>(task: T) -> (String, Result<T::Output, TaskError>) {
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let process = Process::builder().env_remove("RUST_BACKTRACE").stderr(writer).spawn(task).await.unwrap();
+    let result = process.join().await;
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut reader, &mut said).unwrap();
+    (said, result)
+}
+
+async fn survive() -> bool {
+    let _ = std::panic::catch_unwind(|| panic!("caught"));
+    tokio::spawn(async { panic!("in a tokio task") }).await.is_err()
+}
+
+/// It was neither printed nor given.
+#[tokio::test]
+async fn one_that_the_task_survives_is_printed_and_one_that_is_given_is_not() {
+    let (said, survived) = printed(task!(survive().await)).await;
+    assert!(survived.unwrap());
+    let lines: Vec<_> = said.lines().filter(|line| !line.is_empty()).collect();
+    let [first, "caught", second, "in a tokio task"] = lines[..] else { panic!("{said}") };
+    for line in [first, second] {
+        assert!(line.starts_with("thread '") && line.contains(" panicked at tests/process_panic.rs:"), "{said}");
+    }
+
+    let caught_before = call(
+        |()| -> u8 {
+            for _ in 0..20 {
+                let _ = std::panic::catch_unwind(|| panic!("caught"));
+            }
+            panic!("fatal")
+        },
+        (),
+    );
+    let (said, result) = printed(caught_before).await;
+    assert_eq!(panicked(result).message, "fatal");
+    assert_eq!(said.lines().filter(|&line| line == "caught").count(), 20);
+    assert!(!said.contains("fatal"), "{said}");
+}
+
 #[tokio::test]
 async fn one_of_a_thread_of_the_task_is_reported_when_the_task_passes_it_on() {
     let panic = panic_of(call(

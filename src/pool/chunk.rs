@@ -17,6 +17,7 @@ use crate::error::{BoxError, TaskError};
 use crate::sys::image::{self, Entry};
 use crate::sys::ledger::KEPT;
 use crate::sys::original;
+use crate::task::panic::catch;
 use crate::task::{self, PackError, Parcel, Runner};
 use crate::wire::body::{self, EncodeError, Parts};
 use crate::wire::extra::Extra;
@@ -25,7 +26,7 @@ use crate::wire::frame::MAX_FDS;
 use crate::wire::held::Held;
 use crate::wire::message::Failure;
 use crate::wire::passenger::Passenger;
-use crate::worker::{Progress, catch};
+use crate::worker::Progress;
 
 /// Set in the length of what is a failure.
 const FAILED: u32 = 1 << 31;

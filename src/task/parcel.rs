@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use super::Task;
+use super::panic::caught;
 use crate::error::{BoxError, Panic, SpawnError, TaskError};
 use crate::sys::image::{self, Entry};
 use crate::sys::original;
@@ -119,7 +120,7 @@ pub(crate) fn pack_for(
         }
         Ok(Err(EncodeError::Failed(source))) => Err(PackError::Encode(source)),
         Ok(Err(EncodeError::TooLarge { len, max })) => Err(PackError::TooLarge { len, max }),
-        Err(payload) => Err(PackError::Panicked(Panic::new(panic_message(payload)))),
+        Err(payload) => Err(PackError::Panicked(caught(payload))),
     }
 }
 
@@ -129,30 +130,7 @@ pub(crate) fn unpack<R: DeserializeOwned>(frame: &mut Frame) -> Result<R, TaskEr
     match catch_unwind(AssertUnwindSafe(|| fds::provide(arrived, || body::decode_shared(&frame.body)))) {
         Ok(Ok(result)) => Ok(result),
         Ok(Err(error)) => Err(TaskError::Decode(if frame.fds_lost { fds::LOST.into() } else { error })),
-        Err(payload) => Err(TaskError::Panicked(Panic::new(panic_message(payload)))),
-    }
-}
-
-/// The text of a panic's payload. Never panics, even if the payload does when it is dropped.
-pub(crate) fn panic_message(payload: Box<dyn std::any::Any + Send>) -> String {
-    let message = if let Some(text) = payload.downcast_ref::<&str>() {
-        (*text).to_owned()
-    } else if let Some(text) = payload.downcast_ref::<String>() {
-        text.clone()
-    } else {
-        "a panic payload that is not a string".to_owned()
-    };
-    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        // Its drop might panic again and again.
-        std::mem::forget(second);
-    }
-    message
-}
-
-/// Runs what may be other people's code where its panic is nobody's concern, and must not keep us from the rest.
-pub(crate) fn unheeded(work: impl FnOnce()) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
-        panic_message(payload);
+        Err(payload) => Err(TaskError::Panicked(caught(payload))),
     }
 }
 

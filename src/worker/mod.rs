@@ -3,12 +3,10 @@
 //! The parent's side of all this is `process/start.rs`.
 
 mod context;
-mod panic;
 mod serve;
 
 pub(crate) use context::Progress;
 pub use context::{Worker, worker};
-pub(crate) use panic::catch;
 
 use std::ffi::OsString;
 use std::io;

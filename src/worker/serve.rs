@@ -15,7 +15,7 @@ use std::time::Instant;
 use bytes::BufMut as _;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
-use super::{context, panic};
+use super::context;
 use crate::channel::inbox::{Inbox, Patience};
 use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
@@ -25,7 +25,7 @@ use crate::sys::ledger::{Ledger, RING, Writer};
 use crate::sys::original;
 use crate::sys::socket::{self, Ready};
 use crate::sys::worker as sys;
-use crate::task;
+use crate::task::{self, panic, unheeded};
 use crate::wire::body::Parts;
 use crate::wire::extra::Extra;
 use crate::wire::fds;
@@ -217,7 +217,7 @@ fn flush(outbox: &mut Outbox, socket: &Socket) -> io::Result<()> {
     let flushed = socket.block_when(Ready::Write, || outbox.flush_into(socket, &mut spent));
     if !spent.is_empty() {
         // Bytes whose owner is the task's code, which may panic once more.
-        let _ = panic::catch(|| drop(spent));
+        unheeded(|| drop(spent));
     }
     flushed
 }

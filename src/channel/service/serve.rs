@@ -22,7 +22,8 @@ use crate::channel::outbox::Outbox;
 use crate::channel::sending::Sending;
 use crate::channel::{Duplex, value};
 use crate::error::RecvError;
-use crate::task::panic_message;
+use crate::task::panic::caught as panic_of;
+use crate::task::unheeded;
 use crate::wire::frame::{ANSWER, CANCEL, Frame, Limits, REFUSAL, REQUEST};
 
 /// Requests that wait are read ahead while they are less than this many bytes, so that their cancellation is seen.
@@ -50,7 +51,7 @@ pub(super) const MAX_REASON: usize = 1024;
 /// `Truncated` if the client ended in the middle of a request, `TooLarge` and `Protocol` for what is no request within the
 /// end's limit, `Io` if the system refuses. A request that can't be decoded, an answer that can't be encoded, and a panic of
 /// `handler` or one of its futures are told to the caller alone, as [`CallError::Refused`](crate::CallError::Refused); the
-/// service goes on.
+/// service goes on. Of a panic in a task it says the place, too.
 ///
 /// # Cancel safety
 ///
@@ -290,10 +291,7 @@ pin_project! {
     impl<F> PinnedDrop for Handling<F> {
         fn drop(this: Pin<&mut Self>) {
             let mut future = this.project().future;
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| future.set(None))) {
-                // It may be one that panics, too.
-                panic_message(payload);
-            }
+            unheeded(|| future.set(None));
         }
     }
 }
@@ -325,7 +323,7 @@ fn caught<R>(id: u64, work: impl FnOnce() -> R) -> Result<R, Frame> {
 }
 
 fn panicked(payload: Box<dyn Any + Send>) -> String {
-    format!("the handler panicked: {}", panic_message(payload))
+    format!("the handler panicked: {}", panic_of(payload))
 }
 
 /// An error with what is behind it.

@@ -1,16 +1,20 @@
 //! What a panic says: message, place and backtrace are only there while the panic hook runs, so it notes them.
 //!
+//! Who catches one takes its note, and gives it to whom it concerns. What is left when the task is over was caught by the task, or
+//! by a runtime in it: nobody else hears of that, so it is printed then.
+//!
 //! std makes backtraces under a lock that it wants again, to say so, when an allocation fails: under it one must not. So there
 //! is a backtrace only where there is memory to spare.
 
+use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::{Cell, RefCell};
 use std::io::{self, Write as _};
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::thread;
 
 use crate::error::Panic;
 use crate::sys::limits::with_memory_to_spare;
-use crate::task::panic_message;
 
 /// How many panics are noted at most; a task may catch any number of its own.
 const NOTES: usize = 8;
@@ -28,9 +32,9 @@ thread_local! {
 
 /// Installs the hook. `before_abort` tells the parent, where a panic ends the process.
 ///
-/// A task's panic is reported to whoever awaits the task and not printed here; any other thread's goes to the hook that
-/// was there.
-pub(super) fn install(before_abort: impl Fn(&Panic) + Send + Sync + 'static) {
+/// A task's panic is reported to whoever awaits the task and not printed here, unless the task goes on; any other thread's goes to
+/// the hook that was there.
+pub(crate) fn install(before_abort: impl Fn(&Panic) + Send + Sync + 'static) {
     let other = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         if !RUNNING.get() {
@@ -47,8 +51,8 @@ pub(super) fn install(before_abort: impl Fn(&Panic) + Send + Sync + 'static) {
             if cfg!(panic = "abort") {
                 before_abort(&panic);
             }
-            if noted.len() == NOTES {
-                noted.remove(0);
+            if noted.len() >= NOTES {
+                print(&noted.remove(0));
             }
             noted.push(panic);
         });
@@ -57,16 +61,60 @@ pub(super) fn install(before_abort: impl Fn(&Panic) + Send + Sync + 'static) {
 
 /// Runs a task, and gives its panic as a value. Whatever the payload is, this does not panic.
 pub(crate) fn catch<R>(task: impl FnOnce() -> R) -> Result<R, Panic> {
-    NOTED.take();
+    // Where this is inside a task, what that has noted is its own.
+    let before = NOTED.take();
     let was_running = RUNNING.replace(true);
-    let result = catch_unwind(AssertUnwindSafe(task)).map_err(|payload| {
-        let noted = NOTED.take();
-        let message = panic_message(payload);
-        // Those that the task caught itself, before this one or while it unwound, are noted too.
-        noted.into_iter().rfind(|panic| panic.message == message).unwrap_or_else(|| Panic::new(message))
-    });
+    let result = catch_unwind(AssertUnwindSafe(task)).map_err(caught);
     RUNNING.set(was_running);
+    NOTED.replace(before).iter().for_each(print);
     result
+}
+
+/// What a panic said that has just been caught. Whatever the payload is, this does not panic.
+pub(crate) fn caught(payload: Box<dyn Any + Send>) -> Panic {
+    // Before the payload is dropped, which may be one more panic.
+    let mut noted = NOTED.take();
+    let message = message(payload);
+    // Those that were caught before, or while this one unwound, are noted too.
+    let place = noted.iter().rposition(|panic| panic.message == message);
+    let panic = place.map_or_else(|| Panic::new(message), |place| noted.remove(place));
+    NOTED.with_borrow_mut(|since| noted.append(since));
+    NOTED.set(noted);
+    panic
+}
+
+/// The text of a panic's payload. Never panics, even if the payload does when it is dropped.
+pub(super) fn message(payload: Box<dyn Any + Send>) -> String {
+    let message = if let Some(text) = payload.downcast_ref::<&str>() {
+        (*text).to_owned()
+    } else if let Some(text) = payload.downcast_ref::<String>() {
+        text.clone()
+    } else {
+        "a panic payload that is not a string".to_owned()
+    };
+    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        // Its drop might panic again and again.
+        std::mem::forget(second);
+    }
+    message
+}
+
+/// Runs what may be other people's code where its panic is nobody's concern, and must not keep us from the rest.
+pub(crate) fn unheeded(work: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
+        message(payload);
+    }
+}
+
+/// Says it as std's own hook does, piece by piece: the task may have left no memory for a text.
+fn print(Panic { message, location, backtrace }: &Panic) {
+    let thread = thread::current();
+    let (name, place) = (thread.name().unwrap_or("<unnamed>"), location.as_deref().unwrap_or("an unknown place"));
+    let mut err = io::stderr().lock();
+    let _ = writeln!(err, "\nthread '{name}' panicked at {place}:\n{message}");
+    if let Some(backtrace) = backtrace {
+        let _ = writeln!(err, "stack backtrace:\n{backtrace}");
+    }
 }
 
 fn note(info: &PanicHookInfo<'_>) -> Panic {
