@@ -31,7 +31,7 @@ use crate::sys::in_child::InChild;
 use crate::sys::ledger::Ledger;
 use crate::sys::limits::Limits;
 use crate::sys::socket;
-use crate::sys::worker::Slot;
+use crate::sys::worker::{Slot, program_name};
 use crate::wire::frame::{DEFAULT_MAX_BODY, Frame};
 use crate::wire::message::{self, Hello, Kind, Life, Seat};
 
@@ -247,10 +247,10 @@ pub(crate) async fn first_words(
 ) -> Result<FirstWords, SpawnError> {
     let depth = permitted()?;
     let hello = Hello {
-        image: image::id().map_err(SpawnError::Executable)?,
+        image: image::id(),
         depth,
         max_body: plan.max_body as u64,
-        name: name.to_owned(),
+        name: if name.is_empty() { program_name() } else { name }.to_owned(),
         seat,
         limits: plan.limits,
         ledger: plan.life == Life::UntilEnd,

@@ -4,9 +4,9 @@
 //! with a mark, so a distance that is wrong is found out by reading, before anything is called.
 
 use std::ffi::{c_int, c_void};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::mem;
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt as _;
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
@@ -38,16 +38,17 @@ struct Image {
     data: Vec<Range<usize>>,
     /// Executable segments.
     text: Vec<Range<usize>>,
+    /// What it looks like: a hash of where its segments lie and of its notes, among which the linker puts the build's id.
+    look: u64,
 }
 
-/// What two processes compare to know that they run the same executable.
+/// What two processes compare to know that they run the same executable: a new one is started from the very file that its parent
+/// runs, so this is for what comes in between, such as an emulator. Nobody is asked but this process's own memory: to look at
+/// a file costs both sides of each start some microseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ImageId {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    /// Where a known constant lies, from the load address: a change of layout shows even if the file looks the same.
+    look: u64,
+    /// Where a known constant lies, from the load address.
     anchor: u64,
 }
 
@@ -56,7 +57,7 @@ static ANCHOR: u8 = 0;
 fn image() -> &'static Image {
     static IMAGE: OnceLock<Image> = OnceLock::new();
     IMAGE.get_or_init(|| {
-        let mut image = Image { base: 0, data: Vec::new(), text: Vec::new() };
+        let mut image = Image { base: 0, data: Vec::new(), text: Vec::new(), look: 0 };
         // SAFETY: `first_object` has the callback's signature and takes `data` as the `Image` that it is; the pointer is
         // valid for the whole call. dl_iterate_phdr(3).
         unsafe { libc::dl_iterate_phdr(Some(first_object), (&raw mut image).cast()) };
@@ -81,19 +82,28 @@ unsafe extern "C" fn first_object(info: *mut libc::dl_phdr_info, _size: usize, d
             image.data.push(range);
         }
     }
+    let notes = headers.iter().filter(|header| header.p_type == libc::PT_NOTE).filter_map(|header| {
+        let (start, len) = (image.base + header.p_vaddr as usize, header.p_filesz as usize);
+        // SAFETY: it is in a readable segment of the executable, which is mapped for as long as the process lives.
+        within(&image.data, start, len).then(|| unsafe { std::slice::from_raw_parts(start as *const u8, len) })
+    });
+    let segments = image.data.iter().chain(&image.text).map(|range| range.start - image.base..range.end - image.base);
+    image.look = look(segments, notes);
     1
 }
 
-/// What this process runs, as far as it can be told apart; needs /proc.
-pub(crate) fn id() -> std::io::Result<ImageId> {
-    let file = std::fs::metadata("/proc/self/exe")?;
-    Ok(ImageId {
-        device: file.dev(),
-        inode: file.ino(),
-        size: file.size(),
-        modified: (file.mtime(), file.mtime_nsec()),
-        anchor: ((&raw const ANCHOR) as usize).wrapping_sub(image().base) as u64,
-    })
+/// A hash of where the segments of an executable lie and of its notes. Both processes have the same hasher, of the same std.
+fn look<'a>(segments: impl Iterator<Item = Range<usize>>, notes: impl Iterator<Item = &'a [u8]>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    segments.for_each(|segment| segment.hash(&mut hasher));
+    notes.for_each(|note| note.hash(&mut hasher));
+    hasher.finish()
+}
+
+/// What this process runs, as far as it can be told apart.
+pub(crate) fn id() -> ImageId {
+    let image = image();
+    ImageId { look: image.look, anchor: ((&raw const ANCHOR) as usize).wrapping_sub(image.base) as u64 }
 }
 
 /// Where the entry lies in the executable, or `None` if it, or what it calls, is in a shared library.
@@ -151,6 +161,18 @@ mod tests {
     }
 
     static ENTRY: Entry<fn() -> u8> = Entry::new(name, seven);
+
+    #[test]
+    fn an_executable_looks_like_its_segments_and_its_build_id() {
+        let of = |sizes: &[usize], id: &str| {
+            look(sizes.iter().map(|size| 0x1000..0x1000 + size), [id.as_bytes()].into_iter())
+        };
+        let this = of(&[0x2000, 0x3000], "build 1");
+        assert_eq!(this, of(&[0x2000, 0x3000], "build 1"));
+        for other in [of(&[0x2000, 0x3001], "build 1"), of(&[0x2000], "build 1"), of(&[0x2000, 0x3000], "build 2")] {
+            assert_ne!(this, other);
+        }
+    }
 
     #[test]
     fn an_entry_is_found_again_by_its_offset() {

@@ -16,7 +16,8 @@ static HOME: Home = Home::new();
 
 /// Marks this process as the original of all copies that are made of it.
 pub(crate) fn mark() {
-    let len = rustix::param::page_size();
+    // All of a page, however long that is.
+    let len = size_of::<AtomicBool>();
     // SAFETY: it is a new mapping where the kernel likes, which is never unmapped.
     let page = unsafe { mmap_anonymous(null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) };
     if let Ok(page) = page

@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd as _, OwnedFd, RawFd};
+use std::sync::OnceLock;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::RecvFlags;
@@ -156,14 +157,21 @@ pub(crate) fn has_one_processor() -> bool {
     rustix::thread::sched_getaffinity(None).is_ok_and(|processors| processors.count() == 1)
 }
 
-/// Names this process, as `ps` and `top` show it, whichever thread calls; the first 15 bytes count. Without a name it is
-/// the program's: the kernel took "exe" from `/proc/self/exe`.
+/// What `ps` and `top` show of a worker that was given no name: this program's. The kernel would take "exe", from
+/// `/proc/self/exe`.
+pub(crate) fn program_name() -> &'static str {
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| {
+        let path = std::fs::read_link("/proc/self/exe").unwrap_or_default();
+        path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    })
+}
+
+/// Names this process, as `ps` and `top` show it, whichever thread calls; the first 15 bytes count. No name changes nothing.
 pub(crate) fn name_process(name: &str) {
-    use std::os::unix::ffi::OsStrExt as _;
-    let mut bytes = name.bytes().filter(|&byte| byte != 0).collect::<Vec<_>>();
-    if name.is_empty() {
-        let Ok(path) = std::fs::read_link("/proc/self/exe") else { return };
-        bytes.extend(path.file_name().unwrap_or_default().as_bytes());
+    let bytes = name.bytes().filter(|&byte| byte != 0).collect::<Vec<_>>();
+    if bytes.is_empty() {
+        return;
     }
     // The process has its first thread's name.
     if super::process::is_main_thread() {
