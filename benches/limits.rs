@@ -7,6 +7,8 @@
 mod bare;
 #[path = "support/batches.rs"]
 mod batches;
+#[path = "support/messages.rs"]
+mod messages;
 mod support;
 
 use std::sync::Arc;
@@ -15,13 +17,11 @@ use std::time::{Duration, Instant};
 use bare::{Bare, POLLED, Role, ask_once, be_other_side};
 use batches::Batches;
 use futures::future::join_all;
-use futures::{SinkExt as _, StreamExt as _};
-use multiproc::{Duplex, ProcessPool, Receiver, Sender, call, channel, duplex, spawn_process, task};
+use messages::channels;
+use multiproc::{ProcessPool, call, spawn_process};
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_setaffinity};
-use support::{Each, cpu_time, each, line, mean, median, micros};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
+use support::{cpu_time, each, line, mean, median, micros};
 
 fn main() {
     multiproc::init();
@@ -49,26 +49,16 @@ fn main() {
     if two_cores {
         return;
     }
-    current.block_on(channels(place));
     if one_core {
+        current.block_on(channels(place, 1));
         current.block_on(starts("one core, host as it is"));
     } else {
+        current.block_on(channels(place, MESSAGE_PAIRS));
         current.block_on(starts("host as it is"));
         let touched = vec![1_u8; 4 << 30];
         current.block_on(starts("host with 4 GiB touched"));
         drop(std::hint::black_box(touched));
     }
-}
-
-async fn ping(socket: &mut UnixStream, size: usize, rounds: u32) -> Each {
-    let mut bytes = vec![7; size];
-    each(rounds, async {
-        for _ in 0..rounds {
-            socket.write_all(&bytes).await.unwrap();
-            socket.read_exact(&mut bytes).await.unwrap();
-        }
-    })
-    .await
 }
 
 async fn one_by_one(pool: &ProcessPool, rounds: u32) {
@@ -96,6 +86,9 @@ fn be_on(cores: &[usize]) {
 /// How many pairs of processes are drawn where the scheduler may put them anywhere.
 const FREE_PAIRS: usize = 100;
 
+/// How many of these for messages, each of which takes longer.
+const MESSAGE_PAIRS: usize = 20;
+
 /// One task after the other. Where the scheduler may put them anywhere, what it does with a pair is a matter of luck, which stays
 /// with it for a while: so many pairs are drawn, and the mean is what counts.
 async fn there_and_back(place: &str, apart: bool, pairs: usize) {
@@ -116,8 +109,8 @@ async fn there_and_back(place: &str, apart: bool, pairs: usize) {
         }
         drawn.push(in_turns!(
             turns;
-            ping(raw.socket(), 40, rounds),
-            ping(polling.socket(), 40, rounds),
+            raw.ping(40, rounds),
+            polling.ping(40, rounds),
             each(rounds, one_by_one(&pool, rounds)),
             each(rounds, one_by_one(&busy, rounds)),
         ));
@@ -244,126 +237,6 @@ fn spin() {
     while begun.elapsed() < Duration::from_millis(1) {
         std::hint::spin_loop();
     }
-}
-
-type Message = [u64; 4];
-
-async fn count(mut rx: Receiver<Message>, done: Sender<u32>) {
-    let mut count = 0;
-    while let Some(message) = rx.recv().await.unwrap() {
-        count += 1;
-        if message[0] == 0 {
-            done.send(count).await.unwrap();
-        }
-    }
-}
-
-async fn give_back(mut end: Duplex<u64, u64>) {
-    while let Some(n) = end.next().await {
-        end.send(n.unwrap()).await.unwrap();
-    }
-}
-
-async fn channels(place: &str) {
-    const MESSAGES: u32 = 100_000;
-    let (tx, rx) = channel::<Message>().unwrap();
-    let (done, mut counted) = channel().unwrap();
-    let child = spawn_process(task!(count(rx, done).await)).await.unwrap();
-    // Both sides of the limits are tokio's, as both sides of a channel are.
-    let mut bare = Bare::start(Role::CountAsync(20 * MESSAGES as usize));
-    // The last one asks for the count.
-    let message = |n: u32| [u64::from(n + 1 < MESSAGES), 1, 2, 3];
-    let mut awaited = async |tx: &Sender<Message>| {
-        each(MESSAGES, async {
-            for n in 0..MESSAGES {
-                tx.send(message(n)).await.unwrap();
-            }
-            counted.recv().await.unwrap();
-        })
-        .await
-    };
-    let mut write_each = async || {
-        each(MESSAGES, async {
-            for _ in 0..MESSAGES {
-                bare.socket().write_all(&[7; 20]).await.unwrap();
-            }
-            bare.socket().read_exact(&mut [0]).await.unwrap();
-        })
-        .await
-    };
-    let row = format!("one way, each awaited, {place}");
-    let times = in_turns!(7; write_each(), awaited(&tx));
-    line(&row, "limit: a bare write each", 1e6 / micros(times[0]), "/s");
-    line(&row, "multiproc", 1e6 / micros(times[1]), "/s");
-
-    let mut waiting = async |tx: &Sender<Message>| {
-        each(MESSAGES, async {
-            for first in (0..MESSAGES).step_by(500) {
-                let sends = (first..first + 500).map(|n| tx.send(message(n)));
-                for sent in join_all(sends).await {
-                    sent.unwrap();
-                }
-            }
-            counted.recv().await.unwrap();
-        })
-        .await
-    };
-    let times = in_turns!(7; waiting(&tx));
-    line(&format!("one way, 500 waiting in one task, {place}"), "multiproc", 1e6 / micros(times[0]), "/s");
-    let tx = Arc::new(tx);
-    let mut by_many = async || {
-        each(MESSAGES, async {
-            // All but the last, which is to be that.
-            let senders = (0..256).map(|of| {
-                let tx = Arc::clone(&tx);
-                tokio::spawn(async move {
-                    for n in (of..MESSAGES - 1).step_by(256) {
-                        tx.send(message(n)).await.unwrap();
-                    }
-                })
-            });
-            join_all(senders).await.into_iter().for_each(|sender| sender.unwrap());
-            tx.send(message(MESSAGES - 1)).await.unwrap();
-            counted.recv().await.unwrap();
-        })
-        .await
-    };
-    let times = in_turns!(7; by_many());
-    line(&format!("one way, 256 tasks that send, {place}"), "multiproc", 1e6 / micros(times[0]), "/s");
-    let mut tx = Arc::into_inner(tx).unwrap();
-    let mut fed = async || {
-        each(MESSAGES, async {
-            for n in 0..MESSAGES {
-                tx.feed(message(n)).await.unwrap();
-            }
-            tx.flush().await.unwrap();
-            counted.recv().await.unwrap();
-        })
-        .await
-    };
-    let times = in_turns!(7; fed());
-    line(&format!("one way, fed to the Sink, {place}"), "multiproc", 1e6 / micros(times[0]), "/s");
-    drop(tx);
-    child.join().await.unwrap();
-
-    let (mut ours, theirs) = duplex::<u64, u64>().unwrap();
-    let child = spawn_process(task!(give_back(theirs).await)).await.unwrap();
-    let mut bare = Bare::start(Role::GiveBackAsync(18));
-    let mut typed = async |rounds: u32| {
-        each(rounds, async {
-            for n in 0..u64::from(rounds) {
-                Duplex::send(&ours, n).await.unwrap();
-                assert_eq!(ours.recv().await.unwrap(), Some(n));
-            }
-        })
-        .await
-    };
-    let row = format!("typed message there and back, {place}");
-    let times = in_turns!(11; ping(bare.socket(), 18, 2_000), typed(2_000));
-    line(&row, "limit: tokio's UnixStream", micros(times[0]), "µs");
-    line(&row, "multiproc", micros(times[1]), "µs");
-    drop(ours);
-    child.join().await.unwrap();
 }
 
 async fn starts(host: &str) {

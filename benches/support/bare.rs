@@ -14,6 +14,8 @@ use rustix::thread::sched_yield;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
+use crate::support::{Each, each};
+
 /// What the other side of a bare socket does.
 #[derive(Clone, Copy)]
 #[allow(dead_code, reason = "not every program that measures needs each")]
@@ -59,6 +61,19 @@ impl Bare {
 
     pub(crate) fn socket(&mut self) -> &mut UnixStream {
         self.socket.as_mut().unwrap()
+    }
+
+    /// So many bytes there and back, again and again.
+    #[allow(dead_code, reason = "not every program that measures needs it")]
+    pub(crate) async fn ping(&mut self, size: usize, rounds: u32) -> Each {
+        let (mut bytes, socket) = (vec![7; size], self.socket());
+        each(rounds, async {
+            for _ in 0..rounds {
+                socket.write_all(&bytes).await.unwrap();
+                socket.read_exact(&mut bytes).await.unwrap();
+            }
+        })
+        .await
     }
 }
 
