@@ -102,3 +102,32 @@ impl Worker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::channel::inbox::Inbox;
+    use crate::channel::socket::Socket;
+    use crate::process::keeper::{self, Terms};
+    use crate::process::program::{Plain, Program};
+    use crate::sys::in_child::InChild;
+    use crate::wire::message::Life;
+
+    /// It failed with "cannot receive", and nothing else.
+    #[tokio::test]
+    async fn a_worker_that_cannot_be_listened_to_is_a_failed_handshake_that_says_why() {
+        let program = Program { args: vec!["1000".into()], ..Program::new("sleep") };
+        let launch = Plain::new(Arc::new(program), [None, None, None], InChild::default()).unwrap();
+        let child = keeper::spawn_async(Box::new(launch), Terms::default()).await.unwrap().child;
+        // From which nothing can be received.
+        let socket = Socket::new(std::fs::File::open("/dev/null").unwrap().into());
+        let (inbox, outbox) = (Inbox::new(1), Outbox::default());
+        let mut worker = Worker { child, socket, inbox, outbox, stdin: None, stdout: None, stderr: None, ledger: None };
+        match worker.shake_hands(&Plan::new(Life::OneTask)).await {
+            Err(SpawnError::Handshake { reason, .. }) => assert!(reason.contains("non-socket"), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
