@@ -20,6 +20,10 @@ use crate::sys::socket;
 /// A frame is let in while less than this many bytes are under way.
 const ROOM: usize = 64 * 1024;
 
+/// After so many writes that have found room, a socket is no longer taken for one that is now and then full. It is full with
+/// some 200 to 300 small ones that nobody has read.
+pub(super) const FREE: u32 = 1024;
+
 /// The ticket of the one `Sink` that an end is; futures have tickets from 1.
 pub(super) const SINK: u64 = 0;
 
@@ -45,6 +49,8 @@ pub(super) struct Line {
     pub(super) news: bool,
     /// What stopped the last flush was not a full socket but [`is_fd_congestion`].
     pub(super) congested: bool,
+    /// How many writes in a row have found room.
+    free: u32,
     /// Something that was let in did not leave before the end.
     pub(super) lost: bool,
     /// Others' bytes that have left: to let go of them runs their code, once the line is free.
@@ -146,6 +152,11 @@ impl Line {
         let result = self.outbox.flush_into(socket, &mut self.spent);
         self.news |= self.outbox.sent() != before;
         self.congested = result.as_ref().is_err_and(is_fd_congestion);
+        self.free = if result.is_ok() { self.free.wrapping_add(1) } else { 0 };
+        if self.free % FREE == FREE - 1 {
+            // Where the flusher has waited, its thread is woken each time that the peer reads.
+            socket.rest_from_writing();
+        }
         if let Err(error) = &result
             && error.kind() != io::ErrorKind::WouldBlock
             && !self.congested

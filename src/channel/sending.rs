@@ -232,6 +232,11 @@ impl Sending {
     /// Of those who wait for room that is all: one may never be polled again, and must not keep the room from the others.
     pub(super) fn release(self: &Arc<Self>, mut line: MutexGuard<'_, Line>, start: bool) {
         line.account();
+        let is_told = mem::take(&mut line.news) && !line.waiting.is_empty();
+        if !start && !is_told && line.spent.is_empty() {
+            // Most often there is nothing to do.
+            return;
+        }
         if start {
             // It begins when the line is free. What ends it is known by then, or who hands the socket over could not.
             line.task = flusher::start(self);
@@ -239,7 +244,7 @@ impl Sending {
         let alone = start && line.task.is_none();
         let spent = mem::take(&mut line.spent);
         let mut told = Vec::new();
-        if mem::take(&mut line.news) && !line.waiting.is_empty() {
+        if is_told {
             let mut waiting = mem::take(&mut line.waiting);
             told.extend(waiting.extract_if(.., |_, waiting| line.outcome(waiting.until).is_some()));
             line.waiting = waiting;

@@ -70,7 +70,7 @@ struct Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         if self.ready == Ready::Write {
-            self.socket.give_up(|ready| ready == Ready::Write);
+            self.socket.rest_from_writing();
         }
     }
 }
@@ -83,6 +83,11 @@ impl Socket {
     /// Gives up the places in all reactors where nobody waits just now. What else happens to it wakes nobody then.
     pub(crate) fn rest(&self) {
         self.give_up(|_| true);
+    }
+
+    /// As [`rest`](Self::rest), of those places that are to write.
+    pub(super) fn rest_from_writing(&self) {
+        self.give_up(|ready| ready == Ready::Write);
     }
 
     /// Runs `io` until it does not say `WouldBlock`, and waits for readiness in between. That too many fds are under way
@@ -108,7 +113,8 @@ impl Socket {
         }
     }
 
-    /// As [`when`](Self::when), for whoever waits often: a registration to write stays, too.
+    /// As [`when`](Self::when), for whoever waits often: a registration to write stays, too, until
+    /// [`rest_from_writing`](Self::rest_from_writing).
     pub(super) async fn when_often<R>(&self, ready: Ready, mut io: impl FnMut() -> io::Result<R>) -> io::Result<R> {
         match io() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.when_ready(ready, io).await,

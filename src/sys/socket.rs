@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use bytes::{BufMut as _, BytesMut};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::io::retry_on_intr;
+use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -49,43 +50,24 @@ pub(crate) fn duplicate(fd: impl AsFd) -> io::Result<OwnedFd> {
 ///
 /// Returns how many bytes left; the fds left with the first of them. `WouldBlock` says that nothing did.
 pub(crate) fn send(socket: impl AsFd, bufs: &[IoSlice<'_>], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
-    let socket = socket.as_fd().as_raw_fd();
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     if let ([buf], []) = (bufs, fds) {
-        // SAFETY: `buf` is that many initialised bytes, which outlive the call.
-        return sent(|| unsafe { libc::send(socket, buf.as_ptr().cast(), buf.len(), SEND_FLAGS) });
+        return sent(|| rustix::net::send(&socket, buf, flags));
     }
-    if fds.len() > MAX_FDS_PER_CALL {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS_PER_CALL))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many file descriptors for one message"));
     }
-    let mut control = ControlBuffer::new();
-    // SAFETY: an all-zero msghdr is valid: null pointers with zero lengths.
-    let mut message: libc::msghdr = unsafe { mem::zeroed() };
-    message.msg_iov = bufs.as_ptr().cast::<libc::iovec>().cast_mut();
-    message.msg_iovlen = bufs.len();
-    if !fds.is_empty() {
-        control.attach(&mut message, fds);
-    }
-    // SAFETY: `message` points at `bufs` (an IoSlice is an iovec by its documented layout) and at `control`, both of
-    // which outlive the call; sendmsg only reads through them.
-    sent(|| unsafe { libc::sendmsg(socket, &raw const message, SEND_FLAGS) })
+    sent(|| rustix::net::sendmsg(&socket, bufs, &mut control, flags))
 }
 
 /// Sends until no signal interrupts it.
-fn sent(send: impl Fn() -> libc::ssize_t) -> io::Result<usize> {
-    loop {
-        #[cfg(test)]
-        calls::add();
-        if let Ok(sent) = usize::try_from(send()) {
-            return Ok(sent);
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
+fn sent(send: impl FnMut() -> rustix::io::Result<usize>) -> io::Result<usize> {
+    #[cfg(test)]
+    calls::add();
+    Ok(retry_on_intr(send)?)
 }
-
-const SEND_FLAGS: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
 
 /// What one receive gave.
 #[derive(Debug)]
@@ -278,25 +260,6 @@ impl ControlBuffer {
 
     fn new() -> Self {
         Self([MaybeUninit::uninit(); Self::WORDS])
-    }
-
-    /// Writes `fds` as one `SCM_RIGHTS` header and points `message` at it.
-    fn attach(&mut self, message: &mut libc::msghdr, fds: &[BorrowedFd<'_>]) {
-        let bytes = u32::try_from(mem::size_of_val(fds)).expect("at most 253 fds, checked by the caller");
-        self.0.fill(MaybeUninit::zeroed());
-        message.msg_control = self.0.as_mut_ptr().cast();
-        // SAFETY: only computes a length.
-        message.msg_controllen = unsafe { libc::CMSG_SPACE(bytes) } as usize;
-        assert!(message.msg_controllen <= mem::size_of_val(&self.0));
-        // SAFETY: msg_control is aligned, zeroed and large enough for one header with `bytes` of data (asserted above), so
-        // CMSG_FIRSTHDR is not null and its data has room for every fd. A BorrowedFd is a RawFd by its documented layout.
-        unsafe {
-            let header = libc::CMSG_FIRSTHDR(message);
-            (*header).cmsg_level = libc::SOL_SOCKET;
-            (*header).cmsg_type = libc::SCM_RIGHTS;
-            (*header).cmsg_len = libc::CMSG_LEN(bytes) as usize;
-            std::ptr::copy_nonoverlapping(fds.as_ptr().cast::<u8>(), libc::CMSG_DATA(header), mem::size_of_val(fds));
-        }
     }
 }
 

@@ -5,7 +5,10 @@ use bytes::BytesMut;
 use tokio::runtime::{Builder, Runtime};
 
 use super::*;
+use crate::channel::line::FREE;
+use crate::channel::sending::Sending;
 use crate::sys::socket::Wait;
+use crate::wire::frame::{Frame, VALUE};
 
 fn fill(socket: &Socket) {
     while socket::send(socket, &[IoSlice::new(&[7; 4096])], &[]).is_ok() {}
@@ -30,6 +33,35 @@ async fn once_no_write_waits_the_peers_reads_wake_nobody() {
     fill(&ours);
     assert!(ours.when(Ready::Write, write).now_or_never().is_none());
     assert!(ours.registrations().is_empty(), "nor after a wait that was dropped");
+}
+
+/// Until then it stays: where the socket is now and then full, it is quicker so.
+#[tokio::test]
+async fn nor_once_what_the_flusher_waited_for_has_had_room_for_a_while() {
+    let (a, b) = socket::stream_pair().unwrap();
+    let sending = Arc::new(Sending::new(Arc::new(Socket::new(a))));
+    let places = || sending.socket().registrations().len();
+    let drain = || while socket::recv_into(&b, &mut BytesMut::with_capacity(4096), 4096, Wait::No).is_ok() {};
+    let frame = || Frame { kind: VALUE, ..Frame::default() };
+    fill(sending.socket());
+    let mut first = pin!(sending.send(frame()));
+    assert!(first.as_mut().now_or_never().is_none());
+    // The flusher is a thread.
+    while places() == 0 {
+        yield_now().await;
+    }
+    drain();
+    first.await.unwrap();
+    assert_eq!(places(), 1, "it may be full again soon");
+    // It may still be about to let go of it.
+    for _ in 0..100 * FREE {
+        sending.send(frame()).await.unwrap();
+        drain();
+        if places() == 0 {
+            return;
+        }
+    }
+    panic!("its thread is woken for nothing");
 }
 
 #[tokio::test]
