@@ -256,7 +256,7 @@ impl Place {
     }
 
     /// Names what is at fault: the working directory, the interpreter of a script, or the program.
-    pub(super) fn explain(&self, error: io::Error) -> CommandError {
+    pub(super) fn explain(&self, mut error: io::Error) -> CommandError {
         let program = self.name();
         let vague = [libc::ENOENT, libc::ENOTDIR, libc::EACCES, libc::ELOOP, libc::ENAMETOOLONG];
         if !error.raw_os_error().is_some_and(|code| vague.contains(&code)) {
@@ -273,7 +273,7 @@ impl Place {
         if error.kind() == io::ErrorKind::PermissionDenied && !self.program.name.as_bytes().contains(&b'/') {
             let path = self.program.changed_path().or_else(|| std::env::var_os("PATH")).unwrap_or_default();
             if !std::env::split_paths(&path).any(|dir| dir.join(&self.program.name).exists()) {
-                return CommandError::Spawn { program, source: rustix::io::Errno::NOENT.into() };
+                error = rustix::io::Errno::NOENT.into();
             }
         }
         let file = self.program.current_dir.as_deref().unwrap_or(Path::new("")).join(&self.program.name);
