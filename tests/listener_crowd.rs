@@ -14,6 +14,9 @@ use tempfile::TempDir;
 
 multiproc::test_support!();
 
+/// One after the other: each of them takes some hundred fds.
+static CROWD: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// What a client says first.
 const HELLO: [u8; 16] = [0, 0, 0, 0, 1, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
@@ -26,6 +29,7 @@ fn private() -> (TempDir, PathBuf) {
 
 #[tokio::test]
 async fn a_client_that_says_nothing_or_nonsense_stalls_nobody() {
+    let _alone = CROWD.lock().await;
     let (_dir, path) = private();
     let listener = Listener::<u8, u8>::bind(&path).unwrap();
     // More than may shake hands at a time.
@@ -48,6 +52,7 @@ async fn a_client_that_says_nothing_or_nonsense_stalls_nobody() {
 /// More than may shake hands at a time came before the first of them was heard, and that one was dropped.
 #[tokio::test]
 async fn a_crowd_of_clients_gets_in_whenever_it_is_accepted() {
+    let _alone = CROWD.lock().await;
     let (_dir, path) = private();
     let listener = Listener::<u8, u8>::bind(&path).unwrap();
     let mut clients: FuturesUnordered<_> = (0..200).map(|_| connect::<u8, u8>(&path)).collect();
@@ -63,6 +68,7 @@ async fn a_crowd_of_clients_gets_in_whenever_it_is_accepted() {
 
 #[test]
 fn a_client_that_has_spoken_is_kept_while_the_predicate_is_asked_about_it() {
+    let _alone = CROWD.blocking_lock();
     let (_dir, path) = private();
     let (ask, asked) = mpsc::channel();
     let (answer, answered) = mpsc::channel::<()>();

@@ -23,7 +23,7 @@ async fn panic_of<T: multiproc::Task>(task: T) -> Panic
 where
     T::Output: std::fmt::Debug,
 {
-    panicked(Process::builder().env_remove("RUST_BACKTRACE").spawn(task).await.unwrap().join().await)
+    panicked(Process::builder().env("RUST_LIB_BACKTRACE", "0").spawn(task).await.unwrap().join().await)
 }
 
 const LINE: u32 = line!() + 4;
@@ -48,7 +48,12 @@ async fn it_has_its_message_and_place() {
 
 #[tokio::test]
 async fn it_has_a_backtrace_where_rust_backtrace_asks_for_one() {
-    let child = Process::builder().env("RUST_BACKTRACE", "1").spawn(task!(explode("x".to_owned()))).await.unwrap();
+    let child = Process::builder()
+        .env_remove("RUST_LIB_BACKTRACE")
+        .env("RUST_BACKTRACE", "1")
+        .spawn(task!(explode("x".to_owned())))
+        .await
+        .unwrap();
     let backtrace = panicked(child.join().await).backtrace.unwrap();
     assert!(backtrace.contains("process_panic::boom"), "{backtrace}");
 }
@@ -177,7 +182,7 @@ async fn one_that_was_caught_while_unwinding_is_not_the_one_that_is_reported() {
 /// What a process printed to stderr, and how its task went.
 async fn printed<T: multiproc::Task>(task: T) -> (String, Result<T::Output, TaskError>) {
     let (mut reader, writer) = std::io::pipe().unwrap();
-    let process = Process::builder().env_remove("RUST_BACKTRACE").stderr(writer).spawn(task).await.unwrap();
+    let process = Process::builder().env("RUST_LIB_BACKTRACE", "0").stderr(writer).spawn(task).await.unwrap();
     let result = process.join().await;
     let mut said = String::new();
     std::io::Read::read_to_string(&mut reader, &mut said).unwrap();
@@ -187,6 +192,30 @@ async fn printed<T: multiproc::Task>(task: T) -> (String, Result<T::Output, Task
 async fn survive() -> bool {
     let _ = std::panic::catch_unwind(|| panic!("caught"));
     tokio::spawn(async { panic!("in a tokio task") }).await.is_err()
+}
+
+/// A task that leaves a thread which has stderr for itself, and survives a panic.
+fn survive_beside_one_that_holds_stderr() -> u8 {
+    let (held, holds) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _err = std::io::stderr().lock();
+        held.send(()).unwrap();
+        loop {
+            std::thread::park();
+        }
+    });
+    holds.recv().unwrap();
+    let _ = std::panic::catch_unwind(|| panic!("caught"));
+    7
+}
+
+/// It had no answer.
+#[tokio::test]
+async fn one_that_is_printed_waits_for_no_lock() {
+    let printing = printed(task!(survive_beside_one_that_holds_stderr()));
+    let (said, survived) = tokio::time::timeout(Duration::from_secs(20), printing).await.unwrap();
+    assert_eq!(survived.unwrap(), 7);
+    assert!(said.contains("caught"), "{said}");
 }
 
 /// It was neither printed nor given.
@@ -293,7 +322,7 @@ fn squeeze() {
 
 /// A worker that makes backtraces and says nothing else.
 fn traced() -> ProcessBuilder {
-    Process::builder().env("RUST_BACKTRACE", "1").stderr(Stdio::null())
+    Process::builder().env_remove("RUST_LIB_BACKTRACE").env("RUST_BACKTRACE", "1").stderr(Stdio::null())
 }
 
 async fn join<T: multiproc::Task>(builder: ProcessBuilder, task: T) -> Result<T::Output, TaskError> {

@@ -66,7 +66,8 @@ fn serialize_behind<S: Serializer>(first: impl Serialize, side: &Receiving, seri
 }
 
 pub(super) fn deserialize_receiving<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Receiving, D::Error> {
-    ReceivingIn::deserialize(deserializer).and_then(resume)
+    let ((), side) = Deserialize::deserialize(deserializer)?;
+    resume(side)
 }
 
 fn resume<E: serde::de::Error>(ReceivingIn(fd, bounds, unread, batches): ReceivingIn) -> Result<Receiving, E> {

@@ -38,7 +38,7 @@ struct Image {
     data: Vec<Range<usize>>,
     /// Executable segments.
     text: Vec<Range<usize>>,
-    /// What it looks like: a hash of where its segments lie and of its notes, among which the linker puts the build's id.
+    /// What it looks like: a hash of where its segments lie and of its notes, among which most linkers put the build's id.
     look: u64,
 }
 
@@ -73,9 +73,14 @@ unsafe extern "C" fn first_object(info: *mut libc::dl_phdr_info, _size: usize, d
     image.base = info.dlpi_addr as usize;
     // SAFETY: the loader says that dlpi_phdr points at dlpi_phnum headers.
     let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+    // Some linkers put the notes into the segment of the code.
+    let mut readable = Vec::new();
     for header in headers.iter().filter(|header| header.p_type == libc::PT_LOAD) {
         let start = image.base + header.p_vaddr as usize;
         let range = start..start + header.p_memsz as usize;
+        if header.p_flags & libc::PF_R != 0 {
+            readable.push(range.clone());
+        }
         if header.p_flags & libc::PF_X != 0 {
             image.text.push(range);
         } else if header.p_flags & libc::PF_R != 0 {
@@ -84,8 +89,9 @@ unsafe extern "C" fn first_object(info: *mut libc::dl_phdr_info, _size: usize, d
     }
     let notes = headers.iter().filter(|header| header.p_type == libc::PT_NOTE).filter_map(|header| {
         let (start, len) = (image.base + header.p_vaddr as usize, header.p_filesz as usize);
+        let is_there = within(&readable, start, len);
         // SAFETY: it is in a readable segment of the executable, which is mapped for as long as the process lives.
-        within(&image.data, start, len).then(|| unsafe { std::slice::from_raw_parts(start as *const u8, len) })
+        is_there.then(|| unsafe { std::slice::from_raw_parts(start as *const u8, len) })
     });
     let segments = image.data.iter().chain(&image.text).map(|range| range.start - image.base..range.end - image.base);
     image.look = look(segments, notes);

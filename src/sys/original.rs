@@ -34,8 +34,9 @@ pub(crate) fn mark() {
     }
 }
 
+/// Whether this is a copy of the process that was marked.
 #[inline]
-fn is_copy() -> bool {
+pub(crate) fn is_copy() -> bool {
     let mark = MARK.load(Ordering::Relaxed);
     if mark.is_null() {
         return HOME.is_elsewhere();

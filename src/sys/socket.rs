@@ -56,7 +56,9 @@ pub(crate) fn send(socket: impl AsFd, bufs: &[IoSlice<'_>], fds: &[BorrowedFd<'_
     }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS_PER_CALL))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+    let is_too_many =
+        fds.len() > MAX_FDS_PER_CALL || (!fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)));
+    if is_too_many {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many file descriptors for one message"));
     }
     sent(|| rustix::net::sendmsg(&socket, bufs, &mut control, flags))

@@ -1,7 +1,7 @@
 //! What a panic says: message, place and backtrace are only there while the panic hook runs, so it notes them.
 //!
-//! Who catches one takes its note, and gives it to whom it concerns. What is left when the task is over was caught by the task, or
-//! by a runtime in it: nobody else hears of that, so it is printed then.
+//! Who catches one takes its note, and gives it to whom it concerns. What is left when the task has returned or panicked was caught
+//! by the task, or by a runtime in it: nobody else hears of that, so it is printed then.
 //!
 //! std makes backtraces under a lock that it wants again, to say so, when an allocation fails: under it one must not. So there
 //! is a backtrace only where there is memory to spare.
@@ -15,6 +15,7 @@ use std::thread;
 
 use crate::error::Panic;
 use crate::sys::limits::with_memory_to_spare;
+use crate::sys::original;
 
 /// How many panics are noted at most; a task may catch any number of its own.
 const NOTES: usize = 8;
@@ -39,7 +40,7 @@ pub(crate) fn install(before_abort: impl Fn(&Panic) + Send + Sync + 'static) {
     panic::set_hook(Box::new(move |info| {
         if !RUNNING.get() {
             // std's own makes a backtrace, too.
-            return with_memory_to_spare(|| other(info)).unwrap_or_else(|| _ = writeln!(io::stderr(), "{info}"));
+            return with_memory_to_spare(|| other(info)).unwrap_or_else(|| _ = writeln!(Stderr, "{info}"));
         }
         NOTED.with_borrow_mut(|noted| {
             if info.payload_as_str().is_some_and(|message| CANNOT_UNWIND.contains(&message))
@@ -66,7 +67,11 @@ pub(crate) fn catch<R>(task: impl FnOnce() -> R) -> Result<R, Panic> {
     let was_running = RUNNING.replace(true);
     let result = catch_unwind(AssertUnwindSafe(task)).map_err(caught);
     RUNNING.set(was_running);
-    NOTED.replace(before).iter().for_each(print);
+    let survived = NOTED.replace(before);
+    // A copy that the task forked has the notes of the original, which prints them.
+    if !survived.is_empty() && !original::is_copy() {
+        survived.iter().for_each(print);
+    }
     result
 }
 
@@ -106,14 +111,26 @@ pub(crate) fn unheeded(work: impl FnOnce()) {
     }
 }
 
+/// Where it is printed. Not by way of std, whose lock a thread that a task has left may hold for good.
+struct Stderr;
+
+impl io::Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(rustix::io::write(rustix::stdio::stderr(), bytes)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Says it as std's own hook does, piece by piece: the task may have left no memory for a text.
 fn print(Panic { message, location, backtrace }: &Panic) {
     let thread = thread::current();
     let (name, place) = (thread.name().unwrap_or("<unnamed>"), location.as_deref().unwrap_or("an unknown place"));
-    let mut err = io::stderr().lock();
-    let _ = writeln!(err, "\nthread '{name}' panicked at {place}:\n{message}");
+    let _ = writeln!(Stderr, "\nthread '{name}' panicked at {place}:\n{message}");
     if let Some(backtrace) = backtrace {
-        let _ = writeln!(err, "stack backtrace:\n{backtrace}");
+        let _ = writeln!(Stderr, "stack backtrace:\n{backtrace}");
     }
 }
 
