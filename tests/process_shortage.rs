@@ -13,8 +13,8 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use multiproc::sync::Semaphore;
 use multiproc::{
-    AckedQueue, Command, CommandError, Fd, Listener, ProcessPool, Receiver, RecvError, SendError, SharedBytes,
-    SharedBytesMut, SpawnError, TaskError, call, channel, queue, spawn_process, task,
+    AckedQueue, AckedReceiver, Command, CommandError, Fd, Listener, ProcessPool, Receiver, RecvError, SendError,
+    SharedBytes, SharedBytesMut, SpawnError, TaskError, call, channel, queue, spawn_process, task,
 };
 use rustix::process::{Resource, Rlimit};
 use support::{alone, block_on, children, eventually, open_fds, within};
@@ -238,6 +238,33 @@ fn where_a_holder_cannot_be_listened_to_it_is_told_why() {
             let mut text = String::new();
             said.read_to_string(&mut text).unwrap();
             assert!(text.starts_with("Refused {") && text.contains("No space left on device"), "{text}");
+            drop(child);
+        });
+    });
+}
+
+/// As a task: takes an item of a queue of its parent's, and writes how that went.
+fn consume(mut receivers: Receiver<AckedReceiver<u8>>, mut said: Fd<PipeWriter>) {
+    let mut items = receivers.blocking_recv().unwrap().unwrap();
+    write!(said, "{:?}", items.blocking_recv().map(drop)).unwrap();
+}
+
+/// It was told that the process of the queue had ended.
+#[test]
+fn where_a_consumer_cannot_be_listened_to_it_is_told_why() {
+    alone("where_a_consumer_cannot_be_listened_to_it_is_told_why", || {
+        block_on(async {
+            let queue = AckedQueue::new();
+            let (receivers, theirs) = channel().unwrap();
+            let (mut said, writer) = std::io::pipe().unwrap();
+            let child = spawn_process(task!(consume(theirs, writer.into()))).await.unwrap();
+            // With it begins the thread that listens.
+            drop(queue.receiver().unwrap());
+            forbid(libc::SYS_epoll_ctl, libc::ENOSPC);
+            receivers.blocking_send(queue.receiver().unwrap()).unwrap();
+            let mut text = String::new();
+            said.read_to_string(&mut text).unwrap();
+            assert!(text.starts_with("Err(Io(") && text.contains("No space left on device"), "{text}");
             drop(child);
         });
     });

@@ -15,9 +15,11 @@ use super::{ACK, AGAIN, ASK, BACK, END, LEAVE, word};
 use crate::channel::flusher;
 use crate::channel::inbox::Inbox;
 use crate::channel::sending::Sending;
+use crate::channel::value;
+use crate::error::RecvError;
 use crate::task::unheeded;
 use crate::wire::extra::Extra;
-use crate::wire::frame::{Frame, VALUE};
+use crate::wire::frame::{Frame, REFUSAL, VALUE};
 use crate::wire::held::Held;
 
 /// How many items may wait for a receiver.
@@ -143,15 +145,24 @@ impl Broker {
         // All that it says fits into headers.
         let mut inbox = Inbox::new(0);
         // However it ends, by a close, a death, or words that make no sense: what it has goes to others.
-        while let Ok(Some(frame)) = inbox.frame(sending.socket()).await {
+        let ended = loop {
+            let frame = match inbox.frame(sending.socket()).await {
+                Ok(Some(frame)) => frame,
+                ended => break ended,
+            };
             // One that has not read its last item, and asks for another one, would have us keep any number for it.
             if (frame.kind == ASK && !sending.has_left()) || !self.hear(who, &frame) {
-                break;
+                break Ok(None);
             }
             // One that always has something to say must not keep the others of this thread from running.
             coop::consume_budget().await;
-        }
+        };
         self.gone(who);
+        if let Err(RecvError::Io(error)) = ended {
+            // It would take the end of its socket for that of this process. Whoever can't be told has gone.
+            let _ = value::encode(&error.to_string(), usize::MAX)
+                .and_then(|reason| sending.post(Frame { kind: REFUSAL, ..reason }));
+        }
     }
 
     fn enter(self: &Arc<Self>, sending: &Arc<Sending>) -> u64 {

@@ -22,7 +22,7 @@ use crate::channel::sending::Sending;
 use crate::channel::socket::Socket;
 use crate::channel::{travel, value};
 use crate::error::{RecvError, SendError};
-use crate::wire::frame::{Frame, Limits, VALUE};
+use crate::wire::frame::{Frame, Limits, REFUSAL, VALUE};
 
 /// Why an item went back whose fds this process had no room for.
 const NO_ROOM: &str = "file descriptors of the item could not be taken in: too many are open here, and it went back";
@@ -97,7 +97,7 @@ impl<T: DeserializeOwned> AckedReceiver<T> {
     /// # Errors
     ///
     /// `Decode` for an item that can't be decoded: nobody could, so it counts as done. `Truncated` if the process of the
-    /// queue ended. `Io` if the system refuses. That is also said of an item with fds where this process has too many open
+    /// queue ended. `Io` if the system refuses, here or there. That is also said of an item with fds where this process has too many open
     /// to take them in: it goes back to the queue, and may come here again when the next one is asked for. So do that when
     /// there is room, or leave it to others; the `Stream` ends. Where it is the process of the queue that has too many open for what
     /// it sends and keeps, such an item waits there until it has not.
@@ -155,6 +155,10 @@ impl<T: DeserializeOwned> AckedReceiver<T> {
             Some(frame) if frame.kind == END => {
                 self.stage = Stage::Over;
                 Ok(None)
+            }
+            Some(frame) if frame.kind == REFUSAL => {
+                let reason: String = value::decode(frame)?;
+                Err(io::Error::other(format!("the process of the queue cannot listen to this one: {reason}")).into())
             }
             Some(_) => Err(self.receiving.refuse("a frame that is no item")),
             None => Err(RecvError::Truncated),
