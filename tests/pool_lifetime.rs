@@ -107,6 +107,7 @@ async fn idle_workers_end_and_the_least_number_stays() {
             within(pool.start()).await.unwrap();
             // They all become idle at about the same time.
             until(|| pool.status().details.len() == least).await;
+            // That this time passes is the thing under test, here and below.
             tokio::time::sleep(Duration::from_millis(60)).await;
             assert_eq!(pool.status().details.len(), least, "and so it stays");
         }

@@ -19,6 +19,7 @@ mod agenda;
 mod calls;
 mod copies;
 mod request;
+mod young;
 
 use std::collections::HashMap;
 use std::io;
@@ -32,7 +33,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
-use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
+use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 
 use self::agenda::Agenda;
 use self::calls::Call;
@@ -41,6 +42,8 @@ pub(crate) use self::copies::is_forked_copy;
 pub(super) use self::copies::no_forked_copy;
 pub(crate) use self::request::{DRAIN, Started, Terms};
 pub(super) use self::request::{Refused, Request};
+use self::young::MOST_YOUNG;
+pub(super) use self::young::listen_to;
 use super::kept::{Kept, KillOnDrop, Leavings, Seen};
 use super::program::Launch;
 pub(super) use super::starter::spawn_async;
@@ -66,17 +69,6 @@ pub(super) fn look_at(key: u64) {
     if let Some(keeper) = KEEPER.get() {
         keeper.desk().to_look_at.push(key);
         keeper.ring();
-    }
-}
-
-/// Has the keeper listen to a child from now on: nobody else will.
-pub(super) fn listen_to(key: u64) {
-    if let Some(keeper) = KEEPER.get() {
-        let mut desk = keeper.desk();
-        if let Some(place) = desk.young.iter().position(|young| *young == key) {
-            desk.young.swap_remove(place);
-            keeper.listen(&mut desk, key);
-        }
     }
 }
 
@@ -128,18 +120,9 @@ struct Desk {
 const BELL: u64 = 0;
 const ALARM: u64 = u64::MAX;
 
-/// For how long a child is left to who waits for it. If nobody does, its end is seen so much later at the most.
-const LEFT_ALONE: Duration = Duration::from_millis(10);
-
-/// How many are left so at a time: what has ended and is not seen is a zombie, and has an fd.
-const MOST_YOUNG: usize = 8;
-
 /// How long one wait is at the most. From 2^31 milliseconds on it would take epoll_pwait2(2), which kernels before 5.11 and
 /// some sandboxes refuse.
 const LONGEST_WAIT: Duration = Duration::from_hours(1);
-
-/// How a child is listened to: its end is one event, and that it is reaped no other.
-const ONCE: EventFlags = EventFlags::IN.union(EventFlags::ONESHOT);
 
 impl Keeper {
     fn get() -> io::Result<&'static Self> {
@@ -217,42 +200,6 @@ impl Keeper {
         }
         self.meet_deadlines(agenda);
         self.make_calls();
-    }
-
-    /// Has the ends of those reported that are still there.
-    fn listen_to_young(&self, desk: &mut Desk) {
-        for key in mem::take(&mut desk.young) {
-            self.listen(desk, key);
-        }
-    }
-
-    fn listen(&self, desk: &mut Desk, key: u64) {
-        let Some(pidfd) = desk.kept.get(&key).and_then(Kept::pidfd) else { return };
-        let data = EventData::new_u64(key);
-        let listens = match epoll::add(&self.epoll, &pidfd, data, ONCE) {
-            // It has had its event.
-            Err(rustix::io::Errno::EXIST) => epoll::modify(&self.epoll, &pidfd, data, ONCE),
-            added => added,
-        };
-        if listens.is_err() {
-            // The system has no room for it, and may have soon. Until then it is looked at again and again.
-            desk.to_look_at.push(key);
-            self.keep_young(desk, key);
-        }
-    }
-
-    fn keep_young(&self, desk: &mut Desk, key: u64) {
-        desk.young.push(key);
-        if desk.young.len() == 1 {
-            self.set_alarm();
-        }
-    }
-
-    fn set_alarm(&self) {
-        let Ok(it_value) = Timespec::try_from(LEFT_ALONE) else { return };
-        let once = Itimerspec { it_value, it_interval: Timespec::default() };
-        // Fails for what is no timer or no time, and it is both.
-        let _ = timerfd_settime(&self.alarm, TimerfdTimerFlags::empty(), &once);
     }
 
     fn look(&self, key: u64, agenda: &mut Agenda) {

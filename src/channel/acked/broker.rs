@@ -15,11 +15,11 @@ use super::{ACK, AGAIN, ASK, BACK, END, LEAVE, word};
 use crate::channel::flusher;
 use crate::channel::inbox::Inbox;
 use crate::channel::sending::Sending;
-use crate::channel::value;
+use crate::channel::service::last_word;
 use crate::error::RecvError;
 use crate::task::unheeded;
 use crate::wire::extra::Extra;
-use crate::wire::frame::{Frame, REFUSAL, VALUE};
+use crate::wire::frame::{Frame, VALUE};
 use crate::wire::held::Held;
 
 /// How many items may wait for a receiver.
@@ -159,9 +159,8 @@ impl Broker {
         };
         self.gone(who);
         if let Err(RecvError::Io(error)) = ended {
-            // It would take the end of its socket for that of this process. Whoever can't be told has gone.
-            let _ = value::encode(&error.to_string(), usize::MAX)
-                .and_then(|reason| sending.post(Frame { kind: REFUSAL, ..reason }));
+            // It would take the end of its socket for that of this process.
+            last_word(&sending, &error.to_string());
         }
     }
 

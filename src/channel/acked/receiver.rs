@@ -97,10 +97,10 @@ impl<T: DeserializeOwned> AckedReceiver<T> {
     /// # Errors
     ///
     /// `Decode` for an item that can't be decoded: nobody could, so it counts as done. `Truncated` if the process of the
-    /// queue ended. `Io` if the system refuses, here or there. That is also said of an item with fds where this process has too many open
-    /// to take them in: it goes back to the queue, and may come here again when the next one is asked for. So do that when
-    /// there is room, or leave it to others; the `Stream` ends. Where it is the process of the queue that has too many open for what
-    /// it sends and keeps, such an item waits there until it has not.
+    /// queue ended. `Io` if the system refuses, here or there. That is also said of an item with fds where this process has too
+    /// many open to take them in: it goes back to the queue, and may come here again when the next one is asked for. So do that
+    /// when there is room, or leave it to others; the `Stream` ends. Where it is the process of the queue that has too many open
+    /// for what it sends and keeps, such an item waits there until it has not.
     ///
     /// # Cancel safety
     ///
