@@ -315,6 +315,7 @@ fn take_all_but(left: usize) -> Vec<Vec<u8>> {
     taken
 }
 
+#[inline(never)]
 fn squeeze() {
     let _taken = take_all_but(8 << 20);
     panic!("near the limit")
