@@ -10,7 +10,7 @@ use multiproc::{
     Process, ProcessPool, Receiver, SendError, Sender, TaskError, WorkerState, call, channel, spawn_process, task,
 };
 use pool_support::{Ledger, Meeting, endless, is_gone, kill, meet, note, pid, until, within};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_setaffinity};
 
 multiproc::test_support!();
 
@@ -179,7 +179,7 @@ async fn a_cancelled_pool_lets_tasks_stop_by_themselves() {
     assert_eq!(ledger.entries().len(), 1);
 }
 
-/// How often a process has gone to sleep.
+/// How often a process, or a thread, has gone to sleep.
 fn sleeps(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap().trim().parse().unwrap()
@@ -230,6 +230,54 @@ async fn a_worker_on_its_hosts_only_processor_wakes_once_a_task() {
     let slept = within(within(spawn_process(call(host, ()))).await.unwrap().join()).await.unwrap();
     // When its host reads an answer it does not.
     assert!(slept <= 201, "{slept} times in 200 tasks");
+}
+
+async fn sleep_little_while_they_wait() {
+    if sched_getaffinity(None).unwrap().count() == 1 {
+        return;
+    }
+    let pool = ProcessPool::builder().workers(1).busy_poll(Duration::from_mins(1)).build().unwrap();
+    let worker = within(pool.submit(task!(pid()))).await.unwrap();
+    let this_thread = gettid().as_raw_nonzero().get().unsigned_abs();
+    let before = sleeps(this_thread);
+    for _ in 0..50 {
+        assert_eq!(within(pool.submit(task!(pid()))).await.unwrap(), worker);
+        assert_eq!(within(pool.try_submit(task!(pid())).unwrap()).await.unwrap(), worker);
+    }
+    let slept = sleeps(this_thread) - before;
+    assert!(slept < 50, "{slept} times in 100 tasks");
+    within(pool.close()).await;
+}
+
+#[tokio::test]
+async fn the_callers_of_a_busy_pool_do_not_sleep_while_they_wait() {
+    sleep_little_while_they_wait().await;
+}
+
+/// Their thread is not the one that reads the answers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_callers_of_a_busy_pool_do_not_sleep_while_they_wait_outside_the_runtimes_threads_neither() {
+    sleep_little_while_they_wait().await;
+}
+
+fn wait_for_the_end(mut end: Receiver<()>) {
+    let _ = end.blocking_recv();
+}
+
+#[tokio::test]
+async fn the_callers_of_a_busy_pool_sleep_when_their_time_is_over() {
+    let pool = ProcessPool::builder().workers(1).busy_poll(Duration::from_millis(1)).build().unwrap();
+    within(pool.start()).await.unwrap();
+    let (tx, rx) = channel::<()>().unwrap();
+    let this_thread = gettid().as_raw_nonzero().get().unsigned_abs();
+    let watch = std::thread::spawn(move || {
+        while state(this_thread) != 'S' {
+            std::thread::yield_now();
+        }
+        drop(tx);
+    });
+    within(pool.submit(task!(wait_for_the_end(rx)))).await.unwrap();
+    watch.join().unwrap();
 }
 
 #[tokio::test]

@@ -157,13 +157,14 @@ impl PoolBuilder {
         self
     }
 
-    /// How long a worker that has finished a task looks for the next one before it sleeps: 50 µs, say. Default: not at all.
+    /// How long a worker that has finished a task looks for the next one before it sleeps, and whoever awaits a task that an idle
+    /// worker was given looks for its result: 50 µs, say. Default: not at all.
     ///
-    /// To wake a sleeping process on another core takes some 20 µs, which a task there and back then doesn't wait for. It is
-    /// for tiny tasks in a chain, each made from the result of the one before; others find the next one there already. The
-    /// price is the worker's CPU time, up to this much a task. It looks between calls of sched_yield(2), so whoever else has
-    /// work for that core does it first. A worker that has one processor when it starts, see sched_setaffinity(2), does not look:
-    /// there it would only keep its host from making the next task.
+    /// To wake a sleeping processor takes a virtual machine some 20 µs, and a task there and back wakes two. It is for tiny tasks in a
+    /// chain, each made from the result of the one before; others find the next one there already. The price is CPU time, on each
+    /// side up to this much a task. Both look between calls of sched_yield(2), so whoever else has work for that processor does it
+    /// first, and so do this runtime's other tasks. With one processor, see sched_setaffinity(2), neither looks: there it would
+    /// only keep the other from its work.
     pub fn busy_poll(mut self, window: Duration) -> Self {
         self.settings.plan.busy_poll = window;
         self

@@ -311,6 +311,11 @@ impl Job {
         }
     }
 
+    /// Whether a worker has it.
+    pub(super) fn is_sent(&self) -> bool {
+        matches!(self.cell().stage, Stage::Sent(_))
+    }
+
     /// Whether somebody may still want it done.
     pub(super) fn is_wanted(&self) -> bool {
         self.cell().is_pending()

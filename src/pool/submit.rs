@@ -4,17 +4,20 @@ use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
+use tokio::task::yield_now;
 
 use super::job::{Awaits, Job, Outcome, Wishes};
 use super::state::Shared;
 use crate::error::TaskError;
 use crate::process::start;
+use crate::sys::worker::has_one_processor;
 use crate::task::{self, Task};
 
 /// A task's way through the pool, from [`ProcessPool::submit`](crate::ProcessPool::submit): a future of its result.
@@ -100,8 +103,10 @@ impl<T: Task> Future for Submit<T> {
             let job = prepare(&self.shared, &task, wishes, Awaits::Outcome(Some(cx.waker().clone())))?;
             drop(task);
             self.shared.submit(Arc::clone(&job))?;
-            self.stage = Stage::Sent(Claim::new(job));
+            let mut claim = Claim::new(job, self.shared.settings.plan.busy_poll);
             // However soon it has an outcome, we are woken for it.
+            claim.look(cx);
+            self.stage = Stage::Sent(claim);
             return Poll::Pending;
         }
         let Stage::Sent(claim) = &mut self.stage else { return Poll::Ready(Err(TaskError::Cancelled)) };
@@ -131,35 +136,56 @@ pub(super) fn prepare<T: Task>(
 
 /// A job that somebody waits for; dropping it cancels the job.
 #[derive(Debug)]
-pub(super) struct Claim(Option<Arc<Job>>);
+pub(super) struct Claim {
+    job: Option<Arc<Job>>,
+    /// Until when whoever waits looks for the outcome before he sleeps.
+    looks_until: Option<Instant>,
+}
 
 impl Claim {
-    pub(super) fn new(job: Arc<Job>) -> Self {
-        Self(Some(job))
+    /// If a worker had nothing to do but this job, its outcome is looked for during `busy_poll`.
+    pub(super) fn new(job: Arc<Job>, busy_poll: Duration) -> Self {
+        let looks = !busy_poll.is_zero() && job.is_sent() && !has_one_processor();
+        let looks_until = if looks { Instant::now().checked_add(busy_poll) } else { None };
+        Self { job: Some(job), looks_until }
     }
 
     pub(super) fn shared_job(&self) -> Option<Arc<Job>> {
-        self.0.clone()
+        self.job.clone()
     }
 
     pub(super) fn job(&self) -> Option<&Job> {
-        self.0.as_deref()
+        self.job.as_deref()
     }
 
     /// Waits for the outcome; afterwards there is nothing left to cancel.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
-        let Some(job) = &self.0 else { return Poll::Ready(Err(TaskError::Cancelled.into())) };
+        let Some(job) = &self.job else { return Poll::Ready(Err(TaskError::Cancelled.into())) };
         // Passed on where it lies.
         let outcome = job.poll_outcome(cx);
         if outcome.is_ready() {
-            self.0 = None;
+            self.job = None;
+        } else {
+            self.look(cx);
         }
         outcome
     }
 
+    /// Has the task that waits polled again soon, while the outcome is looked for. Before that whoever else has work for this core
+    /// does it, and this thread's reactor is looked at, which is where an outcome comes from.
+    fn look(&mut self, cx: &mut Context<'_>) {
+        let Some(until) = self.looks_until else { return };
+        if Instant::now() >= until {
+            self.looks_until = None;
+            return;
+        }
+        thread::yield_now();
+        let _ = pin!(yield_now()).poll(cx);
+    }
+
     /// Gives the claim up and lets the job go on. The queue and the worker hold it for as long as they need.
     fn forget(&mut self) {
-        if let Some(job) = self.0.take() {
+        if let Some(job) = self.job.take() {
             job.detach();
         }
     }
@@ -167,7 +193,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if let Some(seat) = self.0.take().and_then(|job| job.abandon()) {
+        if let Some(seat) = self.job.take().and_then(|job| job.abandon()) {
             seat.bell.notify_one();
         }
     }
