@@ -14,7 +14,7 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bare::{Bare, POLLED, Role, ask_once, be_other_side};
+use bare::{Bare, POLLED, Role, ask_once, ask_once_async, be_other_side};
 use batches::Batches;
 use futures::future::join_all;
 use messages::channels;
@@ -248,6 +248,7 @@ async fn starts(host: &str) {
         .await
     };
     let asked = async || each(1, async { ask_once() }).await;
+    let asked_async = async || each(1, ask_once_async()).await;
     let function = async || {
         each(1, async { assert_eq!(spawn_process(call(|n: u32| n + 1, 1)).await.unwrap().join().await.unwrap(), 2) })
             .await
@@ -258,11 +259,12 @@ async fn starts(host: &str) {
         pool.close().await;
         took
     };
-    let times = in_turns!(101; bare(), asked(), function(), first_result());
+    let times = in_turns!(101; bare(), asked(), asked_async(), function(), first_result());
     let row = format!("start to end, {host}");
     let whom = [
         "limit: this executable, bare",
         "limit: it answers and watches",
+        "limit: the same, with tokio",
         "multiproc: spawn_process and join",
         "multiproc: new pool to first result",
     ];

@@ -10,6 +10,7 @@ use multiproc::{
     Process, ProcessPool, Receiver, SendError, Sender, TaskError, WorkerState, call, channel, spawn_process, task,
 };
 use pool_support::{Ledger, Meeting, endless, is_gone, kill, meet, note, pid, until, within};
+use rustix::process::Pid;
 use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_setaffinity};
 
 multiproc::test_support!();
@@ -208,28 +209,40 @@ async fn a_busy_worker_does_not_sleep_between_tasks() {
     assert!(is_gone(worker), "it saw the end, too");
 }
 
-#[tokio::test]
-async fn a_worker_on_its_hosts_only_processor_wakes_once_a_task() {
-    let host = |()| {
-        let mine = sched_getaffinity(None).unwrap();
-        let mut one = CpuSet::new();
-        one.set((0..CpuSet::MAX_CPU).find(|&processor| mine.is_set(processor)).unwrap());
+/// How often a worker sleeps in 200 tasks on its host's processor, where both are put before it is started, or after.
+fn sleeps_on_its_hosts_processor(before_start: bool) -> u64 {
+    let mine = sched_getaffinity(None).unwrap();
+    let mut one = CpuSet::new();
+    one.set((0..CpuSet::MAX_CPU).find(|&processor| mine.is_set(processor)).unwrap());
+    if before_start {
         sched_setaffinity(None, &one).unwrap();
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
-            let pool = ProcessPool::new(1);
-            let worker = pool.submit(task!(pid())).await.unwrap();
-            let before = sleeps(worker);
-            for _ in 0..200 {
-                assert_eq!(pool.submit(task!(pid())).await.unwrap(), worker);
-            }
-            let slept = sleeps(worker) - before;
-            pool.close().await;
-            slept
-        })
-    };
-    let slept = within(within(spawn_process(call(host, ()))).await.unwrap().join()).await.unwrap();
-    // When its host reads an answer it does not.
-    assert!(slept <= 201, "{slept} times in 200 tasks");
+    }
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+        let pool = ProcessPool::new(1);
+        let worker = pool.submit(task!(pid())).await.unwrap();
+        for who in [None, Pid::from_raw(worker.cast_signed())] {
+            sched_setaffinity(who, &one).unwrap();
+        }
+        // It has yet to see where this one comes from.
+        pool.submit(task!(pid())).await.unwrap();
+        let before = sleeps(worker);
+        for _ in 0..200 {
+            assert_eq!(pool.submit(task!(pid())).await.unwrap(), worker);
+        }
+        let slept = sleeps(worker) - before;
+        pool.close().await;
+        slept
+    })
+}
+
+#[tokio::test]
+async fn a_worker_on_its_hosts_processor_wakes_once_a_task() {
+    for before_start in [true, false] {
+        let host = within(spawn_process(task!(sleeps_on_its_hosts_processor(before_start)))).await.unwrap();
+        let slept = within(host.join()).await.unwrap();
+        // When its host reads an answer it does not.
+        assert!(slept <= 201, "{slept} times in 200 tasks");
+    }
 }
 
 async fn sleep_little_while_they_wait() {

@@ -3,15 +3,17 @@
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{RecvFlags, recv};
-use rustix::process::{PidfdFlags, getppid, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, getppid, pidfd_open};
 use rustix::thread::sched_yield;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 
 use crate::support::{Each, each};
@@ -98,6 +100,29 @@ pub(crate) fn ask_once() {
     assert!(child.wait().unwrap().success());
 }
 
+/// As [`ask_once`], awaited in this runtime: that it is ready, its answer, and its end.
+#[allow(dead_code, reason = "not every program that measures needs it")]
+pub(crate) async fn ask_once_async() {
+    let (mut ours, theirs) = StdStream::pair().unwrap();
+    ours.write_all(&[7; TOLD]).unwrap();
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["ready-and-answer-once", "57"]).stdin(OwnedFd::from(theirs)).process_group(0);
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    ours.set_nonblocking(true).unwrap();
+    let mut ours = UnixStream::from_std(ours).unwrap();
+    ours.read_exact(&mut [0; READY]).await.unwrap();
+    ours.read_exact(&mut [0; 57]).await.unwrap();
+    let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    let pidfd = AsyncFd::register_with_interest(pidfd, Interest::READABLE).unwrap();
+    let _ = pidfd.readable().await.unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+/// As many bytes as a worker says that it is ready with.
+const READY: usize = 20;
+
 /// As many bytes as a worker is greeted with, with a small task.
 const TOLD: usize = 89;
 
@@ -130,13 +155,16 @@ pub(crate) fn be_other_side() {
     };
     match name.as_str() {
         "give-back" => while socket.read_exact(&mut bytes).is_ok() && socket.write_all(&bytes).is_ok() {},
-        "answer-once" => {
+        "answer-once" | "ready-and-answer-once" => {
             let parent = pidfd_open(getppid().unwrap(), PidfdFlags::empty()).unwrap();
             thread::spawn(move || {
                 poll(&mut [PollFd::new(&parent, PollFlags::IN)], None).unwrap();
                 std::process::exit(1);
             });
             socket.read_exact(&mut [0; TOLD]).unwrap();
+            if name != "answer-once" {
+                socket.write_all(&[7; READY]).unwrap();
+            }
             socket.write_all(&bytes).unwrap();
         }
         "give-back-polling" => {

@@ -38,9 +38,9 @@ const MAX_BATCHES: usize = 2;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Patience {
     /// Looks again and again for so long, and sleeps in recvmsg(2) then. There it is also woken when the peer reads, as that
-    /// makes room: welcome where both have a processor, as the peer often sends next, and we are up by then.
+    /// makes room: welcome where each has a processor, as the peer often sends next, and we are up by then.
     Read { busy_poll: Duration },
-    /// Sleeps in poll(2), which wakes for what comes alone: for who shares his only processor with his peer.
+    /// Sleeps in poll(2), which wakes for what comes alone: for who shares his processor with his peer.
     Poll,
 }
 

@@ -142,6 +142,9 @@ impl Seat {
         desk.apply(Event::Sent);
         desk.holds_permit = true;
         desk.since = Instant::now();
+        if let Some(ledger) = &desk.ledger {
+            ledger.note_sender();
+        }
         drop(desk);
         if has_timeout {
             self.bell.notify_one();

@@ -10,6 +10,7 @@
 //!       320   kept for: the number of the task whose parts are kept
 //!       384   kept:    how many of its parts have a result, and how many bytes those take
 //!       448   began:   when the worker began the first task after it had had none; CLOCK_MONOTONIC, in nanoseconds
+//!       512   sent on: the processor on which the parent was when it last gave the worker a task after it had had none
 //!       4096  the ring of answers: a stream of frames, 64 KiB of it at a time
 //!      69632  the results that are kept, up to 128 KiB
 //! ```
@@ -32,7 +33,7 @@ use std::time::Duration;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
-use rustix::thread::futex;
+use rustix::thread::{futex, sched_getcpu};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::memory::memfd;
@@ -58,6 +59,7 @@ const STOPS: usize = 256;
 const KEPT_FOR: usize = 320;
 const KEPT_SO_FAR: usize = 384;
 const BEGAN: usize = 448;
+const SENT_ON: usize = 512;
 
 /// The shared memory, mapped.
 #[derive(Debug)]
@@ -165,6 +167,16 @@ impl Ledger {
     /// How long ago the worker began the first task after it had had none, by what it says, in the parent.
     pub(crate) fn began_ago(&self) -> Duration {
         Duration::from_nanos(monotonic_nanos().saturating_sub(self.word(BEGAN).load(Ordering::Acquire)))
+    }
+
+    /// Says on which processor this thread is, which is about to send a task, in the parent.
+    pub(crate) fn note_sender(&self) {
+        self.word(SENT_ON).store(sched_getcpu() as u64, Ordering::Relaxed);
+    }
+
+    /// Whether this thread is on that one, too, in the worker.
+    pub(crate) fn shares_processor(&self) -> bool {
+        self.word(SENT_ON).load(Ordering::Relaxed) == sched_getcpu() as u64
     }
 
     /// Takes back every task up to `last` that was not begun, in the parent. Gives the last one that was.

@@ -10,7 +10,7 @@ use std::mem;
 use std::os::fd::AsFd as _;
 use std::process;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BufMut as _;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
@@ -48,7 +48,7 @@ pub(super) struct Server<'a> {
     scratch: Parts,
     max_body: usize,
     life: Life,
-    patience: Patience,
+    busy_poll: Duration,
     /// Which attempt at its task the next Run is.
     attempt: u32,
 }
@@ -77,10 +77,10 @@ impl<'a> Server<'a> {
             passed: false,
         });
         let max_body = usize::try_from(hello.max_body).unwrap_or(usize::MAX);
-        let patience =
-            if sys::has_one_processor() { Patience::Poll } else { Patience::Read { busy_poll: hello.busy_poll } };
+        let looks = !hello.busy_poll.is_zero() && !sys::has_one_processor();
+        let busy_poll = if looks { hello.busy_poll } else { Duration::ZERO };
         let (outbox, scratch) = (Outbox::default(), Parts::default());
-        Self { socket, inbox, outbox, answers, scratch, max_body, life: hello.life, patience, attempt: 1 }
+        Self { socket, inbox, outbox, answers, scratch, max_body, life: hello.life, busy_poll, attempt: 1 }
     }
 
     /// Serves until the parent ends the stream, and gives the process's exit code.
@@ -88,8 +88,9 @@ impl<'a> Server<'a> {
         loop {
             // Here it would take what is the original's to read and to claim.
             original::end_copy(start::EXIT_NO_PARENT);
+            let patience = self.patience();
             let (socket, outbox, answers) = (self.socket, &mut self.outbox, &mut self.answers);
-            let frame = self.inbox.frame_or_wait(socket, self.patience, || {
+            let frame = self.inbox.frame_or_wait(socket, patience, || {
                 tell(answers, outbox, socket);
                 flush(outbox, socket)
             });
@@ -133,6 +134,12 @@ impl<'a> Server<'a> {
                 Ok(Some(_)) | Err(_) => return start::EXIT_NO_PARENT,
             }
         }
+    }
+
+    /// How to wait for the next task, by where the last one came from.
+    fn patience(&self) -> Patience {
+        let apart = self.answers.as_ref().is_some_and(|answers| !answers.ledger.shares_processor());
+        if apart || !self.busy_poll.is_zero() { Patience::Read { busy_poll: self.busy_poll } } else { Patience::Poll }
     }
 
     /// Runs one task and answers. Says whether it has a result.
