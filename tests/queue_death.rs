@@ -2,9 +2,11 @@
 
 #![expect(clippy::needless_pass_by_value, reason = "a task owns its arguments")]
 
+use std::io::ErrorKind;
 use std::os::unix::process::ExitStatusExt as _;
 
-use multiproc::{QueueReceiver, QueueSender, Sender, channel, queue, spawn_process, task};
+use bytes::Bytes;
+use multiproc::{Process, QueueReceiver, QueueSender, RecvError, Sender, channel, queue, spawn_process, task};
 
 multiproc::test_support!();
 
@@ -213,4 +215,26 @@ async fn with_many_waiting_processes_no_wake_up_is_lost() {
     for relay in relays {
         relay.join().await.unwrap();
     }
+}
+
+/// How many bytes the items have, of which it gets those that it has memory for.
+fn sizes(rx: QueueReceiver<Bytes>) -> Vec<Option<usize>> {
+    let next = || match rx.blocking_recv() {
+        Ok(item) => item.map(|item| Some(item.len())),
+        Err(RecvError::Io(error)) if error.kind() == ErrorKind::OutOfMemory => Some(None),
+        Err(error) => panic!("{error}"),
+    };
+    std::iter::from_fn(next).collect()
+}
+
+/// It aborted.
+#[tokio::test]
+async fn an_item_that_a_receiver_has_no_memory_for_is_an_error_and_not_its_end() {
+    let (tx, rx) = queue().unwrap();
+    let receiver = Process::builder().memory_limit(192 << 20).spawn(task!(sizes(rx))).await.unwrap();
+    for len in [1, 256 << 20, 8 << 20] {
+        tx.send(Bytes::from(vec![1; len])).await.unwrap();
+    }
+    drop(tx);
+    assert_eq!(receiver.join().await.unwrap(), [Some(1), None, Some(8 << 20)]);
 }

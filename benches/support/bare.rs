@@ -115,7 +115,8 @@ pub(crate) async fn ask_once_async() {
     ours.read_exact(&mut [0; 57]).await.unwrap();
     let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
-    let pidfd = AsyncFd::register_with_interest(pidfd, Interest::READABLE).unwrap();
+    #[expect(deprecated, reason = "what is not is unsafe, and an OwnedFd fulfils what that asks for")]
+    let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE).unwrap();
     let _ = pidfd.readable().await.unwrap();
     assert!(child.wait().unwrap().success());
 }

@@ -10,7 +10,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::slice;
 
-use bytes::BytesMut;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
@@ -56,17 +55,22 @@ pub(crate) fn write<T: AsRef<[u8]>>(pieces: impl Iterator<Item = T> + Clone) -> 
     Ok(file.into())
 }
 
-/// Appends the first `len` bytes of a memfd to `out`. Anything but a memfd of just that length is an error: another kind
-/// of file could keep us waiting.
-pub(crate) fn read(fd: impl AsFd, len: usize, out: &mut BytesMut) -> io::Result<()> {
-    if fcntl_get_seals(&fd).is_err() || u64::try_from(fstat(&fd)?.st_size) != Ok(len as u64) {
+/// Fills `out` with the bytes of a memfd of just that length. Anything else is an error: another kind of file could keep us waiting,
+/// and what nobody has written would cost memory here that it has cost nobody there.
+pub(crate) fn read(fd: impl AsFd, out: &mut [u8]) -> io::Result<()> {
+    /// In bytes; inode(7).
+    const BLOCK: u64 = 512;
+    let is_written = |len: u64| {
+        let stat = fstat(&fd)?;
+        let has = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(BLOCK);
+        Ok::<_, io::Error>(u64::try_from(stat.st_size) == Ok(len) && has >= len)
+    };
+    if fcntl_get_seals(&fd).is_err() || !is_written(out.len() as u64)? {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "not the shared memory that was announced"));
     }
-    let start = out.len();
-    out.resize(start + len, 0);
     let mut read = 0;
-    while read < len {
-        match rustix::io::pread(&fd, &mut out[start + read..], read as u64) {
+    while read < out.len() {
+        match rustix::io::pread(&fd, &mut out[read..], read as u64) {
             // It was cut meanwhile.
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => read += count,

@@ -12,14 +12,15 @@
 use std::io::{self, IoSlice};
 use std::iter;
 use std::mem;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
-use bytes::{Buf as _, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use serde::Serialize;
 
 use crate::channel::value;
 use crate::error::{RecvError, SendError};
+use crate::sys::buffer::{Buffer, LARGE};
 use crate::sys::socket::{Received, Wait};
 use crate::sys::{memory, socket};
 use crate::wire::extra::Extra;
@@ -120,16 +121,34 @@ fn parse(mut bytes: BytesMut, received: Received, limits: Limits) -> Result<Fram
     if head.fds > limits.fds {
         return Err(refused("more file descriptors in one item than may be"));
     }
-    match head.kind {
-        VALUE if head.len == bytes.len() && head.fds == fds.len() => {}
+    let body = match head.kind {
+        VALUE if head.len == bytes.len() && head.fds == fds.len() => bytes.freeze(),
         CONTINUED if head.len > bytes.len() && head.fds + 1 == fds.len() => {
             let rest = fds.pop().ok_or_else(|| refused("no memory"))?;
-            memory::read(rest, head.len - bytes.len(), &mut bytes).map_err(|error| RecvError::Decode(error.into()))?;
+            continued(&bytes, head.len, rest)?
         }
         _ => return Err(refused("a packet that is no item")),
-    }
+    };
     let fds = fds.into_iter().map(Passenger::from).collect();
-    Ok(Frame { kind: VALUE, body: bytes.freeze().into(), fds, ..Frame::default() })
+    Ok(Frame { kind: VALUE, body: body.into(), fds, ..Frame::default() })
+}
+
+/// A body of `len` bytes that begins in a packet and goes on in a memfd.
+fn continued(begin: &[u8], len: usize, rest: OwnedFd) -> Result<Bytes, RecvError> {
+    let fill = |out: &mut [u8]| {
+        let (first, behind) = out.split_at_mut(begin.len());
+        first.copy_from_slice(begin);
+        memory::read(rest, behind).map_err(|error| RecvError::Decode(error.into()))
+    };
+    if len < LARGE {
+        let mut out = vec![0; len];
+        fill(&mut out)?;
+        return Ok(out.into());
+    }
+    // What is not there is an error, and not the end of this process.
+    let mut buffer = Buffer::new(len)?;
+    fill(&mut buffer.bytes_mut()[..len])?;
+    Ok(buffer.into_bytes(len))
 }
 
 fn refused(reason: &'static str) -> RecvError {

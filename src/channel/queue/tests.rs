@@ -4,6 +4,7 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use futures::StreamExt as _;
+use rustix::fs::MemfdFlags;
 
 use super::{QueueReceiver, QueueSender};
 use crate::error::RecvError;
@@ -97,4 +98,16 @@ fn an_item_goes_on_in_memory_where_it_does_not_fit() {
     let tx = QueueSender::<Vec<u8>>::new(theirs);
     tx.blocking_send(vec![3; 100_000]).unwrap();
     assert!(rx.blocking_recv().unwrap() == Some(vec![3; 100_000]));
+}
+
+/// Its length is nothing that it has cost whoever sent it.
+#[test]
+fn memory_that_nobody_has_written_is_no_item() {
+    let (theirs, rx) = pair();
+    let sparse = rustix::fs::memfd_create(c"sparse", MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&sparse, 499_998).unwrap();
+    // The length of the vector, as a varint.
+    packet(&theirs, 500_001, 2, &[sparse.as_fd()], &[158, 194, 30]);
+    let received = rx.blocking_recv();
+    assert!(matches!(received, Err(RecvError::Decode(_))), "{received:?}");
 }
