@@ -121,18 +121,19 @@ async fn a_hundred_thousand_at_once() {
     within(pool.close()).await;
 }
 
+/// A waker that looks at the pool, and how often it was called.
+struct Nosy(ProcessPool, AtomicUsize);
+
+impl Wake for Nosy {
+    fn wake(self: Arc<Self>) {
+        self.0.status();
+        self.1.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// Whoever is woken may use the pool at once, from inside its waker: nothing is woken under the pool's lock.
 #[tokio::test]
 async fn a_waker_may_use_the_pool() {
-    struct Nosy(ProcessPool, AtomicUsize);
-
-    impl Wake for Nosy {
-        fn wake(self: Arc<Self>) {
-            self.0.status();
-            self.1.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
     let pool = ProcessPool::new(1);
     let meeting = Meeting::new();
     let first = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
@@ -151,6 +152,30 @@ async fn a_waker_may_use_the_pool() {
     within(submitted).await.unwrap();
     drop(nosy);
     within(pool.close()).await;
+}
+
+/// As above, for who waits until the pool has started, and until it has ended. It waited for the lock that its waker was called under.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waker_of_who_waits_for_the_pool_may_use_it() {
+    let pool = ProcessPool::new(1);
+    let nosy = Arc::new(Nosy(pool.clone(), AtomicUsize::new(0)));
+    let waker = Waker::from(Arc::clone(&nosy));
+    let mut cx = Context::from_waker(&waker);
+    let mut started = Box::pin(pool.start());
+    assert!(started.as_mut().poll(&mut cx).is_pending());
+    within(until(|| nosy.1.load(Ordering::Relaxed) >= 1)).await;
+    within(started).await.unwrap();
+
+    let meeting = Meeting::new();
+    let busy = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
+    let guest = meeting.guest().await;
+    let (other, before) = (pool.clone(), nosy.1.load(Ordering::Relaxed));
+    let mut closed = Box::pin(other.close());
+    assert!(closed.as_mut().poll(&mut cx).is_pending());
+    guest.go_on().await;
+    within(until(|| nosy.1.load(Ordering::Relaxed) > before)).await;
+    within(closed).await;
+    within(busy).await.unwrap();
 }
 
 /// Idle workers die in the moment in which they are given a task. Whatever comes of it, every future resolves: a task

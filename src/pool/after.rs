@@ -1,5 +1,6 @@
 //! The pool's lock, and what an access leaves to be done once it is gone: writes, and all that runs other people's code.
 
+use std::mem;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, MutexGuard};
 use std::task::Waker;
@@ -25,6 +26,8 @@ pub(super) struct After {
     /// Where somebody is to look at the workers from now on.
     pub(super) watch: Vec<Handle>,
     pub(super) watch_ahead: bool,
+    /// Whether something changed that somebody may wait for, see [`Shared::when`].
+    pub(super) changed: bool,
     /// Whose outbox is to be written. One place is enough: few accesses give tasks to more than one worker.
     write: Option<Arc<Seat>>,
 }
@@ -79,18 +82,26 @@ impl Drop for Locked<'_> {
         let Some(mut state) = self.state.take() else { return };
         // Before all else, as a worker waits for it; and without the lock, as it takes longer than all that the lock guards.
         let write = state.after.write.take();
+        let changed = mem::take(&mut state.after.changed);
+        let notify = || {
+            if changed {
+                unheeded(|| self.shared.changed.notify_waiters());
+            }
+        };
         if state.after.is_empty() {
             drop(state);
             if let Some(seat) = write {
                 seat.write();
             }
+            notify();
             return;
         }
-        let After { supervise, resolve, wake, mut spent, watch, watch_ahead, .. } = std::mem::take(&mut state.after);
+        let After { supervise, resolve, wake, mut spent, watch, watch_ahead, .. } = mem::take(&mut state.after);
         drop(state);
         if let Some(seat) = write {
             seat.write_into(&mut spent);
         }
+        notify();
         for waker in wake {
             unheeded(|| waker.wake());
         }

@@ -98,7 +98,7 @@ impl Shared {
     /// A task that had a slot before it was encoded has it no more, or as any other.
     fn reserved_no_more(self: &Arc<Self>, state: &mut State) {
         state.reserved -= 1;
-        self.changed.notify_waiters();
+        state.after.changed = true;
         // If the slot is free, it is for what waited for it.
         self.dispatch(state);
         // Idle workers may have been kept for that, and it went elsewhere.
@@ -308,7 +308,7 @@ impl Shared {
             state.take_idle(seat);
             return Turn::Retire;
         }
-        self.changed.notify_waiters();
+        state.after.changed = true;
         Turn::Idle
     }
 

@@ -21,7 +21,7 @@ impl Shared {
         state.failures = 0;
         state.last_cause = None;
         Self::ring_surplus(&state);
-        self.changed.notify_waiters();
+        state.after.changed = true;
     }
 
     /// Counts what a worker has answered that is given no more tasks, and lets chunks go on elsewhere.
@@ -94,7 +94,7 @@ impl Shared {
         if let End::Fruitless { status, pid } = end {
             // For `start`, which would otherwise wait for workers that are never ready at the same time.
             state.last_cause = Some(Arc::new(SpawnError::Exited { status, pid }));
-            self.changed.notify_waiters();
+            state.after.changed = true;
         }
         let wanted = match state.phase {
             // What waits for a slot, too: it may be that of a task which is still being encoded.
@@ -144,7 +144,7 @@ impl Shared {
             state.last_cause = Some(cause);
         }
         // For `start`, whether it is tried again or not.
-        self.changed.notify_waiters();
+        state.after.changed = true;
         let over = state.failures > self.settings.restart_limit.0;
         let wanted = match state.phase {
             Phase::Open => true,
@@ -174,7 +174,7 @@ impl Shared {
 
     /// A seat is given up; if it was the last one, nobody is left to do what waits.
     pub(super) fn leave(&self, state: &mut State, seat: &Arc<Seat>) {
-        self.remove(state, seat);
+        Self::remove(state, seat);
         if state.seats.is_empty() {
             let cause = state.last_cause.clone();
             for _ in 0..state.assigned.len() {
@@ -190,10 +190,10 @@ impl Shared {
         }
     }
 
-    fn remove(&self, state: &mut State, seat: &Arc<Seat>) {
+    fn remove(state: &mut State, seat: &Arc<Seat>) {
         state.seats.retain(|other| !Arc::ptr_eq(other, seat));
         state.idle.retain(|other| !Arc::ptr_eq(other, seat));
-        self.changed.notify_waiters();
+        state.after.changed = true;
     }
 
     /// A supervisor was dropped in the middle: its runtime has ended. The tasks that its worker had begun end with it. The others
@@ -216,7 +216,7 @@ impl Shared {
         // If that was the last one, there is none until somebody submits from another, or looks at workers in one: see `watch.rs`.
         state.runtime.take_if(|last| seat.is_in(last.id()));
         if state.runtime.is_some() && state.phase != Phase::Cancelled {
-            self.remove(&mut state, seat);
+            Self::remove(&mut state, seat);
             self.dispatch(&mut state);
             self.open_seats(&mut state);
             return;
@@ -247,7 +247,7 @@ impl Shared {
         for seat in &state.seats {
             seat.bell.notify_one();
         }
-        self.changed.notify_waiters();
+        state.after.changed = true;
     }
 
     /// Resolves all that waits, and has every worker killed.
