@@ -62,6 +62,10 @@ pub(super) enum Pipe {
 
 type InUse<'a> = (&'a AsyncFd<Arc<OwnedFd>>, &'a mut usize);
 
+/// The most that is read at once, in bytes, where whoever writes has put the pipe into packet mode, in which a read gives no more
+/// than was written at once, however much there is; `O_DIRECT` in pipe(2).
+const PACKET: usize = 4096;
+
 /// After so many bytes a pipe gets wider: what carries little is not worth it.
 const BUSY: usize = 1 << 20;
 
@@ -100,7 +104,7 @@ impl Pipe {
             let mut guard = ready!(fd.poll_read_ready(cx))?;
             match guard.try_io(|fd| retry(|| read(fd.get_ref()))) {
                 Ok(Ok(count)) => {
-                    if 0 < count && count < capacity {
+                    if PACKET < count && count < capacity {
                         // The pipe is empty: spares the next call a read that would only say so. Its end is not forgotten.
                         guard.clear_ready();
                     }
@@ -253,3 +257,31 @@ macro_rules! into_owned {
 }
 
 into_owned!(ChildStdin ChildStdout ChildStderr);
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::time::Duration;
+
+    use rustix::pipe::{PipeFlags, pipe_with};
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+
+    /// What lay behind the first packet was not read before another one came.
+    #[tokio::test]
+    async fn packets_that_are_there_are_read_one_after_the_other() {
+        let (ours, theirs) = pipe_with(PipeFlags::DIRECT | PipeFlags::CLOEXEC).unwrap();
+        let mut theirs = std::fs::File::from(theirs);
+        for packet in [&[1; 10][..], &[2; PACKET], &[3; 1]] {
+            theirs.write_all(packet).unwrap();
+        }
+        let mut stdout = ChildStdout::new(Arc::new(ours)).unwrap();
+        for (byte, len) in [(1, 10), (2, PACKET), (3, 1)] {
+            let mut buf = vec![0; 3 * PACKET];
+            let read = tokio::time::timeout(Duration::from_mins(1), stdout.read(&mut buf)).await;
+            assert_eq!(read.expect("it waits").unwrap(), len);
+            assert_eq!(buf[..len], vec![byte; len]);
+        }
+    }
+}
