@@ -6,12 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::future::join_all;
-use multiproc::{
-    Process, ProcessPool, Receiver, SendError, Sender, TaskError, WorkerState, call, channel, spawn_process, task,
-};
+use multiproc::{Process, ProcessPool, Receiver, SendError, Sender, TaskError, WorkerState, call, channel, task};
 use pool_support::{Ledger, Meeting, endless, is_gone, kill, meet, note, pid, until, within};
-use rustix::process::Pid;
-use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_setaffinity};
 
 multiproc::test_support!();
 
@@ -178,127 +174,6 @@ async fn a_cancelled_pool_lets_tasks_stop_by_themselves() {
     within(pool.cancel()).await;
     assert!(matches!(within(running).await.unwrap(), Err(TaskError::Cancelled)));
     assert_eq!(ledger.entries().len(), 1);
-}
-
-/// How often a process, or a thread, has gone to sleep.
-fn sleeps(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap().trim().parse().unwrap()
-}
-
-fn state(pid: u32) -> char {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    stat[stat.rfind(')').unwrap()..].chars().nth(2).unwrap()
-}
-
-#[tokio::test]
-async fn a_busy_worker_does_not_sleep_between_tasks() {
-    if sched_getaffinity(None).unwrap().count() == 1 {
-        // There it does.
-        return;
-    }
-    let pool = ProcessPool::builder().workers(1).busy_poll(Duration::from_mins(1)).build().unwrap();
-    let worker = within(pool.submit(task!(pid()))).await.unwrap();
-    let before = sleeps(worker);
-    for _ in 0..100 {
-        assert_eq!(within(pool.submit(task!(pid()))).await.unwrap(), worker);
-    }
-    let slept = sleeps(worker) - before;
-    assert!(slept < 50, "{slept} times in 100 tasks");
-    within(pool.close()).await;
-    assert!(is_gone(worker), "it saw the end, too");
-}
-
-/// How often a worker sleeps in 200 tasks on its host's processor, where both are put before it is started, or after.
-fn sleeps_on_its_hosts_processor(before_start: bool) -> u64 {
-    let mine = sched_getaffinity(None).unwrap();
-    let mut one = CpuSet::new();
-    one.set((0..CpuSet::MAX_CPU).find(|&processor| mine.is_set(processor)).unwrap());
-    if before_start {
-        sched_setaffinity(None, &one).unwrap();
-    }
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
-        let pool = ProcessPool::new(1);
-        let worker = pool.submit(task!(pid())).await.unwrap();
-        for who in [None, Pid::from_raw(worker.cast_signed())] {
-            sched_setaffinity(who, &one).unwrap();
-        }
-        // It has yet to see where this one comes from.
-        pool.submit(task!(pid())).await.unwrap();
-        let before = sleeps(worker);
-        for _ in 0..200 {
-            assert_eq!(pool.submit(task!(pid())).await.unwrap(), worker);
-        }
-        let slept = sleeps(worker) - before;
-        pool.close().await;
-        slept
-    })
-}
-
-#[tokio::test]
-async fn a_worker_on_its_hosts_processor_wakes_once_a_task() {
-    for before_start in [true, false] {
-        let host = within(spawn_process(task!(sleeps_on_its_hosts_processor(before_start)))).await.unwrap();
-        let slept = within(host.join()).await.unwrap();
-        // When its host reads an answer it does not.
-        assert!(slept <= 201, "{slept} times in 200 tasks");
-    }
-}
-
-async fn sleep_little_while_they_wait() {
-    if sched_getaffinity(None).unwrap().count() == 1 {
-        return;
-    }
-    let pool = ProcessPool::builder().workers(1).busy_poll(Duration::from_mins(1)).build().unwrap();
-    let worker = within(pool.submit(task!(pid()))).await.unwrap();
-    let this_thread = gettid().as_raw_nonzero().get().unsigned_abs();
-    let before = sleeps(this_thread);
-    for _ in 0..50 {
-        assert_eq!(within(pool.submit(task!(pid()))).await.unwrap(), worker);
-        assert_eq!(within(pool.try_submit(task!(pid())).unwrap()).await.unwrap(), worker);
-    }
-    let slept = sleeps(this_thread) - before;
-    assert!(slept < 50, "{slept} times in 100 tasks");
-    within(pool.close()).await;
-}
-
-#[tokio::test]
-async fn the_callers_of_a_busy_pool_do_not_sleep_while_they_wait() {
-    sleep_little_while_they_wait().await;
-}
-
-/// Their thread is not the one that reads the answers.
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn the_callers_of_a_busy_pool_do_not_sleep_while_they_wait_outside_the_runtimes_threads_neither() {
-    sleep_little_while_they_wait().await;
-}
-
-fn wait_for_the_end(mut end: Receiver<()>) {
-    let _ = end.blocking_recv();
-}
-
-#[tokio::test]
-async fn the_callers_of_a_busy_pool_sleep_when_their_time_is_over() {
-    let pool = ProcessPool::builder().workers(1).busy_poll(Duration::from_millis(1)).build().unwrap();
-    within(pool.start()).await.unwrap();
-    let (tx, rx) = channel::<()>().unwrap();
-    let this_thread = gettid().as_raw_nonzero().get().unsigned_abs();
-    let watch = std::thread::spawn(move || {
-        while state(this_thread) != 'S' {
-            std::thread::yield_now();
-        }
-        drop(tx);
-    });
-    within(pool.submit(task!(wait_for_the_end(rx)))).await.unwrap();
-    watch.join().unwrap();
-}
-
-#[tokio::test]
-async fn a_busy_worker_sleeps_when_its_time_is_over() {
-    let pool = ProcessPool::builder().workers(1).busy_poll(Duration::from_millis(1)).build().unwrap();
-    let worker = within(pool.submit(task!(pid()))).await.unwrap();
-    within(until(|| state(worker) == 'S')).await;
-    assert_eq!(within(pool.submit(task!(pid()))).await.unwrap(), worker, "and wakes");
 }
 
 /// Lets go of its end, and goes on until it is told to stop.

@@ -161,10 +161,10 @@ impl PoolBuilder {
     /// worker was given looks for its result: 50 µs, say. Default: not at all.
     ///
     /// To wake a sleeping processor takes a virtual machine some 20 µs, and a task there and back wakes two. It is for tiny tasks in a
-    /// chain, each made from the result of the one before; others find the next one there already. The price is CPU time, on each
-    /// side up to this much a task. Both look between calls of sched_yield(2), so whoever else has work for that processor does it
-    /// first, and so do this runtime's other tasks. With one processor, see sched_setaffinity(2), neither looks: there it would
-    /// only keep the other from its work.
+    /// chain, each made from the result of the one before; others find the next one there already. The price is CPU time, up to
+    /// this much a task in a worker, and here of one at a time of all who wait. Both look between calls of sched_yield(2), so whoever
+    /// else has work for that processor does it first, and so do this runtime's other tasks; its paused clock stands still
+    /// meanwhile. With one processor, see sched_setaffinity(2), neither looks: there it would only keep the other from its work.
     pub fn busy_poll(mut self, window: Duration) -> Self {
         self.settings.plan.busy_poll = window;
         self

@@ -11,7 +11,6 @@ use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 use std::vec;
 
 use futures::Stream;
@@ -270,7 +269,7 @@ where
     let calls = u32::try_from(count).expect("a chunk is limited when it is taken");
     let wishes = Wishes { timeout: shared.settings.task_timeout, ..Wishes::default() };
     let job = Job::new(&shared.settings.name, parcel, wishes, Awaits::Outcome(None), Some(Parts::new(calls)));
-    let sent = shared.submit(Arc::clone(&job)).map(|()| (Claim::new(job, Duration::ZERO), bytes));
+    let sent = shared.submit(Arc::clone(&job)).map(|()| (Claim::new(job), bytes));
     (count, sent)
 }
 

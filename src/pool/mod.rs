@@ -19,6 +19,7 @@ mod ending;
 mod job;
 mod life;
 mod lifecycle;
+mod look;
 mod map;
 mod output;
 mod parts;
@@ -211,7 +212,7 @@ impl ProcessPool {
         let job = submit::prepare(self.shared(), &task, Wishes::default(), Awaits::Slot)?;
         drop(task);
         self.shared().submit(Arc::clone(&job))?;
-        let claim = Claim::new(Arc::clone(&job), self.shared().settings.plan.busy_poll);
+        let claim = Claim::looking(self.shared(), Arc::clone(&job));
         std::future::poll_fn(|cx| job.poll_assigned(cx)).await.map_err(|error| *error)?;
         Ok(TaskHandle::new(claim))
     }
@@ -237,7 +238,7 @@ impl ProcessPool {
         let job = job.map_err(TrySubmitError::Refused)?;
         std::mem::forget(slot);
         self.shared().submit_reserved(&job);
-        Ok(TaskHandle::new(Claim::new(job, self.shared().settings.plan.busy_poll)))
+        Ok(TaskHandle::new(Claim::looking(self.shared(), job)))
     }
 
     /// Runs a function on each input and streams the results, in the order of the inputs.

@@ -278,7 +278,7 @@ fn answer_chunk(desk: &Desk, id: u64, job: &Job, outcome: Outcome, late: bool) -
 }
 
 /// The time after so long, or one that nobody lives to see.
-fn after(time: Duration) -> Instant {
+pub(super) fn after(time: Duration) -> Instant {
     let now = Instant::now();
     now.checked_add(time).unwrap_or(now + Duration::from_hours(24 * 365 * 30))
 }

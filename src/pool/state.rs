@@ -37,6 +37,8 @@ pub(super) struct Shared {
     state: Mutex<State>,
     /// Rings when something changed that somebody may wait for, see [`when`](Self::when).
     pub(super) changed: Notify,
+    /// Until when somebody looks for an outcome, see [`Look`](super::look::Look).
+    pub(super) look: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
@@ -184,6 +186,7 @@ impl Shared {
                 after: After::default(),
             }),
             changed: Notify::new(),
+            look: Mutex::default(),
             settings,
         })
     }

@@ -4,20 +4,18 @@ use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
-use tokio::task::yield_now;
 
 use super::job::{Awaits, Job, Outcome, Wishes};
+use super::look::Look;
 use super::state::Shared;
 use crate::error::TaskError;
 use crate::process::start;
-use crate::sys::worker::has_one_processor;
 use crate::task::{self, Task};
 
 /// A task's way through the pool, from [`ProcessPool::submit`](crate::ProcessPool::submit): a future of its result.
@@ -103,9 +101,9 @@ impl<T: Task> Future for Submit<T> {
             let job = prepare(&self.shared, &task, wishes, Awaits::Outcome(Some(cx.waker().clone())))?;
             drop(task);
             self.shared.submit(Arc::clone(&job))?;
-            let mut claim = Claim::new(job, self.shared.settings.plan.busy_poll);
+            let mut claim = Claim::looking(&self.shared, job);
             // However soon it has an outcome, we are woken for it.
-            claim.look(cx);
+            claim.look_again(cx);
             self.stage = Stage::Sent(claim);
             return Poll::Pending;
         }
@@ -138,16 +136,19 @@ pub(super) fn prepare<T: Task>(
 #[derive(Debug)]
 pub(super) struct Claim {
     job: Option<Arc<Job>>,
-    /// Until when whoever waits looks for the outcome before he sleeps.
-    looks_until: Option<Instant>,
+    /// Whether whoever waits looks for the outcome before he sleeps.
+    look: Option<Box<Look>>,
 }
 
 impl Claim {
-    /// If a worker had nothing to do but this job, its outcome is looked for during `busy_poll`.
-    pub(super) fn new(job: Arc<Job>, busy_poll: Duration) -> Self {
-        let looks = !busy_poll.is_zero() && job.is_sent() && !has_one_processor();
-        let looks_until = if looks { Instant::now().checked_add(busy_poll) } else { None };
-        Self { job: Some(job), looks_until }
+    pub(super) fn new(job: Arc<Job>) -> Self {
+        Self { job: Some(job), look: None }
+    }
+
+    /// One of a job that was given to a pool just now, whose outcome is looked for if it has to be.
+    pub(super) fn looking(shared: &Arc<Shared>, job: Arc<Job>) -> Self {
+        let look = Look::begin(shared, &job);
+        Self { job: Some(job), look }
     }
 
     pub(super) fn shared_job(&self) -> Option<Arc<Job>> {
@@ -164,23 +165,17 @@ impl Claim {
         // Passed on where it lies.
         let outcome = job.poll_outcome(cx);
         if outcome.is_ready() {
-            self.job = None;
+            (self.job, self.look) = (None, None);
         } else {
-            self.look(cx);
+            self.look_again(cx);
         }
         outcome
     }
 
-    /// Has the task that waits polled again soon, while the outcome is looked for. Before that whoever else has work for this core
-    /// does it, and this thread's reactor is looked at, which is where an outcome comes from.
-    fn look(&mut self, cx: &mut Context<'_>) {
-        let Some(until) = self.looks_until else { return };
-        if Instant::now() >= until {
-            self.looks_until = None;
-            return;
+    fn look_again(&mut self, cx: &mut Context<'_>) {
+        if self.look.as_mut().is_some_and(|look| !look.again(cx)) {
+            self.look = None;
         }
-        thread::yield_now();
-        let _ = pin!(yield_now()).poll(cx);
     }
 
     /// Gives the claim up and lets the job go on. The queue and the worker hold it for as long as they need.
