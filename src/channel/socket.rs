@@ -17,6 +17,7 @@ use tokio::task::{coop, yield_now};
 
 use super::flusher::{self, FD_PAUSE, is_fd_congestion};
 use super::turns::Turns;
+use crate::sys::home::Home;
 use crate::sys::socket::{self, Ready};
 
 /// How many idle registrations are kept: one to read in a program's own runtime, one to write in the flusher's.
@@ -36,6 +37,8 @@ const MANY: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Socket {
     fd: Arc<OwnedFd>,
+    /// Who made it.
+    home: Home,
     /// At most one a runtime and direction.
     registrations: Mutex<Vec<Registration>>,
 }
@@ -77,7 +80,13 @@ impl Drop for Place<'_> {
 
 impl Socket {
     pub(crate) fn new(fd: OwnedFd) -> Self {
-        Self { fd: Arc::new(fd), registrations: Mutex::new(Vec::new()) }
+        Self { fd: Arc::new(fd), home: Home::here(), registrations: Mutex::new(Vec::new()) }
+    }
+
+    /// Whether this is a copy that fork(2) made of the process that made it. Both have the one connection, and what a copy says
+    /// there by dropping something is taken for the original's word.
+    pub(super) fn is_copy(&self) -> bool {
+        self.home.is_elsewhere()
     }
 
     /// Gives up the places in all reactors where nobody waits just now. What else happens to it wakes nobody then.

@@ -1,4 +1,5 @@
-//! Which process threads are in: fork(2) copies none of them, and a lock that one of them held is held for good in the copy.
+//! Which process threads are in: fork(2) copies none of them, and a lock that one of them held is held for good in the copy. Or
+//! which has made something that it shares with its copies, a connection, say.
 
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,6 +11,11 @@ pub(crate) struct Home(AtomicU32);
 impl Home {
     pub(crate) const fn new() -> Self {
         Self(AtomicU32::new(0))
+    }
+
+    /// This process, of something that it makes.
+    pub(crate) fn here() -> Self {
+        Self(AtomicU32::new(process::id()))
     }
 
     /// Whether this is a copy of the process that they are in.

@@ -281,7 +281,8 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if self.id != Self::SETTLED {
+        // In a forked copy it is the original's, which works on it.
+        if self.id != Self::SETTLED && !self.sending.socket().is_copy() {
             let _ = self.sending.post(word(BACK, self.id));
         }
     }

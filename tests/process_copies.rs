@@ -1,0 +1,118 @@
+//! A copy that fork(2) makes of a process has all that this had, and takes nothing of it from the original: what it drops, only it
+//! has lost.
+
+#![allow(unsafe_code, reason = "to fork")]
+
+mod support;
+
+use std::time::Duration;
+
+use futures::SinkExt as _;
+use multiproc::{AckedQueue, AckedReceiver, Delivery, ProcessPool, channel, task};
+use support::{Other, alone};
+use tokio::runtime::Runtime;
+
+multiproc::test_support!();
+
+/// Makes a copy of this process and waits for its end. Says whether this is the copy, which has to [`leave`].
+fn is_copy() -> bool {
+    // SAFETY: no other thread of this process holds a lock that the copy needs: all of them wait for something to do.
+    match unsafe { libc::fork() } {
+        0 => true,
+        copy => {
+            Other::new(copy.try_into().unwrap()).ends_within(Duration::from_secs(30));
+            let mut status = 0;
+            // SAFETY: `status` is live.
+            assert_eq!(unsafe { libc::waitpid(copy, &raw mut status, 0) }, copy);
+            assert_eq!(status, 0);
+            false
+        }
+    }
+}
+
+/// Ends the copy.
+fn leave() -> ! {
+    // SAFETY: it ends this process, and runs nothing of the original's.
+    unsafe { libc::_exit(0) }
+}
+
+/// In a runtime of its own.
+fn soon<R>(future: impl Future<Output = R>) -> R {
+    soon_in(&support::runtime(), future)
+}
+
+fn soon_in<R>(runtime: &Runtime, future: impl Future<Output = R>) -> R {
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(10), future).await.expect("it never came") })
+}
+
+fn next<T: serde::de::DeserializeOwned>(rx: &mut AckedReceiver<T>) -> Delivery<T> {
+    soon(rx.recv()).unwrap().unwrap()
+}
+
+/// It went back to the queue, and two had it at once.
+#[test]
+fn an_item_that_a_copy_drops_is_still_the_originals() {
+    alone("an_item_that_a_copy_drops_is_still_the_originals", || {
+        let queue = AckedQueue::<u32>::new();
+        let (mut rx, mut other) = (queue.receiver().unwrap(), queue.receiver().unwrap());
+        soon(queue.send(1)).unwrap();
+        let item = next(&mut rx);
+        if is_copy() {
+            drop(item);
+            leave();
+        }
+        item.ack().unwrap();
+        // Behind whatever the copy has said.
+        soon(queue.send(2)).unwrap();
+        let second = next(&mut rx);
+        assert_eq!((*second, second.is_redelivered()), (2, false));
+        second.ack().unwrap();
+        drop(queue);
+        assert!(soon(other.recv()).unwrap().is_none(), "the first one was there once more");
+    });
+}
+
+fn take_and_fork(mut rx: AckedReceiver<u32>) -> u32 {
+    let item = rx.blocking_recv().unwrap().unwrap();
+    // The copy ends as the task returns in it.
+    if is_copy() {
+        return 0;
+    }
+    let taken = *item;
+    item.ack().unwrap();
+    taken
+}
+
+#[test]
+fn an_item_whose_task_forks_and_returns_twice_is_done_once() {
+    let queue = AckedQueue::<u32>::new();
+    let (rx, mut other) = (queue.receiver().unwrap(), queue.receiver().unwrap());
+    let runtime = support::runtime();
+    soon_in(&runtime, queue.send(1)).unwrap();
+    let pool = ProcessPool::new(1);
+    assert_eq!(soon_in(&runtime, pool.submit(task!(take_and_fork(rx)))).unwrap(), 1);
+    drop(queue);
+    assert!(soon_in(&runtime, other.recv()).unwrap().is_none(), "it was there once more");
+    soon_in(&runtime, pool.close());
+}
+
+/// As a daemon makes itself: what is made after that is its own.
+#[test]
+fn what_a_copy_makes_itself_is_as_good_as_the_originals() {
+    alone("what_a_copy_makes_itself_is_as_good_as_the_originals", || {
+        let before = channel::<u32>().unwrap();
+        if is_copy() {
+            drop(before);
+            let queue = AckedQueue::<u32>::new();
+            let (mut rx, mut other) = (queue.receiver().unwrap(), queue.receiver().unwrap());
+            soon(queue.send(1)).unwrap();
+            drop(next(&mut rx));
+            assert!(next(&mut other).is_redelivered());
+            let (mut tx, mut rx) = channel::<u32>().unwrap();
+            soon(tx.feed(1)).unwrap();
+            drop(tx);
+            assert_eq!(soon(rx.recv()).unwrap(), Some(1));
+            leave();
+        }
+    });
+}
