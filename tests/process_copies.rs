@@ -7,7 +7,7 @@ mod support;
 
 use std::time::Duration;
 
-use futures::SinkExt as _;
+use futures::{FutureExt as _, SinkExt as _};
 use multiproc::{AckedQueue, AckedReceiver, Delivery, ProcessPool, channel, task};
 use support::{Other, alone};
 use tokio::runtime::Runtime;
@@ -94,6 +94,24 @@ fn an_item_whose_task_forks_and_returns_twice_is_done_once() {
     drop(queue);
     assert!(soon_in(&runtime, other.recv()).unwrap().is_none(), "it was there once more");
     soon_in(&runtime, pool.close());
+}
+
+/// It left the queue for the original, too, which waited for ever.
+#[test]
+fn a_consumer_whose_copy_is_dropped_still_gets_what_it_has_asked_for() {
+    alone("a_consumer_whose_copy_is_dropped_still_gets_what_it_has_asked_for", || {
+        let queue = AckedQueue::<u32>::new();
+        let mut rx = queue.receiver().unwrap();
+        assert!(soon(async { rx.recv().now_or_never() }).is_none());
+        if is_copy() {
+            drop(rx);
+            leave();
+        }
+        // From the same process, and behind what the copy has said: by now that is known.
+        drop(soon(async { queue.receiver().unwrap().recv().now_or_never() }));
+        soon(queue.send(1)).unwrap();
+        assert_eq!(*next(&mut rx), 1);
+    });
 }
 
 /// As a daemon makes itself: what is made after that is its own.

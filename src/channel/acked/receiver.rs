@@ -208,7 +208,7 @@ impl<T> fmt::Debug for AckedReceiver<T> {
 impl<T> Drop for AckedReceiver<T> {
     fn drop(&mut self) {
         // Deliveries may keep the socket open for a while, so its end does not say this.
-        if self.stage == Stage::Asked {
+        if self.stage == Stage::Asked && !self.sending.socket().is_copy() {
             let _ = self.sending.post(word(LEAVE, 0));
         }
     }
