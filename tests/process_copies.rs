@@ -5,11 +5,13 @@
 
 mod support;
 
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use futures::{FutureExt as _, SinkExt as _};
-use multiproc::{AckedQueue, AckedReceiver, Delivery, ProcessPool, channel, task};
-use support::{Other, alone};
+use multiproc::sync::Semaphore;
+use multiproc::{AckedQueue, AckedReceiver, Client, Delivery, ProcessPool, channel, duplex, serve, task};
+use support::{Other, alone, block_on};
 use tokio::runtime::Runtime;
 
 multiproc::test_support!();
@@ -111,6 +113,71 @@ fn a_consumer_whose_copy_is_dropped_still_gets_what_it_has_asked_for() {
         drop(soon(async { queue.receiver().unwrap().recv().now_or_never() }));
         soon(queue.send(1)).unwrap();
         assert_eq!(*next(&mut rx), 1);
+    });
+}
+
+/// It was cancelled, and never resolved.
+#[test]
+fn a_call_whose_copy_is_dropped_is_still_answered() {
+    alone("a_call_whose_copy_is_dropped_is_still_answered", || {
+        let runtime = support::runtime();
+        let (ours, theirs) = duplex::<u32, u32>().unwrap();
+        let client: Client<u32, u32> = Client::new(ours);
+        let go_on = Arc::new(tokio::sync::Semaphore::new(0));
+        let lets_go_on = go_on.clone();
+        let (running, runs) = mpsc::channel();
+        let server = std::thread::spawn(move || {
+            block_on(serve(theirs, |n: u32| {
+                running.send(()).unwrap();
+                let go_on = lets_go_on.clone();
+                async move {
+                    go_on.acquire().await.unwrap().forget();
+                    n + 1
+                }
+            }))
+        });
+        let mut call = Box::pin(client.call(1));
+        assert!(soon_in(&runtime, async { (&mut call).now_or_never() }).is_none());
+        runs.recv().unwrap();
+        if is_copy() {
+            drop(call);
+            leave();
+        }
+        // Behind what the copy has said.
+        let mut second = Box::pin(client.call(2));
+        assert!(soon_in(&runtime, async { (&mut second).now_or_never() }).is_none());
+        runs.recv().unwrap();
+        go_on.add_permits(2);
+        assert_eq!(soon_in(&runtime, call).unwrap(), 2);
+        assert_eq!(soon_in(&runtime, second).unwrap(), 3);
+        drop(client);
+        server.join().unwrap().unwrap();
+    });
+}
+
+/// The permit went to nobody, for good.
+#[test]
+fn who_waits_for_a_permit_and_is_copied_still_gets_it() {
+    alone("who_waits_for_a_permit_and_is_copied_still_gets_it", || {
+        let runtime = support::runtime();
+        let lock = Semaphore::new(1).unwrap();
+        let held = lock.blocking_acquire().unwrap();
+        let mut waits = Box::pin(lock.acquire());
+        // At first it lets others come.
+        let twice = async {
+            assert!((&mut waits).now_or_never().is_none());
+            tokio::task::yield_now().await;
+            assert!((&mut waits).now_or_never().is_none());
+        };
+        soon_in(&runtime, twice);
+        if is_copy() {
+            drop(waits);
+            leave();
+        }
+        // Behind what the copy has said.
+        assert!(soon_in(&runtime, lock.try_acquire()).unwrap().is_none());
+        drop(held);
+        drop(soon_in(&runtime, waits).unwrap());
     });
 }
 

@@ -324,7 +324,8 @@ impl Drop for Call<'_> {
     fn drop(&mut self) {
         let mut table = self.calls.table();
         let is_unanswered = matches!(table.open.get(&self.id), Some(Slot::Waiting { .. } | Slot::Abandoned));
-        if is_unanswered && *self.sent && table.end.is_none() {
+        // In a forked copy the original waits on.
+        if is_unanswered && *self.sent && table.end.is_none() && !self.calls.sending.socket().is_copy() {
             drop(table);
             // While it is in the table: else the client may be another process's by now, which knows nothing of this call.
             // If it can't be told, it is going to see the end.
