@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures::{FutureExt as _, SinkExt as _};
 use multiproc::sync::Semaphore;
-use multiproc::{AckedQueue, AckedReceiver, Client, Delivery, ProcessPool, channel, duplex, serve, task};
+use multiproc::{AckedQueue, AckedReceiver, Client, Delivery, Duplex, ProcessPool, channel, duplex, serve, task};
 use support::{Other, alone, block_on};
 use tokio::runtime::Runtime;
 
@@ -178,6 +178,40 @@ fn who_waits_for_a_permit_and_is_copied_still_gets_it() {
         assert!(soon_in(&runtime, lock.try_acquire()).unwrap().is_none());
         drop(held);
         drop(soon_in(&runtime, waits).unwrap());
+    });
+}
+
+/// It ended the direction to the original, on the socket that both have.
+#[test]
+fn a_duplex_whose_copy_is_dropped_while_something_is_to_leave_still_receives() {
+    alone("a_duplex_whose_copy_is_dropped_while_something_is_to_leave_still_receives", || {
+        let (mut ours, mut theirs) = duplex::<Vec<u8>, u32>().unwrap();
+        // It was let in, and leaves in the background.
+        assert!(soon(async { Duplex::send(&ours, vec![1; 4 << 20]).now_or_never() }).is_none());
+        if is_copy() {
+            drop(ours);
+            leave();
+        }
+        assert_eq!(soon(theirs.recv()).unwrap().unwrap().len(), 4 << 20);
+        soon(Duplex::send(&theirs, 7)).unwrap();
+        assert_eq!(soon(ours.recv()).unwrap(), Some(7));
+    });
+}
+
+/// The copy sent it, too.
+#[test]
+fn what_a_sender_was_fed_leaves_once_also_where_its_copy_is_dropped() {
+    alone("what_a_sender_was_fed_leaves_once_also_where_its_copy_is_dropped", || {
+        let (mut tx, mut rx) = channel::<u32>().unwrap();
+        soon(tx.feed(1)).unwrap();
+        if is_copy() {
+            drop(tx);
+            leave();
+        }
+        soon(tx.flush()).unwrap();
+        drop(tx);
+        assert_eq!(soon(rx.recv()).unwrap(), Some(1));
+        assert_eq!(soon(rx.recv()).unwrap(), None);
     });
 }
 

@@ -110,7 +110,7 @@ impl<'a> Departure<'a> {
                 Err(result) => {
                     self.over = true;
                     // What others have let in meanwhile needs somebody else now.
-                    self.sending.let_go();
+                    self.sending.pass_on();
                     return result;
                 }
                 Ok(_) if moving => {

@@ -125,9 +125,15 @@ impl Sending {
         Ok(())
     }
 
+    /// As [`pass_on`](Self::pass_on), when something is dropped. In a forked copy it is the original that sends what was pushed,
+    /// and keeps the socket open for what it likes.
+    pub(crate) fn let_go(self: &Arc<Self>) -> bool {
+        !self.socket.is_copy() && self.pass_on()
+    }
+
     /// Sees to it that what was pushed leaves without whoever pushed it. Says whether somebody keeps the socket open: for what
     /// is still under way, or because it has yet to notice that others have sent it.
-    pub(crate) fn let_go(self: &Arc<Self>) -> bool {
+    pub(super) fn pass_on(self: &Arc<Self>) -> bool {
         let mut line = self.line();
         if line.mover == Mover::None && !line.outbox.is_empty() {
             // As in `attempt`.
