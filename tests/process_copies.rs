@@ -5,13 +5,17 @@
 
 mod support;
 
+use std::process::Stdio;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use futures::{FutureExt as _, SinkExt as _};
 use multiproc::sync::Semaphore;
-use multiproc::{AckedQueue, AckedReceiver, Client, Delivery, Duplex, ProcessPool, channel, duplex, serve, task};
-use support::{Other, alone, block_on};
+use multiproc::{
+    AckedQueue, AckedReceiver, Client, Command, Delivery, Duplex, ProcessPool, channel, duplex, serve, task,
+};
+use support::{Other, alone, block_on, open_fds};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::runtime::Runtime;
 
 multiproc::test_support!();
@@ -231,6 +235,64 @@ fn what_a_copy_makes_itself_is_as_good_as_the_originals() {
             soon(tx.feed(1)).unwrap();
             drop(tx);
             assert_eq!(soon(rx.recv()).unwrap(), Some(1));
+            leave();
+        }
+    });
+}
+
+/// The copy took the original's place in the reactor that both have, and nobody woke it any more.
+#[test]
+fn a_receiver_whose_copy_is_dropped_is_still_woken() {
+    alone("a_receiver_whose_copy_is_dropped_is_still_woken", || {
+        let runtime = support::runtime();
+        let (tx, mut rx) = channel::<u32>().unwrap();
+        assert!(runtime.block_on(async { rx.recv().now_or_never() }).is_none());
+        if is_copy() {
+            drop(rx);
+            leave();
+        }
+        let received = runtime.block_on(async {
+            let received = tokio::time::timeout(Duration::from_secs(10), rx.recv());
+            tokio::join!(received, async { tx.send(1).await.unwrap() }).0
+        });
+        assert_eq!(received.expect("nobody woke it").unwrap(), Some(1));
+    });
+}
+
+/// As it was with a receiver.
+#[test]
+fn who_reads_a_program_whose_handle_was_dropped_in_a_copy_is_still_woken() {
+    alone("who_reads_a_program_whose_handle_was_dropped_in_a_copy_is_still_woken", || {
+        let runtime = support::runtime();
+        let command = || Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = runtime.block_on(async { command().spawn().unwrap() });
+        let mut byte = [0];
+        assert!(runtime.block_on(async { child.stdout.as_mut().unwrap().read(&mut byte).now_or_never() }).is_none());
+        if is_copy() {
+            drop(child);
+            leave();
+        }
+        let (stdin, stdout) = (child.stdin.as_mut().unwrap(), child.stdout.as_mut().unwrap());
+        let read = runtime.block_on(async {
+            let read = tokio::time::timeout(Duration::from_secs(10), stdout.read(&mut byte));
+            tokio::join!(read, async { stdin.write_all(b"x").await.unwrap() }).0
+        });
+        assert_eq!(read.expect("nobody woke it").unwrap(), 1);
+        assert_eq!(byte, *b"x");
+    });
+}
+
+/// The end was the copy's as soon as it had dropped its own, and no sooner.
+#[test]
+fn what_a_copy_drops_is_closed_there() {
+    alone("what_a_copy_drops_is_closed_there", || {
+        let runtime = support::runtime();
+        let (tx, mut rx) = channel::<u32>().unwrap();
+        assert!(runtime.block_on(async { rx.recv().now_or_never() }).is_none());
+        if is_copy() {
+            let before = open_fds();
+            drop((tx, rx));
+            assert_eq!(open_fds(), before - 2);
             leave();
         }
     });

@@ -11,13 +11,13 @@ use std::task::{Context, Poll, ready};
 use std::thread;
 
 use futures::FutureExt as _;
-use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Handle, Id};
 use tokio::task::{coop, yield_now};
 
 use super::flusher::{self, FD_PAUSE, is_fd_congestion};
 use super::turns::Turns;
 use crate::sys::home::Home;
+use crate::sys::reactor::Registered;
 use crate::sys::socket::{self, Ready};
 
 /// How many idle registrations are kept: one to read in a program's own runtime, one to write in the flusher's.
@@ -52,7 +52,7 @@ struct Registration {
 
 #[derive(Debug)]
 struct Readiness {
-    fd: AsyncFd<Arc<OwnedFd>>,
+    fd: Registered,
     /// Whether a task waits in [`Socket::poll_read`]: it has left its waker here, and holds nothing.
     is_waited_for: AtomicBool,
 }

@@ -8,11 +8,11 @@ use std::task::{Context, Poll, ready};
 
 use rustix::buffer::spare_capacity;
 use rustix::fs::OFlags;
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::runtime::{Handle, Id};
 
-use crate::sys::process::{register, write_pipe};
+use crate::sys::process::write_pipe;
+use crate::sys::reactor::Registered;
 use crate::sys::socket::duplicate;
 
 /// The writing end of a child's stdin.
@@ -52,7 +52,7 @@ pub(super) enum Pipe {
     /// Not registered with a runtime until it is first used, so that it can be made anywhere.
     Unregistered(Arc<OwnedFd>),
     Registered {
-        fd: AsyncFd<Arc<OwnedFd>>,
+        fd: Registered,
         runtime: Id,
         /// How much went through it until it got wider.
         carried: usize,
@@ -60,7 +60,7 @@ pub(super) enum Pipe {
     Closed,
 }
 
-type InUse<'a> = (&'a AsyncFd<Arc<OwnedFd>>, &'a mut usize);
+type InUse<'a> = (&'a Registered, &'a mut usize);
 
 /// The most that is read at once, in bytes, where whoever writes has put the pipe into packet mode, in which a read gives no more
 /// than was written at once, however much there is; `O_DIRECT` in pipe(2).
@@ -141,7 +141,7 @@ impl Pipe {
             Self::Registered { fd, carried, .. } => return Ok(Some((fd, carried))),
             Self::Closed => return Ok(None),
         };
-        let fd = register(Arc::clone(fd), interest)?;
+        let fd = Registered::new(Arc::clone(fd), interest)?;
         *self = Self::Registered { fd, runtime: Handle::current().id(), carried };
         self.registered(interest)
     }

@@ -15,6 +15,7 @@ pub(crate) mod memory;
 pub(crate) mod original;
 pub(crate) mod process;
 mod raw;
+pub(crate) mod reactor;
 pub(crate) mod rendezvous;
 pub(crate) mod socket;
 pub(crate) mod spawn;

@@ -9,14 +9,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 use std::ptr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, waitpid};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use super::socket::above_stdio;
 
@@ -197,17 +194,6 @@ pub(crate) fn write_pipe(pipe: impl AsFd, buf: &[u8]) -> io::Result<usize> {
     }
     before.install();
     Ok(result?)
-}
-
-/// Registers a pipe's end with the current tokio runtime.
-///
-/// # Panics
-///
-/// Outside a tokio runtime, or in one without I/O.
-pub(crate) fn register(pipe: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
-    // SAFETY: an `OwnedFd` is open and always has the same number, and the `Arc` that the `AsyncFd` holds keeps it open for
-    // as long as that lives; nobody can take an `OwnedFd` out of an `Arc` that is not the last.
-    Ok(unsafe { AsyncFd::register_with_interest(pipe, interest) }?)
 }
 
 /// A thread's set of blocked signals; `pthread_sigmask(3)`.

@@ -14,7 +14,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+
+use super::reactor::Registered;
 
 /// The most fds that the kernel carries with one send (`SCM_MAX_FD`).
 pub(crate) const MAX_FDS_PER_CALL: usize = 253;
@@ -191,12 +192,11 @@ fn is_unix(fd: impl AsFd, kind: SocketType) -> bool {
 }
 
 /// Registers a socket with the current runtime's reactor, for one direction. Fails outside a runtime.
-pub(crate) fn register(socket: Arc<OwnedFd>, ready: Ready) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+pub(crate) fn register(socket: Arc<OwnedFd>, ready: Ready) -> io::Result<Registered> {
     if tokio::runtime::Handle::try_current().is_err() {
         return Err(io::Error::other("not in a tokio runtime: use the blocking methods, or enter one"));
     }
-    // SAFETY: the Arc keeps this very fd open for as long as the AsyncFd lives, and its number never changes.
-    Ok(unsafe { AsyncFd::register_with_interest(socket, ready.into()) }?)
+    Registered::new(socket, ready.into())
 }
 
 /// Takes ownership of every fd in a received control buffer, and gives those that were sent. Says whether some of them are

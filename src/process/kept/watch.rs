@@ -5,7 +5,7 @@ use tokio::io::Interest;
 use tokio::runtime::Handle;
 
 use super::{Exit, Kept, Life, Seen, keeper};
-use crate::sys::process;
+use crate::sys::reactor::Registered;
 
 impl Kept {
     /// As [`exited`](Self::exited), and this runtime watches, too: that spares the way over the keeper's thread, which leaves a
@@ -46,7 +46,7 @@ impl Kept {
         }
         let Some(pidfd) = self.pidfd() else { return };
         // Refused where somebody watches it in this runtime already, who will look.
-        let Ok(pidfd) = process::register(pidfd, Interest::READABLE) else { return };
+        let Ok(pidfd) = Registered::new(pidfd, Interest::READABLE) else { return };
         if pidfd.readable().await.is_ok() {
             self.look_now();
         }
