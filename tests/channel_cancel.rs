@@ -4,6 +4,8 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use futures::FutureExt as _;
@@ -97,6 +99,38 @@ async fn a_send_dropped_half_way_never_tears_a_frame() {
     drop(tx);
     let received = child.join().await.unwrap();
     assert!(certain >= 100 && certain <= received && received <= 1000, "{certain} <= {received}");
+}
+
+/// One that its task had no more budget for was not let in, for all the room there was.
+#[tokio::test]
+async fn a_send_polled_once_while_there_is_room_is_sent_whatever_its_task_did_before() {
+    let (tx, mut rx) = channel::<u32>().unwrap();
+    for n in 0..300 {
+        assert!(tx.send(n).now_or_never().is_none_or(|sent| sent.is_ok()));
+    }
+    drop(tx);
+    for n in 0..300 {
+        assert_eq!(rx.recv().await.unwrap(), Some(n));
+    }
+    assert_eq!(rx.recv().await.unwrap(), None);
+}
+
+/// What always has room lets this thread's other tasks come all the same.
+#[tokio::test]
+async fn sends_without_end_give_way_to_others() {
+    let (tx, rx) = channel::<u32>().unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut rx = rx;
+        while rx.blocking_recv().unwrap().is_some() {}
+    });
+    let stop = Arc::new(AtomicBool::new(false));
+    let other = Arc::clone(&stop);
+    tokio::spawn(async move { other.store(true, Ordering::Relaxed) });
+    while !stop.load(Ordering::Relaxed) {
+        tx.send(1).await.unwrap();
+    }
+    drop(tx);
+    reader.join().unwrap();
 }
 
 #[tokio::test]

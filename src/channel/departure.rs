@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 use std::thread;
 
 use tokio::task::coop;
@@ -132,15 +132,23 @@ impl Future for Departure<'_> {
         // let them run.
         let budget = match self.step {
             Step::Gathered(_) => None,
-            Step::Enter(_) | Step::Leave(_) => Some(ready!(coop::poll_proceed(cx))),
+            Step::Enter(_) | Step::Leave(_) => Some(coop::poll_proceed(cx)),
         };
+        let is_spent = matches!(budget, Some(Poll::Pending));
+        if is_spent && self.is_in() {
+            return Poll::Pending;
+        }
         let sending = self.sending;
         let mut ticket = self.ticket;
         let polled = sending.settle(cx, &mut ticket, |line, socket, waker| self.attempt(line, socket, Some(waker)));
         self.ticket = ticket;
+        if is_spent && matches!(polled, Poll::Ready(Ok(()))) {
+            // It is in, as it was polled, and is sent if it is dropped now. The others have their turn.
+            return Poll::Pending;
+        }
         if polled.is_ready() {
             self.over = true;
-            if let Some(budget) = budget {
+            if let Some(Poll::Ready(budget)) = budget {
                 budget.made_progress();
             }
         }

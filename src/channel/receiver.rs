@@ -25,7 +25,8 @@ use crate::wire::frame::Limits;
 /// [`SendError::Closed`](crate::SendError::Closed).
 ///
 /// It is a value that can be sent itself, together with what it has received and not yet given out. That moves it: the
-/// receiver that was encoded refuses to go on. It is refused once it has ended with `TooLarge` or `Protocol`.
+/// receiver that was encoded refuses to go on. It is refused once it has ended with `TooLarge` or `Protocol`, and while it has
+/// received a message with as many [`Fd`](crate::Fd)s as one may have: with its own that is one too many.
 pub struct Receiver<T> {
     side: Receiving,
     message: PhantomData<fn() -> T>,
