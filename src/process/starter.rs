@@ -60,12 +60,13 @@ struct Order {
 }
 
 async fn ask(mut request: Request) -> io::Result<Result<Started, Box<Refused>>> {
+    // First: to ask whether it is quick takes a lock, which in a copy may be held for good.
+    no_forked_copy()?;
     // The main thread does not end before the process does either. Whether it can be quick, a starter finds out
     // with the first start.
     if is_main_thread() && request.command.is_quick() {
         return Ok(start(request));
     }
-    no_forked_copy()?;
     let (reply, answer) = oneshot::channel();
     if let Err(refused) = order(Order { request, mask: SignalMask::current(), reply }) {
         return Ok(Err(refused));
