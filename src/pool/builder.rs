@@ -164,7 +164,8 @@ impl PoolBuilder {
     /// chain, each made from the result of the one before; others find the next one there already. The price is CPU time, up to
     /// this much a task in a worker, and here of one at a time of all who wait. Both look between calls of sched_yield(2), so whoever
     /// else has work for that processor does it first, and so do this runtime's other tasks; its paused clock stands still
-    /// meanwhile. With one processor, see sched_setaffinity(2), neither looks: there it would only keep the other from its work.
+    /// meanwhile. With one processor when a worker starts, see sched_setaffinity(2), neither looks: there it would only keep the
+    /// other from its work.
     pub fn busy_poll(mut self, window: Duration) -> Self {
         self.settings.plan.busy_poll = window;
         self

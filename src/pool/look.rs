@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::future::Future as _;
 use std::pin::pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::task::{Context, Wake, Waker};
 use std::thread;
@@ -18,7 +19,6 @@ use tokio::task::yield_now;
 use super::job::Job;
 use super::serving::after;
 use super::state::Shared;
-use crate::sys::worker::has_one_processor;
 use crate::task::unheeded;
 
 /// The turn of who looks in a pool.
@@ -31,8 +31,7 @@ pub(super) struct Look {
 impl Look {
     /// For a job that a worker has which had nothing else to do.
     pub(super) fn begin(shared: &Arc<Shared>, job: &Job) -> Option<Box<Self>> {
-        let window = shared.settings.plan.busy_poll;
-        if window.is_zero() || !job.is_sent() || has_one_processor() {
+        if !shared.may_look.load(Ordering::Relaxed) || !job.is_sent() {
             return None;
         }
         let mut turn = turn(shared);
@@ -40,7 +39,7 @@ impl Look {
         if turn.is_some_and(|until| Instant::now() < until) {
             return None;
         }
-        let until = after(window);
+        let until = after(shared.settings.plan.busy_poll);
         *turn = Some(until);
         Some(Box::new(Self { shared: Arc::clone(shared), until, again: None }))
     }

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::task::coop;
 
@@ -22,6 +23,7 @@ use crate::process::start::{self, Worker};
 use crate::process::within::within;
 use crate::sys::ledger::Reader;
 use crate::sys::socket::Ready;
+use crate::sys::worker::has_one_processor;
 use crate::wire::frame::Frame;
 use crate::wire::message;
 
@@ -94,6 +96,8 @@ impl Supervisor {
             desk.set_up(child.kept().clone(), Arc::clone(&socket), ledger, outbox);
             desk.max_tasks = settings.max_tasks.map(a_little_less);
         }
+        let looks = !settings.plan.busy_poll.is_zero() && !has_one_processor();
+        self.shared.may_look.store(looks, Ordering::Relaxed);
         let max_memory = settings.max_memory.map(a_little_less);
         if let Some(errand) = errand {
             self.perform(errand, &socket, &mut inbox, &mut ring, child.kept())

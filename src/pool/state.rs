@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::process::ExitStatus;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -39,6 +40,8 @@ pub(super) struct Shared {
     pub(super) changed: Notify,
     /// Until when somebody looks for an outcome, see [`Look`](super::look::Look).
     pub(super) look: Mutex<Option<Instant>>,
+    /// Whether there was more than one processor when the last worker was ready: else nobody looks.
+    pub(super) may_look: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -187,6 +190,7 @@ impl Shared {
             }),
             changed: Notify::new(),
             look: Mutex::default(),
+            may_look: AtomicBool::new(false),
             settings,
         })
     }
