@@ -153,8 +153,8 @@ impl Line {
         self.news |= self.outbox.sent() != before;
         self.congested = result.as_ref().is_err_and(is_fd_congestion);
         self.free = if result.is_ok() { self.free.wrapping_add(1) } else { 0 };
-        if self.free % FREE == FREE - 1 && flusher::no_forked_copy().is_ok() {
-            // Where the flusher has waited, its thread is woken each time that the peer reads. In a copy it is the original's.
+        if self.free % FREE == FREE - 1 {
+            // Where the flusher has waited, its thread is woken each time that the peer reads.
             socket.rest_from_writing();
         }
         if let Err(error) = &result

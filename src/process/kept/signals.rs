@@ -1,6 +1,7 @@
 //! Signals to a child or its group, and what is remembered of them: that it was asked to end, that it was killed.
 
 use std::io;
+use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -10,10 +11,7 @@ use crate::sys::process;
 impl Kept {
     /// Signals the process alone. `Ok` if it has ended already; `EINVAL` for what is no signal number.
     pub(crate) fn signal(&self, signal: i32) -> io::Result<()> {
-        process::check_signal(signal)?;
-        // It is no child of a copy.
-        keeper::no_forked_copy()?;
-        let life = self.life();
+        let life = self.life_for(signal)?;
         match &*life {
             Life::Running(pidfd) => {
                 self.note(signal);
@@ -25,10 +23,7 @@ impl Kept {
 
     /// Signals its whole process group, also what is left of it after its own end, until that is killed.
     pub(crate) fn signal_group(&self, signal: i32) -> io::Result<()> {
-        process::check_signal(signal)?;
-        // It is no child of a copy.
-        keeper::no_forked_copy()?;
-        let life = self.life();
+        let life = self.life_for(signal)?;
         match &*life {
             Life::Running(pidfd) => {
                 self.note(signal);
@@ -73,6 +68,14 @@ impl Kept {
     /// Whether we sent it a SIGKILL: otherwise a death by one is unexplained, most often the out-of-memory killer.
     pub(crate) fn kill_sent(&self) -> bool {
         self.0.kill_sent.load(Ordering::Relaxed)
+    }
+
+    /// Its state, for one that is to be sent this signal.
+    fn life_for(&self, signal: i32) -> io::Result<MutexGuard<'_, Life>> {
+        process::check_signal(signal)?;
+        // It is no child of a copy.
+        keeper::no_forked_copy()?;
+        Ok(self.life())
     }
 
     fn note(&self, signal: i32) {
