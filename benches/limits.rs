@@ -21,7 +21,7 @@ use messages::channels;
 use multiproc::{ProcessPool, call, spawn_process};
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_setaffinity};
-use support::{cpu_time, each, line, mean, median, micros};
+use support::{Each, cpu_time, each, line, mean, median, micros, order, summary};
 
 fn main() {
     multiproc::init();
@@ -40,9 +40,9 @@ fn main() {
     let multi = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     for (name, runtime) in [("current_thread", &current), ("multi_thread", &multi)] {
         if one_core || two_cores {
-            runtime.block_on(there_and_back(&format!("{place}, {name}"), two_cores, 1));
+            runtime.block_on(there_and_back(&format!("{place}, {name}"), two_cores));
         } else {
-            runtime.block_on(there_and_back(&format!("free, {FREE_PAIRS} pairs, {name}"), false, FREE_PAIRS));
+            runtime.block_on(there_and_back_freely(&format!("free, {FREE_PAIRS} pairs, {name}")));
             runtime.block_on(many(name));
         }
     }
@@ -89,37 +89,83 @@ const FREE_PAIRS: usize = 100;
 /// How many of these for messages, each of which takes longer.
 const MESSAGE_PAIRS: usize = 20;
 
-/// One task after the other. Where the scheduler may put them anywhere, what it does with a pair is a matter of luck, which stays
-/// with it for a while: so many pairs are drawn, and the mean is what counts.
-async fn there_and_back(place: &str, apart: bool, pairs: usize) {
-    let (rounds, turns) = if pairs > 1 { (300, 4) } else { (2_000, 11) };
-    let mut drawn = Vec::new();
-    for _ in 0..pairs {
-        let pool = ProcessPool::new(1);
-        one_by_one(&pool, rounds).await;
-        let busy = ProcessPool::builder().workers(1).busy_poll(POLLED).build().unwrap();
-        one_by_one(&busy, rounds).await;
-        let mut raw = Bare::start(Role::GiveBack(40));
-        let mut polling = Bare::start(Role::GiveBackPolling(40));
-        if apart {
-            // They have seen by now that there is more than one.
-            let workers = [&pool, &busy].map(|pool| pool.status().details[0].pid.unwrap());
-            workers.into_iter().chain([raw.id(), polling.id()]).for_each(|pid| put(pid, &[1]));
-            be_on(&[0]);
+/// One task after the other, by two pairs of processes that stay where they are put.
+async fn there_and_back(place: &str, apart: bool) {
+    const ROUNDS: u32 = 2_000;
+    let pool = warm_pool(Duration::ZERO, ROUNDS).await;
+    let busy = warm_pool(POLLED, ROUNDS).await;
+    let mut raw = Bare::start(Role::GiveBack(40));
+    let mut polling = Bare::start(Role::GiveBackPolling(40));
+    if apart {
+        // They have seen by now that there is more than one.
+        let workers = [&pool, &busy].map(|pool| pool.status().details[0].pid.unwrap());
+        workers.into_iter().chain([raw.id(), polling.id()]).for_each(|pid| put(pid, &[1]));
+        be_on(&[0]);
+    }
+    let taken = in_turns!(
+        11;
+        raw.ping(40, ROUNDS),
+        polling.ping(40, ROUNDS),
+        each(ROUNDS, one_by_one(&pool, ROUNDS)),
+        each(ROUNDS, one_by_one(&busy, ROUNDS)),
+    );
+    if apart {
+        be_on(&[0, 1]);
+    }
+    pool.close().await;
+    busy.close().await;
+    say_there_and_back(place, &[taken]);
+}
+
+/// As [`there_and_back`], where the scheduler may put them anywhere. What it does with a pair is a matter of luck, which stays with
+/// it for a while: so many pairs are drawn, and the mean is what counts. And it is a matter of what ran before, and of which of
+/// them was started last: so each is alone while it is measured.
+async fn there_and_back_freely(place: &str) {
+    const ROUNDS: u32 = 300;
+    const TURNS: usize = 4;
+    async fn bare(role: Role) -> Vec<Each> {
+        let mut bare = Bare::start(role);
+        bare.ping(40, ROUNDS).await;
+        let mut taken = Vec::new();
+        for _ in 0..TURNS {
+            taken.push(bare.ping(40, ROUNDS).await);
         }
-        drawn.push(in_turns!(
-            turns;
-            raw.ping(40, rounds),
-            polling.ping(40, rounds),
-            each(rounds, one_by_one(&pool, rounds)),
-            each(rounds, one_by_one(&busy, rounds)),
-        ));
-        if apart {
-            be_on(&[0, 1]);
+        taken
+    }
+    async fn ours(busy_poll: Duration) -> Vec<Each> {
+        let pool = warm_pool(busy_poll, ROUNDS).await;
+        let mut taken = Vec::new();
+        for _ in 0..TURNS {
+            taken.push(each(ROUNDS, one_by_one(&pool, ROUNDS)).await);
         }
         pool.close().await;
-        busy.close().await;
+        taken
     }
+    let mut drawn = Vec::new();
+    for _ in 0..FREE_PAIRS {
+        let mut taken = [Each::default(); 4];
+        for who in order(taken.len()) {
+            let rounds = match who {
+                0 => bare(Role::GiveBack(40)).await,
+                1 => bare(Role::GiveBackPolling(40)).await,
+                2 => ours(Duration::ZERO).await,
+                _ => ours(POLLED).await,
+            };
+            taken[who] = summary(&rounds);
+        }
+        drawn.push(taken.to_vec());
+    }
+    say_there_and_back(place, &drawn);
+}
+
+/// One worker that has done so many tasks.
+async fn warm_pool(busy_poll: Duration, rounds: u32) -> ProcessPool {
+    let pool = ProcessPool::builder().workers(1).busy_poll(busy_poll).build().unwrap();
+    one_by_one(&pool, rounds).await;
+    pool
+}
+
+fn say_there_and_back(place: &str, drawn: &[Vec<Each>]) {
     let row = format!("one task, {place}");
     let whom = ["limit: bare socket", "limit: the other side polls, too", "multiproc", "multiproc, busy_poll(50 µs)"];
     for (who, name) in whom.into_iter().enumerate() {

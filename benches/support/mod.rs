@@ -11,7 +11,7 @@ pub(crate) fn line(row: &str, who: &str, value: f64, unit: &str) {
 }
 
 /// What one of many took.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Each {
     pub(crate) time: Duration,
     /// How often a core of this machine went to sleep meanwhile. In a virtual machine that is what waking it costs, above all.

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::thread;
 
 use futures::FutureExt as _;
+use tokio::io::Interest;
 use tokio::runtime::{Handle, Id};
 use tokio::task::{coop, yield_now};
 
@@ -33,12 +34,14 @@ const MANY: usize = 16;
 /// where somebody may wait stays for as long as its runtime: who is idle there would not learn that it was given up.
 ///
 /// Reading and writing are registered apart, and writing only once a write has to wait: a registration to write wakes this
-/// process each time that the peer reads.
+/// process each time that the peer reads. Where that is welcome, see [`wake_early`](Self::wake_early).
 #[derive(Debug)]
 pub(crate) struct Socket {
     fd: Arc<OwnedFd>,
     /// Who made it.
     home: Home,
+    /// Whether who waits to read is woken, too, when the peer reads.
+    wakes_early: AtomicBool,
     /// At most one a runtime and direction.
     registrations: Mutex<Vec<Registration>>,
 }
@@ -80,7 +83,12 @@ impl Drop for Place<'_> {
 
 impl Socket {
     pub(crate) fn new(fd: OwnedFd) -> Self {
-        Self { fd: Arc::new(fd), home: Home::here(), registrations: Mutex::new(Vec::new()) }
+        Self {
+            fd: Arc::new(fd),
+            home: Home::here(),
+            wakes_early: AtomicBool::new(false),
+            registrations: Mutex::default(),
+        }
     }
 
     /// Whether this is a copy that fork(2) made of the process that made it. Both have the one connection, and what a copy says
@@ -97,6 +105,24 @@ impl Socket {
     /// As [`rest`](Self::rest), of those places that are to write.
     pub(super) fn rest_from_writing(&self) {
         self.give_up(|ready| ready == Ready::Write);
+    }
+
+    /// Has this process's reactor woken, too, whenever the peer reads, or not any more: for what is answered soon after that, by a
+    /// peer that has a processor of its own. Who waits already is not touched.
+    pub(crate) fn wake_early(&self, early: bool) {
+        if self.wakes_early.swap(early, Ordering::Relaxed) != early {
+            // It is registered anew by who waits next, who is told of what had come by then.
+            self.registrations().retain(|registered| {
+                registered.ready != Ready::Read
+                    || Arc::strong_count(&registered.readiness) > 1
+                    || registered.readiness.is_waited_for.load(Ordering::Relaxed)
+            });
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_woken_early(&self) -> bool {
+        self.wakes_early.load(Ordering::Relaxed)
     }
 
     /// Runs `io` until it does not say `WouldBlock`, and waits for readiness in between. That too many fds are under way
@@ -274,7 +300,9 @@ impl Socket {
             return Ok(Arc::clone(&registered.readiness));
         }
         let fd = if second { Arc::new(socket::duplicate(&self.fd)?) } else { Arc::clone(&self.fd) };
-        let fd = socket::register(fd, ready)?;
+        let early = ready == Ready::Read && self.wakes_early.load(Ordering::Relaxed);
+        let interest = if early { Interest::READABLE | Interest::WRITABLE } else { ready.into() };
+        let fd = socket::register(fd, interest)?;
         let readiness = Arc::new(Readiness { fd, is_waited_for: AtomicBool::new(false) });
         if let Some(runtime) = current {
             if registrations.len() >= IDLE {

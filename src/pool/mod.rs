@@ -11,6 +11,7 @@
 
 mod after;
 mod answers;
+mod apart;
 mod builder;
 mod chore;
 mod chunk;

@@ -170,6 +170,7 @@ impl Supervisor {
 
     /// A frame has come.
     fn heard(&self, process: &mut Process, frame: Frame) -> Result<Option<Turn>, Misbehaved> {
+        process.apart.heard(&process.socket);
         // What lies in the ledger is older than what came through the socket.
         process.ring.take(&mut process.answers)?;
         if let Some(id) = begun(&frame) {

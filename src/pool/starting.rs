@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use tokio::task::coop;
 
 use super::answers::{Ring, answer};
+use super::apart::Apart;
 use super::chore::Errand;
 use super::ending::KILL_WITHIN;
 use super::output::{Listening, heard_out};
@@ -93,7 +94,7 @@ impl Supervisor {
         let settings = &self.shared.settings;
         {
             let mut desk = self.seat.desk();
-            desk.set_up(child.kept().clone(), Arc::clone(&socket), ledger, outbox);
+            desk.set_up(child.kept().clone(), Arc::clone(&socket), Arc::clone(&ledger), outbox);
             desk.max_tasks = settings.max_tasks.map(a_little_less);
         }
         let looks = !settings.plan.busy_poll.is_zero() && !has_one_processor();
@@ -109,6 +110,7 @@ impl Supervisor {
             socket,
             inbox,
             ring,
+            apart: Apart::new(ledger),
             answers: Vec::new(),
             pace: None,
             answered: Vec::new(),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::answers::Ring;
+use super::apart::Apart;
 use super::job::{Job, Outcome};
 use super::life::Event;
 use super::output::Listening;
@@ -58,6 +59,7 @@ pub(super) struct Process {
     pub(super) socket: Arc<Socket>,
     pub(super) inbox: Inbox,
     pub(super) ring: Ring,
+    pub(super) apart: Apart,
     /// Answers that are being taken in; empty between two turns, as the next three are.
     pub(super) answers: Vec<(u64, Outcome)>,
     /// How long each of them took, if the worker has said so.

@@ -10,6 +10,7 @@
 //!       320   kept for: the number of the task whose parts are kept
 //!       384   kept:    how many of its parts have a result, and how many bytes those take
 //!       448   began:   when the worker began the first task after it had had none; CLOCK_MONOTONIC, in nanoseconds
+//!       456   runs on: the processor on which the worker was when it last had nothing more to do
 //!       512   sent on: the processor on which the parent was when it last gave the worker a task after it had had none
 //!       4096  the ring of answers: a stream of frames, 64 KiB of it at a time
 //!      69632  the results that are kept, up to 128 KiB
@@ -59,6 +60,7 @@ const STOPS: usize = 256;
 const KEPT_FOR: usize = 320;
 const KEPT_SO_FAR: usize = 384;
 const BEGAN: usize = 448;
+const RUNS_ON: usize = 456;
 const SENT_ON: usize = 512;
 
 /// The shared memory, mapped.
@@ -174,9 +176,16 @@ impl Ledger {
         self.word(SENT_ON).store(sched_getcpu() as u64, Ordering::Relaxed);
     }
 
-    /// Whether this thread is on that one, too, in the worker.
+    /// Says on which processor this thread is, which has nothing to do, and whether the parent was on that one, too, in the worker.
     pub(crate) fn shares_processor(&self) -> bool {
-        self.word(SENT_ON).load(Ordering::Relaxed) == sched_getcpu() as u64
+        let here = sched_getcpu() as u64;
+        self.word(RUNS_ON).store(here, Ordering::Relaxed);
+        self.word(SENT_ON).load(Ordering::Relaxed) == here
+    }
+
+    /// Whether the worker was on another one than this thread is, in the parent.
+    pub(crate) fn is_apart(&self) -> bool {
+        self.word(RUNS_ON).load(Ordering::Relaxed) != sched_getcpu() as u64
     }
 
     /// Takes back every task up to `last` that was not begun, in the parent. Gives the last one that was.

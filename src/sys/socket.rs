@@ -191,12 +191,12 @@ fn is_unix(fd: impl AsFd, kind: SocketType) -> bool {
     socket_domain(&fd).is_ok_and(|domain| domain == AddressFamily::UNIX) && socket_type(&fd).is_ok_and(|is| is == kind)
 }
 
-/// Registers a socket with the current runtime's reactor, for one direction. Fails outside a runtime.
-pub(crate) fn register(socket: Arc<OwnedFd>, ready: Ready) -> io::Result<Registered> {
+/// Registers a socket with the current runtime's reactor. Fails outside a runtime.
+pub(crate) fn register(socket: Arc<OwnedFd>, interest: Interest) -> io::Result<Registered> {
     if tokio::runtime::Handle::try_current().is_err() {
         return Err(io::Error::other("not in a tokio runtime: use the blocking methods, or enter one"));
     }
-    Registered::new(socket, ready.into())
+    Registered::new(socket, interest)
 }
 
 /// Takes ownership of every fd in a received control buffer, and gives those that were sent. Says whether some of them are

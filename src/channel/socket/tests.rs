@@ -119,3 +119,39 @@ fn the_places_in_runtimes_that_have_ended_are_given_up() {
         assert!(ours.registrations().len() <= MANY);
     }
 }
+
+/// And so is who is not to be any more.
+#[tokio::test]
+async fn who_is_to_be_woken_early_is_told_of_what_had_come() {
+    let (a, b) = socket::stream_pair().unwrap();
+    let ours = Socket::new(a);
+    let read = || socket::recv_into(&ours, &mut BytesMut::with_capacity(1), 1, Wait::No).map(|read| (read, true));
+    assert!(poll_fn(|cx| Poll::Ready(ours.poll_read(cx, false, read))).await.is_pending());
+    for early in [true, false, true] {
+        socket::send(&b, &[IoSlice::new(b"x")], &[]).unwrap();
+        poll_fn(|cx| ours.poll_read(cx, true, read)).await.unwrap();
+        socket::send(&b, &[IoSlice::new(b"y")], &[]).unwrap();
+        ours.wake_early(early);
+        assert_eq!(poll_fn(|cx| ours.poll_read(cx, true, read)).await.unwrap().len, 1);
+        let readiness = ours.readiness(Ready::Read).unwrap();
+        let woken = readiness.fd.ready(Interest::WRITABLE);
+        if early {
+            // It can be written to, and this is where the reactor is told of it.
+            let _ = woken.await.unwrap();
+        } else {
+            assert!(woken.now_or_never().is_none());
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_waits_already_is_not_touched_by_waking_early() {
+    let (a, b) = socket::stream_pair().unwrap();
+    let ours = Socket::new(a);
+    let read = || socket::recv_into(&ours, &mut BytesMut::with_capacity(1), 1, Wait::No).map(|read| (read, true));
+    let mut waits = pin!(poll_fn(|cx| ours.poll_read(cx, false, read)));
+    assert!(waits.as_mut().now_or_never().is_none());
+    ours.wake_early(true);
+    socket::send(&b, &[IoSlice::new(b"x")], &[]).unwrap();
+    waits.await.unwrap();
+}

@@ -128,3 +128,26 @@ fn a_worker_cannot_change_its_size() {
     assert!(rustix::fs::ftruncate(&fd, 0).is_err());
     assert!(Ledger::open(rustix::fs::memfd_create(c"x", MemfdFlags::CLOEXEC).unwrap()).is_err());
 }
+
+#[test]
+fn each_side_can_tell_whether_the_other_one_is_on_its_processor() {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let all = sched_getaffinity(None).unwrap();
+    let mut processors = (0..CpuSet::MAX_CPU).filter(|&processor| all.is_set(processor));
+    let be_on = |processor| {
+        let mut one = CpuSet::new();
+        one.set(processor);
+        sched_setaffinity(None, &one).unwrap();
+    };
+    let (ledger, fd) = Ledger::create().unwrap();
+    let worker = Ledger::open(fd).unwrap();
+    be_on(processors.next().unwrap());
+    ledger.note_sender();
+    assert!(worker.shares_processor() && !ledger.is_apart());
+    if let Some(another) = processors.next() {
+        be_on(another);
+        assert!(ledger.is_apart() && !worker.shares_processor());
+        assert!(!ledger.is_apart(), "it has been here since");
+    }
+    sched_setaffinity(None, &all).unwrap();
+}
