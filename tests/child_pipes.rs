@@ -108,6 +108,63 @@ async fn an_input_that_always_has_more_keeps_nothing_else_waiting() {
     assert!(left.iter().all(|left| left.load(Ordering::Relaxed) > 0), "first all was fed");
 }
 
+/// Gives one line, if any, and then fails each time it is read, as a connection does that was reset.
+struct Broken(Option<&'static [u8]>);
+
+impl AsyncRead for Broken {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        let line = self.0.take().ok_or(std::io::ErrorKind::ConnectionReset)?;
+        buf.put_slice(line);
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn is_reset<T>(result: Result<T, CommandError>) -> bool {
+    matches!(result, Err(CommandError::Io(error)) if error.kind() == std::io::ErrorKind::ConnectionReset)
+}
+
+/// Whatever was asked of the child gave the error again and again: it could not be waited for, stopped, or read.
+#[tokio::test]
+async fn an_input_that_fails_is_told_once_and_the_rest_goes_on() {
+    let fed = |script| Command::shell(script).input_from(Broken(Some(b"half\n")));
+    assert!(is_reset(fed("exec cat").output().await));
+
+    let mut child = fed("cat >/dev/null; exit 3").spawn().unwrap();
+    assert!(is_reset(child.wait().await));
+    assert_eq!(child.wait().await.unwrap().code(), Some(3));
+
+    let mut child = fed("cat; echo end; exit 3").stdout(Stdio::piped()).spawn().unwrap();
+    assert!(is_reset(child.communicate().await));
+    let output = child.communicate().await.unwrap();
+    assert_eq!((output.status.code(), &*output.stdout), (Some(3), &b"half\nend\n"[..]));
+
+    let mut child = fed("cat; echo end").stdout(Stdio::piped()).spawn().unwrap();
+    let items: Vec<_> = child.lines().collect().await;
+    assert_eq!(items.len(), 1);
+    assert!(items[0].is_err());
+    let lines: Vec<_> = child.lines().map(Result::unwrap).collect().await;
+    assert_eq!(lines, ["half", "end"]);
+
+    let mut child = Command::new("sleep").arg("1000").input_from(Broken(None)).spawn().unwrap();
+    assert!(is_reset(child.stop(Duration::from_mins(1)).await));
+    assert_eq!(child.stop(Duration::from_mins(1)).await.unwrap().signal(), Some(libc::SIGTERM));
+
+    let sleep = Command::new("sleep").arg("1000").timeout(Duration::from_millis(20));
+    let mut child = sleep.input_from(Broken(None)).spawn().unwrap();
+    assert!(is_reset(child.wait().await));
+    assert!(matches!(child.wait().await, Err(CommandError::TimedOut { .. })));
+}
+
+#[tokio::test]
+async fn half_an_input_is_not_taken_for_all_of_it_if_the_program_is_killed_at_the_error() {
+    let mut child = Command::shell("cat; echo end").input_from(Broken(None)).stdout(Stdio::piped()).spawn().unwrap();
+    assert!(is_reset(child.communicate().await));
+    child.kill().unwrap();
+    let output = child.communicate().await.unwrap();
+    assert_eq!(output.status.signal(), Some(libc::SIGKILL));
+    assert!(!output.stdout.ends_with(b"end\n"));
+}
+
 #[tokio::test]
 async fn communicate_can_be_cancelled_anywhere_and_goes_on() {
     let input = pattern(MIB);

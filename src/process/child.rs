@@ -132,7 +132,8 @@ impl Child {
     /// # Errors
     ///
     /// [`TimedOut`](CommandError::TimedOut) if it was ended by its timeout, [`StatusUnknown`](CommandError::StatusUnknown) if
-    /// something else in this process reaped it.
+    /// something else in this process reaped it. [`Io`](CommandError::Io) if the input fails (its
+    /// [`reader`](crate::Command::input_from), say), but once: call it again, and it waits on, with stdin closed.
     ///
     /// # Cancel safety
     ///
@@ -168,7 +169,9 @@ impl Child {
     /// # Errors
     ///
     /// [`TimedOut`](CommandError::TimedOut) and [`TooLarge`](CommandError::TooLarge) with what was read,
-    /// [`StatusUnknown`](CommandError::StatusUnknown), or an I/O error of a pipe.
+    /// [`StatusUnknown`](CommandError::StatusUnknown), or an I/O error of a pipe, or of the input's
+    /// [`reader`](crate::Command::input_from). The input's is told once: call it again, and it goes on with stdin closed, and
+    /// returns what was read before, too.
     ///
     /// # Cancel safety
     ///
@@ -214,7 +217,8 @@ impl Child {
     ///
     /// # Errors
     ///
-    /// As [`wait`](Self::wait); also if it may not be signalled, because it runs as another user.
+    /// As [`wait`](Self::wait), for an input that fails, too: it is asked to end all the same, and is killed after `grace`, and
+    /// another call waits for that. Also if it may not be signalled, because it runs as another user.
     ///
     /// # Cancel safety
     ///

@@ -202,7 +202,10 @@ impl Command {
     /// Feeds to stdin what this reader gives, as the program takes it, at most 64 KiB ahead; otherwise as
     /// [`input`](Self::input).
     ///
-    /// An error of the reader is the verb's error.
+    /// An error of the reader is the verb's error, and ends the program. Of a [`Child`](crate::Child) it is the error of
+    /// whichever method is awaited when it comes: `wait`, `stop`, `communicate`, or an item of `lines`. It is told once, and the
+    /// program runs on; the next such call closes stdin and goes on without the rest. A program that must not take what it got for
+    /// all of it is to be killed before that, by [`kill`](crate::Child::kill) or by dropping the `Child`.
     pub fn input_from(mut self, reader: impl AsyncRead + Send + Sync + 'static) -> Self {
         self.input = Some(Input::reader(reader));
         self

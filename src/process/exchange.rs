@@ -9,7 +9,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Buf as _;
+use bytes::{Buf as _, Bytes};
 use tokio::task::coop;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -94,7 +94,12 @@ impl Exchange {
         // Each poll does so much and no more. A share of the task's budget would be the others' to use up, and with none left
         // nothing is read, the clock is not looked at, and a timeout is none.
         coop::unconstrained(poll_fn(|cx| {
-            self.feed(cx, pipes.stdin)?;
+            if let Err(error) = self.feed(cx, pipes.stdin) {
+                // It is told once, and hides neither the end nor the clock from who asks again. Stdin is closed only then: what
+                // the program has got so far is not all of it, and whoever is told may kill it before it takes it for that.
+                self.input = Some(Input::bytes(Bytes::new()));
+                return Poll::Ready(Err(error));
+            }
             // Where there is always more to read, that must not hide the rest.
             let read = self.read(cx, want, &mut pipes)?;
             if let Some(event) = read.filter(|event| *event != Event::Read) {

@@ -32,7 +32,8 @@ impl Child {
     /// An item is an error if the line is not UTF-8 (`InvalidData`); the stream goes on with the next line. It is an error
     /// and the end if a line is too long (`InvalidData`), the program runs into its timeout or limit (it wraps the
     /// [`CommandError`](crate::CommandError), whose output then has what is left of a line that was cut off), stdout is not
-    /// piped (`InvalidInput`), or the system refuses.
+    /// piped (`InvalidInput`), the input's [`reader`](crate::Command::input_from) fails, or the system refuses. What fails the
+    /// input does so once: call it again, and the lines go on, with stdin closed.
     ///
     /// # Cancel safety
     ///
