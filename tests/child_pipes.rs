@@ -1,5 +1,7 @@
 //! Pipes: no order of reading and writing blocks, nothing is lost, and memory stays bounded.
 
+use std::fs::File;
+use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::pin::Pin;
 use std::process::Stdio;
@@ -10,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use multiproc::{Command, CommandError};
+use multiproc::{Child, Command, CommandError};
+use rustix::fs::OFlags;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadBuf};
 
 const MIB: usize = 1 << 20;
@@ -209,6 +212,57 @@ async fn waiting_does_not_depend_on_pipes_and_can_be_cancelled() {
     let mut text = String::new();
     child.stdout.take().unwrap().read_to_string(&mut text).await.unwrap();
     assert_eq!(text, "hello\n");
+}
+
+/// The child's stdout, to write into it as the child does in packet mode; made wider.
+fn packets(child: &Child) -> File {
+    let path = format!("/proc/{}/fd/1", child.id().unwrap());
+    let stdout = File::options().write(true).open(path).unwrap();
+    rustix::pipe::fcntl_setpipe_size(&stdout, MIB).unwrap();
+    rustix::fs::fcntl_setfl(&stdout, OFlags::DIRECT | OFlags::NONBLOCK).unwrap();
+    stdout
+}
+
+/// A program that has ended, whose pipe is looked at long after that, and then for the first time.
+async fn ended_long_ago(mut child: Child) -> Child {
+    child.stdin = None;
+    assert!(child.wait().await.unwrap().success());
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    tokio::time::resume();
+    child
+}
+
+/// Of hundreds of packets the first 32 were read, and the rest was lost without an error.
+#[tokio::test]
+async fn many_packets_that_a_program_leaves_in_its_pipe_are_read_also_later() {
+    async fn left() -> (Child, usize) {
+        let child = piped("read line; exit 0").spawn().unwrap();
+        let (mut stdout, mut count) = (packets(&child), 0);
+        // As many as it takes, which is one a page.
+        while stdout.write_all(b"packet\n").is_ok() {
+            count += 1;
+        }
+        drop(stdout);
+        (ended_long_ago(child).await, count)
+    }
+    let (mut child, count) = left().await;
+    assert_eq!(child.communicate().await.unwrap().stdout.len(), count * b"packet\n".len());
+    let (mut child, count) = left().await;
+    assert_eq!(child.lines().count().await, count);
+    let (mut child, count) = left().await;
+    assert_eq!(child.tagged_lines().count().await, count);
+}
+
+#[tokio::test]
+async fn packets_without_end_from_what_a_program_left_running_hold_nobody_up() {
+    let child = piped("read line; exit 0").spawn().unwrap();
+    let mut stdout = packets(&child);
+    rustix::fs::fcntl_setfl(&stdout, OFlags::DIRECT).unwrap();
+    let writes = std::thread::spawn(move || while stdout.write_all(b"x").is_ok() {});
+    let output = ended_long_ago(child).await.communicate().await.unwrap();
+    assert!(output.status.success());
+    writes.join().unwrap();
 }
 
 #[tokio::test]

@@ -59,12 +59,12 @@ pub(super) enum Want {
 /// The least room for a read.
 const CHUNK: usize = 16 << 10;
 
-/// The most that is read in one go before the clock is looked at: more than a pipe holds, so all that was in it at the
-/// child's end is read before the drain can be over.
+/// The most that is read in one go before the clock is looked at, but for what a pipe holds at the child's end: all of that is
+/// read before the drain can be over.
 const SITTING: usize = 2 << 20;
 
 /// How often it is fed in one go, and read from each pipe: neither what always has more nor what takes it all may keep anybody
-/// waiting. The room for a read grows, so that it is no less than a sitting for a pipe that is full.
+/// waiting. The room for a read grows, so that it is no less than a sitting for a pipe that is full; but not a packet.
 const TURNS: usize = 32;
 
 impl Exchange {
@@ -199,7 +199,8 @@ impl Exchange {
         Ok(if ended { Some(Event::PipesEnded) } else { None })
     }
 
-    /// Reads what is there: once, or up to `SITTING` and `TURNS`. Sets `starved` if it stopped although there may be more.
+    /// Reads what is there: once, or up to `SITTING` and `TURNS`, and after the end no less than the pipe can hold. Sets
+    /// `starved` if it stopped although there may be more.
     fn read_one(
         &mut self,
         cx: &mut Context<'_>,
@@ -212,6 +213,7 @@ impl Exchange {
             Stream::Stdout => &mut self.stdout,
             Stream::Stderr => &mut self.stderr,
         };
+        let (bytes, packets) = if self.phase.has_exited() && !once { pipe.holds() } else { (0, 0) };
         let (mut sitting, mut turns) = (0, 0);
         loop {
             if self.discard {
@@ -238,7 +240,7 @@ impl Exchange {
                 buf.truncate(buf.len() - over);
                 return Ok(Got::TooMuch);
             }
-            if once || sitting >= SITTING || turns == TURNS {
+            if once || sitting >= SITTING.max(bytes) || turns == TURNS.max(packets) {
                 *starved = true;
                 return Ok(Got::Some);
             }

@@ -93,6 +93,12 @@ impl Pipe {
         }
     }
 
+    /// How much it can hold, in bytes; and in packets, each of which takes up a page.
+    pub(super) fn holds(&self) -> (usize, usize) {
+        let bytes = self.borrow().ok().and_then(|fd| rustix::pipe::fcntl_getpipe_size(fd).ok()).unwrap_or(0);
+        (bytes, bytes / PACKET)
+    }
+
     fn poll_read_with(
         &mut self,
         cx: &mut Context<'_>,
