@@ -89,10 +89,13 @@ pub enum TaskError {
     /// The task was cancelled before it had a result, or its pool or its runtime ended.
     #[error("task was cancelled, or its pool or its runtime ended")]
     Cancelled,
-    /// The task's arguments, or its result, could not be encoded.
+    /// The task's arguments, or its result, could not be encoded; one that nests deeper than 128 levels, say.
     #[error("task or its result cannot be encoded")]
     Encode(#[source] BoxError),
     /// The task's arguments could not be decoded in the worker, or its result could not be decoded here.
+    ///
+    /// Each may become values of 16 MiB and 256 bytes for each of its encoded bytes, which only lists exceed whose elements are
+    /// far larger in memory than on the wire: `None`s of a large type, say, which is to be boxed then.
     #[error("task or its result cannot be decoded")]
     Decode(#[source] BoxError),
     /// The encoded task, or its encoded result, is larger than a frame may be.
@@ -185,7 +188,7 @@ pub enum SendError {
     /// Nobody can receive it any more.
     #[error("channel is closed: no receiver is left")]
     Closed,
-    /// The message could not be encoded; nothing was sent and the channel goes on.
+    /// The message could not be encoded; nothing was sent and the channel goes on. One that nests deeper than 128 levels, say.
     #[error("message cannot be encoded")]
     Encode(#[source] BoxError),
     /// The encoded message is larger than a frame may be; nothing was sent and the channel goes on.
@@ -209,6 +212,8 @@ pub enum RecvError {
     #[error("sender ended in the middle of a message")]
     Truncated,
     /// This one message could not be decoded; the next one can be received.
+    ///
+    /// A message may become as much as a task's arguments: see [`TaskError::Decode`].
     #[error("message cannot be decoded")]
     Decode(#[source] BoxError),
     /// The sender announced a message over the limit; nothing was taken in, and the channel is unusable.

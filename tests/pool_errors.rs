@@ -211,3 +211,24 @@ async fn what_is_too_large_fails_alone() {
     assert_eq!(within(pool.submit(task!(pid()))).await.unwrap(), worker);
     within(pool.close()).await;
 }
+
+/// Takes a byte on the wire where there is none of it, and a KiB in memory.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Wide([[u64; 16]; 8]);
+
+#[tokio::test]
+async fn what_would_become_far_more_than_its_length_justifies_fails_alone() {
+    const COUNT: usize = 30_000;
+    let pool = ProcessPool::new(1);
+    let worker = within(pool.submit(task!(pid()))).await.unwrap();
+    let argument = within(pool.submit(call(|wide: Vec<Option<Wide>>| wide.len(), vec![None; COUNT]))).await.map(drop);
+    let result = within(pool.submit(call(|()| vec![None::<Wide>; COUNT], ()))).await.map(drop);
+    for error in [argument, result] {
+        let Err(TaskError::Decode(source)) = error else { panic!("{error:?}") };
+        assert_eq!(source.to_string(), "it would become far more memory than its length justifies");
+    }
+    let boxed = within(pool.submit(call(|()| vec![None::<Box<Wide>>; COUNT], ()))).await.unwrap();
+    assert_eq!(boxed.len(), COUNT);
+    assert_eq!(within(pool.submit(task!(pid()))).await.unwrap(), worker);
+    within(pool.close()).await;
+}
