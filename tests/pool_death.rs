@@ -6,8 +6,9 @@
 
 mod pool_support;
 
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -258,6 +259,16 @@ async fn a_task_that_slowly_ends_each_worker_before_it_is_begun_ends_a_few_of_th
         assert_eq!((counts.died, counts.restarts), (1, 4));
         within(pool.close()).await;
     }
+}
+
+#[tokio::test]
+async fn a_task_that_becomes_another_program_is_killed_and_costs_itself_alone() {
+    let pool = ProcessPool::new(1);
+    let become_another = call(|()| -> u32 { panic!("{}", Command::new("sleep").arg("1000").exec()) }, ());
+    let error = within(pool.submit(become_another)).await.unwrap_err();
+    assert!(Way::Killed.is_in(&error), "{error:?}");
+    assert_ne!(within(pool.submit(task!(pid()))).await.unwrap(), std::process::id());
+    within(pool.close()).await;
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -12,7 +14,7 @@ use multiproc::{
 };
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use support::{Other, alone, block_on, children, eventually, running, within};
+use support::{Other, alone, block_on, children, died, eventually, running, within};
 
 multiproc::test_support!();
 
@@ -183,6 +185,18 @@ async fn wait_may_be_dropped_and_repeated_and_loses_nothing() {
     };
     assert_eq!(child.wait().await.unwrap(), status);
     assert_eq!(child.join().await.unwrap(), vec![2; 1 << 20]);
+}
+
+/// Runs a shell's script in this process's place.
+fn become_shell(script: String) -> u8 {
+    panic!("{}", Command::new("/bin/sh").arg("-c").arg(script).exec())
+}
+
+#[tokio::test]
+async fn a_task_that_becomes_another_program_ends_as_that_does() {
+    let mut child = spawn_process(task!(become_shell("exit 3".into()))).await.unwrap();
+    assert_eq!(child.wait().await.unwrap().code(), Some(3));
+    assert_eq!(died(child.join().await).unwrap().code(), Some(3));
 }
 
 fn say_and_wait_for(path: String) {
