@@ -206,6 +206,27 @@ async fn all_three_may_be_pipes_and_nothing_else_is_open() {
     assert!(matches!(error, Ok(()) | Err(SpawnError::Exited { .. } | SpawnError::Handshake { .. })), "{error:?}");
 }
 
+/// Each waited for the other, for ever.
+#[tokio::test]
+async fn a_task_that_reads_its_stdin_to_the_end_gets_there_when_it_is_waited_for() {
+    let spawn = || Process::builder().stdin(Stdio::piped()).stdout(Stdio::null()).spawn(task!(copy_stdin_to_both()));
+    let joined = tokio::time::timeout(Duration::from_secs(20), spawn().await.unwrap().join()).await;
+    assert_eq!(joined.expect("join").unwrap(), 0);
+    let mut child = spawn().await.unwrap();
+    child.stdin.as_mut().unwrap().write_all(b"hello").await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(20), child.wait()).await;
+    assert!(ended.expect("wait").unwrap().success());
+    assert_eq!(child.join().await.unwrap(), 5);
+    // What was taken out is its owner's.
+    let mut child = spawn().await.unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let (joined, ()) = tokio::join!(child.join(), async {
+        stdin.write_all(b"hello").await.unwrap();
+        drop(stdin);
+    });
+    assert_eq!(joined.unwrap(), 5);
+}
+
 fn take(mib: usize) -> usize {
     let memory = std::hint::black_box(vec![1u8; mib << 20]);
     memory.iter().step_by(1 << 20).map(|byte| usize::from(*byte)).sum()

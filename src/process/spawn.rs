@@ -78,7 +78,8 @@ pub async fn spawn_process<T: Task>(task: T) -> Result<Process<T::Output>, Spawn
 /// Its async methods panic outside a tokio runtime with I/O and time, which need not be the one that it was started in.
 #[must_use = "dropping it kills the process"]
 pub struct Process<T> {
-    /// The writing end of its stdin, if that is [`piped`](std::process::Stdio::piped).
+    /// The writing end of its stdin, if that is [`piped`](std::process::Stdio::piped). Waiting for the process closes what is
+    /// still here: take it out to write meanwhile.
     pub stdin: Option<ChildStdin>,
     /// The reading end of its stdout, if that is piped. A process whose output nobody reads waits when the pipe is full.
     pub stdout: Option<ChildStdout>,
@@ -152,6 +153,8 @@ impl<T> Process<T> {
 
     /// Waits for the task's result, and for the process's end.
     ///
+    /// [`stdin`](Self::stdin) is closed first if it is still here, or a task that reads it to its end would wait for us.
+    ///
     /// # Errors
     ///
     /// [`TaskError`]: `Panicked` with what the panic said; `Died` if the process ended without a result, whether by a
@@ -166,6 +169,7 @@ impl<T> Process<T> {
     where
         T: DeserializeOwned,
     {
+        self.stdin = None;
         self.running.converse().await;
         // That it hangs up is no news any more.
         self.running.worker.socket.rest();
@@ -185,6 +189,7 @@ impl<T> Process<T> {
     ///
     /// The task's result is taken in meanwhile, so a process with a large one can end; [`join`](Self::join) gives it
     /// afterwards. It waits for as long as the process lives, also one that has its result and does not end.
+    /// [`stdin`](Self::stdin) is closed first, as by `join`.
     ///
     /// # Errors
     ///
@@ -195,6 +200,7 @@ impl<T> Process<T> {
     ///
     /// Nothing is lost when it is dropped; call it again.
     pub async fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.stdin = None;
         self.running.converse().await;
         self.kept().exited_watched().await.status.ok_or_else(unknown_status)
     }
