@@ -316,3 +316,76 @@ fn ctrl_c_reaches_the_host_alone_and_the_workers_go_with_it() {
         assert!(ledger.entries().is_empty(), "a worker got the signal");
     });
 }
+
+const STRANGERS: &str = "MULTIPROC_TEST_STRANGERS";
+
+/// The host of the next test: where it is, the /proc is another pid namespace's. There one of these numbers is a process that has
+/// memory, and one a zombie.
+async fn host_among_strangers(live: u32, zombie: u32) {
+    let next_is = |pid: u32| std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string());
+    // What this starts is there for what comes next, which would take the number otherwise.
+    within(within(spawn_process(task!(pid()))).await.unwrap().join()).await.unwrap();
+    let mut pool = ProcessPool::new(1);
+    for _ in 0..20 {
+        pool = ProcessPool::builder().workers(1).max_worker_memory(1).build().unwrap();
+        if next_is(live).is_err() {
+            return;
+        }
+        within(pool.start()).await.unwrap();
+        if pool.status().details[0].pid == Some(live) {
+            break;
+        }
+    }
+    for _ in 0..3 {
+        assert_eq!(within(pool.submit(task!(pid()))).await.unwrap(), live, "it was replaced for another's memory");
+    }
+    assert_eq!(pool.status().details[0].memory, None);
+
+    let meeting = Meeting::new();
+    for _ in 0..20 {
+        next_is(zombie).unwrap();
+        let process = within(spawn_process(call(|place: PathBuf| meet(&place, 0), meeting.place()))).await.unwrap();
+        if process.id() == Some(zombie) {
+            let guest = meeting.guest().await;
+            // In this time it is looked at twice.
+            let mut joined = std::pin::pin!(process.join());
+            let killed = tokio::time::timeout(Duration::from_millis(2500), &mut joined).await;
+            assert!(killed.is_err(), "it was taken for lost: {killed:?}");
+            guest.go_on().await;
+            return within(joined).await.unwrap();
+        }
+    }
+    panic!("numbers can be chosen and have not been got");
+}
+
+/// A worker was replaced for the memory of the process that has its number there, and killed where that was a zombie.
+#[test]
+fn nobody_is_judged_by_the_process_that_has_its_number_in_another_pid_namespace() {
+    if let Ok(strangers) = std::env::var(STRANGERS) {
+        let (live, zombie) = strangers.split_once(':').unwrap();
+        return in_a_runtime(host_among_strangers(live.parse().unwrap(), zombie.parse().unwrap()));
+    }
+    let unshare = || {
+        let mut unshare = std::process::Command::new("unshare");
+        unshare.args(["--pid", "--fork"]);
+        unshare
+    };
+    if !unshare().arg("true").output().is_ok_and(|output| output.status.success()) {
+        // Who is not root may not.
+        return;
+    }
+    // A zombie until it is waited for.
+    let mut zombie = std::process::Command::new("true").stdout(Stdio::piped()).spawn().unwrap();
+    in_a_runtime(until(|| !runs(zombie.id())));
+    let mut host = unshare();
+    host.arg(std::env::current_exe().unwrap());
+    host.args([
+        "nobody_is_judged_by_the_process_that_has_its_number_in_another_pid_namespace",
+        "--exact",
+        "--nocapture",
+    ]);
+    host.env(STRANGERS, format!("{}:{}", std::process::id(), zombie.id()));
+    let output = host.output().unwrap();
+    zombie.wait().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

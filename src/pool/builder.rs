@@ -125,7 +125,8 @@ impl PoolBuilder {
         self
     }
 
-    /// Replaces a worker that holds more resident memory than this, in bytes, when it has finished a task. Default: never.
+    /// Replaces a worker that holds more resident memory than this, in bytes, when it has finished a task. Default: never. It is
+    /// looked up in /proc, and where that is missing or another pid namespace's, it is not known.
     ///
     /// Each worker's own limit is up to a tenth lower, as for [`max_tasks_per_worker`](Self::max_tasks_per_worker).
     pub fn max_worker_memory(mut self, bytes: u64) -> Self {

@@ -18,6 +18,7 @@ use crate::error::{RecvError, TaskError};
 use crate::process::kept::{Exit, Kept};
 use crate::process::lost::has_lost_its_thread;
 use crate::process::spawn::died;
+use crate::sys::proc;
 use crate::sys::socket::Ready;
 use crate::wire::frame::Frame;
 
@@ -291,9 +292,9 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
-/// How many bytes of a process are in memory; `statm` in proc(5).
+/// How many bytes of a process are in memory, where /proc shows that; `statm` in proc(5).
 pub(super) fn resident_memory(pid: u32) -> Option<u64> {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let statm = proc::read(pid, "statm").ok()?;
     let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64)
 }

@@ -47,7 +47,8 @@ pub struct WorkerStatus {
     pub ahead: usize,
     /// How many tasks its process has answered.
     pub done: u64,
-    /// How many bytes of it are in memory (its resident set); `None` if it is not ready, or has just ended.
+    /// How many bytes of it are in memory (its resident set); `None` if it is not ready, has just ended, or /proc
+    /// does not show it.
     pub memory: Option<u64>,
 }
 

@@ -7,6 +7,7 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use super::within::within;
+use crate::sys::proc;
 
 /// From one look to the next at a process whose answer somebody waits for. Nothing reports this, so it is looked for.
 const LOOK: Duration = Duration::from_secs(1);
@@ -47,8 +48,9 @@ impl Looks {
     }
 }
 
-/// Whether a process goes on without its first thread: a zombie that has not exited; proc_pid_stat(5).
+/// Whether a process goes on without its first thread: a zombie that has not exited; proc_pid_stat(5). Where /proc does not show
+/// it nobody is taken for lost.
 pub(crate) fn has_lost_its_thread(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let stat = proc::read(pid, "stat").unwrap_or_default();
     stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
 }

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::process;
 
+use super::proc::is_ours;
 use super::process::send;
 
 /// Whether a group can be reached through the pidfd of its leader although that is reaped; Linux 6.9. `pidfd` names a child
@@ -38,9 +38,8 @@ pub(crate) fn all_groups() -> Option<HashMap<u32, Members>> {
 }
 
 fn groups_in(proc: &Path) -> Option<HashMap<u32, Members>> {
-    // Another pid namespace's has other numbers, an empty folder none, and one with `hidepid` hides others.
-    let own = fs::read_link(proc.join("self")).ok()?;
-    if own.as_os_str() != &*process::id().to_string() || !proc.join("1").exists() {
+    // One with `hidepid` hides others' processes.
+    if !is_ours(proc) || !proc.join("1").exists() {
         return None;
     }
     let mut groups = HashMap::new();
@@ -82,7 +81,7 @@ fn parse(stat: &[u8]) -> Option<(&str, Members)> {
 mod tests {
     use std::os::unix::fs::symlink;
     use std::os::unix::process::CommandExt as _;
-    use std::process::{Command, Stdio};
+    use std::process::{self, Command, Stdio};
 
     use rustix::event::{PollFd, PollFlags, poll};
 

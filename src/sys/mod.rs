@@ -13,6 +13,7 @@ pub(crate) mod ledger;
 pub(crate) mod limits;
 pub(crate) mod memory;
 pub(crate) mod original;
+pub(crate) mod proc;
 pub(crate) mod process;
 mod raw;
 pub(crate) mod reactor;
