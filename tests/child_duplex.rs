@@ -6,8 +6,11 @@ use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
+use std::time::Duration;
 
+use futures::StreamExt as _;
 use multiproc::{Command, Duplex, ParentError, SendError, Sender, channel, from_parent};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncReadExt as _;
 
 const MARK: &str = "CHILD_DUPLEX_TEST";
@@ -169,4 +172,44 @@ async fn it_belongs_to_the_first_of_a_pipeline_and_other_pipes_stay_free() {
     let refused = Command::new("true").pipe(program).status().await.unwrap_err();
     assert!(refused.to_string().contains("another stdin"), "{refused}");
     drop(ours);
+}
+
+/// The daemon, which has left the group and is not killed, kept the socket open for as long as it lived.
+#[tokio::test]
+async fn the_end_of_the_program_is_the_end_of_it_also_where_a_daemon_has_it() {
+    const NAME: &str = "the_end_of_the_program_is_the_end_of_it_also_where_a_daemon_has_it";
+    if is_other() {
+        let mut parent: Duplex<u32, u32> = from_parent().unwrap();
+        let number = parent.blocking_recv().unwrap().unwrap();
+        parent.blocking_send(number + 1).unwrap();
+        return;
+    }
+    // It says its number, and has left the group by then.
+    let daemon = "setsid sh -c 'echo $$; exec sleep 1000 >/dev/null' <&3";
+    let test = format!("\"$0\" --exact {NAME} --nocapture <&3 >/dev/null");
+    let program = |script: &str| {
+        let exe = std::env::current_exe().unwrap();
+        Command::shell(format!("exec 3<&0; {script}")).arg(exe).env(MARK, NAME).stdout(Stdio::piped())
+    };
+    let (command, mut ours) = program(&format!("{daemon} & {test}")).duplex::<u32, u32>().unwrap();
+    let mut child = command.spawn().unwrap();
+    let daemon: i32 = child.lines().next().await.unwrap().unwrap().parse().unwrap();
+    ours.send(1).await.unwrap();
+    assert!(child.wait().await.unwrap().success());
+    // What it has sent before its end is there.
+    assert_eq!(ours.recv().await.unwrap(), Some(2));
+    let end = tokio::time::timeout(Duration::from_secs(20), ours.recv()).await;
+    let sent = ours.send(3).await;
+    let daemon = Pid::from_raw(daemon).unwrap();
+    kill_process(daemon, Signal::KILL).expect("the daemon lives");
+    assert_eq!(end.expect("the end").unwrap(), None);
+    assert!(matches!(sent, Err(SendError::Closed)), "{sent:?}");
+
+    // What it may leave running keeps it.
+    let command = program(&format!("{test} &")).stdout(Stdio::null()).kill_on_drop(false);
+    let (command, mut ours) = command.duplex::<u32, u32>().unwrap();
+    assert!(command.spawn().unwrap().wait().await.unwrap().success());
+    ours.send(1).await.unwrap();
+    assert_eq!(ours.recv().await.unwrap(), Some(2));
+    assert_eq!(ours.recv().await.unwrap(), None);
 }

@@ -101,6 +101,10 @@ impl<A, B> Duplex<A, B> {
         &self.sides.sending
     }
 
+    pub(super) fn socket(&self) -> &Arc<Socket> {
+        self.sides.receiving.socket()
+    }
+
     pub(super) fn into_sides(self) -> Sides {
         self.sides
     }

@@ -6,11 +6,12 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::BytesMut;
 
 use super::duplex::Duplex;
+use super::socket::Socket;
 use crate::error::ParentError;
 use crate::sys::socket as sys;
 use crate::sys::worker::Slot;
@@ -80,11 +81,27 @@ pub fn from_parent<A, B>() -> Result<Duplex<A, B>, ParentError> {
 }
 
 /// A channel whose other end is to be the stdin of a program that calls [`from_parent`].
-pub(crate) fn for_child<A, B>() -> io::Result<(Duplex<A, B>, OwnedFd)> {
+pub(crate) fn for_child<A, B>() -> io::Result<(Duplex<A, B>, OwnedFd, ChildEnd)> {
     let (ours, theirs) = sys::stream_pair()?;
     let mut greeting = BytesMut::with_capacity(HEAD_LEN);
     GREETING_HEAD.put(&mut greeting);
     // An empty socket has room for it.
     sys::send(&ours, &[IoSlice::new(&greeting)], &[])?;
-    Ok((Duplex::new(ours), theirs))
+    let ours = Duplex::new(ours);
+    let end = ChildEnd(Arc::downgrade(ours.socket()));
+    Ok((ours, theirs, end))
+}
+
+/// Ends a channel whose other end a program had. It keeps neither open.
+#[derive(Clone, Debug)]
+pub(crate) struct ChildEnd(Weak<Socket>);
+
+impl ChildEnd {
+    /// The program has ended, whoever else may have the other end from it. What came before is still received.
+    pub(crate) fn end(&self) {
+        // Whoever has our end now, it is in this process, or on its way to another one.
+        if let Some(socket) = self.0.upgrade() {
+            let _ = sys::end_both(&*socket);
+        }
+    }
 }

@@ -15,7 +15,7 @@ use tokio::io::AsyncRead;
 
 use super::input::Input;
 use super::program::{EnvChange, Program, is_env_name};
-use crate::channel::{Duplex, for_child};
+use crate::channel::{ChildEnd, Duplex, for_child};
 use crate::sys::limits::Limits;
 
 /// How long a program that was asked to end may take before it is killed, unless [`Command::grace`] says otherwise.
@@ -56,8 +56,8 @@ pub struct Command {
     pub(super) max_output: Option<usize>,
     pub(super) max_line: usize,
     pub(super) kill_on_drop: bool,
-    /// Whether its stdin is a channel, whose other end somebody has.
-    has_channel: bool,
+    /// Where its stdin is a channel.
+    pub(super) channel: Option<ChildEnd>,
 }
 
 /// One program.
@@ -103,7 +103,7 @@ impl Command {
             max_output: None,
             max_line: usize::MAX,
             kill_on_drop: true,
-            has_channel: false,
+            channel: None,
         }
     }
 
@@ -162,7 +162,7 @@ impl Command {
     ///
     /// Otherwise [`spawn`](Self::spawn) and [`status`](Self::status) inherit it, the other verbs give it `/dev/null`.
     pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
-        if self.has_channel {
+        if self.channel.is_some() {
             self.wrong("its stdin is a channel and something else".into());
         }
         self.stages[0].stdin = Some(stdin.into());
@@ -215,7 +215,9 @@ impl Command {
     ///
     /// It is for a Rust program that takes its end with [`from_parent::<B, A>()`](crate::from_parent), types the other way
     /// round; it need not be this executable. In a pipeline it is the first program's. What is sent before the start
-    /// waits for it. The end of the program, or of this command if nothing runs it, is the end of the channel.
+    /// waits for it. The end of the program and its group, or of this command if nothing runs it, is the end of the channel, once
+    /// what it has sent is received; also where a daemon has the other end from it, as long as our end is in this process. What it
+    /// leaves running with [`kill_on_drop(false)`](Self::kill_on_drop) keeps the channel.
     ///
     /// # Errors
     ///
@@ -233,9 +235,9 @@ impl Command {
     /// # }
     /// ```
     pub fn duplex<A, B>(self) -> io::Result<(Self, Duplex<A, B>)> {
-        let (ours, theirs) = for_child()?;
+        let (ours, theirs, end) = for_child()?;
         let mut command = self.stdin(theirs);
-        command.has_channel = true;
+        command.channel = Some(end);
         Ok((command, ours))
     }
 

@@ -295,6 +295,7 @@ impl Keeper {
             pipes: stdout.iter().chain(&stderr).map(Arc::downgrade).collect(),
             drain: terms.drain,
             spared: terms.spare_group,
+            channel: terms.channel,
         };
         match self.keep(born.pid, born.pidfd, born.fate, leavings) {
             Ok(kept) => Ok(Started { child: KillOnDrop::new(kept), stdin, stdout, stderr }),

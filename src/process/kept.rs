@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 
 pub(crate) use self::handle::KillOnDrop;
 use super::keeper;
+use crate::channel::ChildEnd;
 use crate::sys::group;
 use crate::sys::process::{self, Usage};
 use crate::sys::spawn::Fate;
@@ -66,6 +67,8 @@ pub(super) struct Leavings {
     pub(super) drain: Duration,
     /// Whether it then lives on.
     pub(super) spared: bool,
+    /// What ends with the child, also where something that has left its group could go on with it.
+    pub(super) channel: Option<ChildEnd>,
 }
 
 enum Life {
@@ -288,6 +291,11 @@ impl Kept {
         }
         // What wakes may look at it at once.
         drop(life);
+        if let Some(channel) = &self.0.leavings.channel
+            && !self.0.leavings.spared
+        {
+            channel.end();
+        }
         self.notify();
     }
 

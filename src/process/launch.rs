@@ -125,6 +125,7 @@ fn prepare(command: &mut Command, unset: Unset, wait: Wait) -> Result<Vec<Ready>
             // Only the last one's output comes to us.
             drain: if last { DRAIN } else { Duration::ZERO },
             spare_group: !command.kill_on_drop,
+            channel: if index == 0 { command.channel.clone() } else { None },
             ..Terms::default()
         };
 

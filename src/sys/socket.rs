@@ -176,6 +176,11 @@ pub(crate) fn end_receiving(socket: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Ends both directions. What has come is still there to be received; shutdown(2).
+pub(crate) fn end_both(socket: impl AsFd) -> io::Result<()> {
+    Ok(rustix::net::shutdown(socket, rustix::net::Shutdown::Both)?)
+}
+
 /// Whether it is a Unix socket of a stream; `SO_DOMAIN` and `SO_TYPE` in socket(7).
 pub(crate) fn is_stream(fd: impl AsFd) -> bool {
     is_unix(fd, SocketType::STREAM)

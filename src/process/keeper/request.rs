@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::channel::ChildEnd;
 use crate::process::kept::KillOnDrop;
 use crate::process::program::Launch;
 
@@ -32,11 +33,13 @@ pub(crate) struct Terms {
     pub(crate) stdin: Option<OwnedFd>,
     pub(crate) stdout: Option<OwnedFd>,
     pub(crate) stderr: Option<OwnedFd>,
+    /// The channel that ends with it.
+    pub(crate) channel: Option<ChildEnd>,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { drain: DRAIN, spare_group: false, stdin: None, stdout: None, stderr: None }
+        Self { drain: DRAIN, spare_group: false, stdin: None, stdout: None, stderr: None, channel: None }
     }
 }
 
