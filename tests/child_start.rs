@@ -109,6 +109,36 @@ async fn a_folder_of_the_path_that_cannot_be_searched_hides_nothing() {
     assert!(Command::new("true").env("PATH", &path).status().await.unwrap().success());
 }
 
+/// With a bare name it said that there was no such program.
+#[tokio::test]
+async fn a_missing_interpreter_is_named_as_such_however_its_script_was_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("script");
+    std::fs::write(&script, "#!/no/such/interpreter\n").unwrap();
+    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+    let above = folder.path().parent().unwrap();
+    let below = folder.path().file_name().unwrap();
+    let commands: [&dyn Fn() -> Command; 5] = [
+        &|| Command::new(&script),
+        &|| Command::new("./script").current_dir(folder.path()),
+        &|| Command::new("script").env("PATH", folder.path()),
+        &|| Command::new("script").env("PATH", below).current_dir(above),
+        &|| Command::new("script").env("PATH", "/no/such/dir:").current_dir(folder.path()),
+    ];
+    for command in commands {
+        let error = command().status().await.unwrap_err();
+        let CommandError::Spawn { source, .. } = error else { panic!("{error:?}") };
+        assert_eq!(source.kind(), ErrorKind::NotFound);
+        assert!(source.to_string().contains("interpreter"), "{:?}: {source}", command());
+    }
+    let nameless = || Command::new("").current_dir(folder.path());
+    let CommandError::Spawn { source, .. } = nameless().status().await.unwrap_err() else { panic!() };
+    assert!(!source.to_string().contains("interpreter"), "{source}");
+    // A folder of that name is no script.
+    let hidden = || Command::new(below).env("PATH", above);
+    assert_eq!(refusal(hidden).await, (below.display().to_string(), ErrorKind::PermissionDenied));
+}
+
 #[tokio::test]
 async fn too_many_arguments_are_an_error() {
     let long = "x".repeat(100 << 10);

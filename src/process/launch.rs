@@ -271,14 +271,11 @@ impl Place {
             return CommandError::Spawn { program: dir, source };
         }
         // Searching stops nowhere, and says "permission denied" if that's what one of the directories said.
-        if error.kind() == io::ErrorKind::PermissionDenied && !self.program.name.as_bytes().contains(&b'/') {
-            let path = self.program.changed_path().or_else(|| std::env::var_os("PATH")).unwrap_or_default();
-            if !std::env::split_paths(&path).any(|dir| dir.join(&self.program.name).exists()) {
-                error = rustix::io::Errno::NOENT.into();
-            }
+        let exists = self.program.exists();
+        if error.kind() == io::ErrorKind::PermissionDenied && !self.program.name.as_bytes().contains(&b'/') && !exists {
+            error = rustix::io::Errno::NOENT.into();
         }
-        let file = self.program.current_dir.as_deref().unwrap_or(Path::new("")).join(&self.program.name);
-        if error.kind() == io::ErrorKind::NotFound && self.program.name.as_bytes().contains(&b'/') && file.exists() {
+        if error.kind() == io::ErrorKind::NotFound && exists {
             let source = io::Error::new(io::ErrorKind::NotFound, "the interpreter that it needs does not exist");
             return CommandError::Spawn { program, source };
         }

@@ -116,11 +116,25 @@ impl Program {
             paths.push(&[name])?;
             return Ok(paths);
         }
-        let path = self.changed_path().or_else(|| std::env::var_os("PATH")).unwrap_or_else(|| DEFAULT_PATH.into());
-        for dir in path.as_bytes().split(|byte| *byte == b':') {
+        for dir in self.path().as_bytes().split(|byte| *byte == b':') {
             if dir.is_empty() { paths.push(&[name]) } else { paths.push(&[dir, b"/", name]) }?;
         }
         Ok(paths)
+    }
+
+    /// Whether there is such a file, in the one place where it may be or along the path.
+    pub(super) fn exists(&self) -> bool {
+        let dir = self.current_dir.as_deref().unwrap_or(Path::new(""));
+        match self.name.as_bytes() {
+            b"" => false,
+            name if name.contains(&b'/') => dir.join(&self.name).exists(),
+            _ => std::env::split_paths(&self.path()).any(|folder| dir.join(folder).join(&self.name).exists()),
+        }
+    }
+
+    /// The `PATH` that it is looked for along.
+    fn path(&self) -> OsString {
+        self.changed_path().or_else(|| std::env::var_os("PATH")).unwrap_or_else(|| DEFAULT_PATH.into())
     }
 
     fn environment(&self) -> io::Result<Strings> {
