@@ -272,6 +272,37 @@ async fn reaped_whether_waited_for_or_not() {
 }
 
 /// Who waits may look at the end himself, and may then not come to it.
+/// Each panicked: the first runtime's clock had gone with it.
+#[test]
+fn what_one_runtime_has_begun_to_wait_for_goes_on_in_another() {
+    const HOUR: Duration = Duration::from_hours(1);
+    fn moved<T>(future: impl Future<Output = T>, then: impl FnOnce()) -> T {
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut future = std::pin::pin!(future);
+        let (first, second) = (runtime(), runtime());
+        for _ in 0..3 {
+            assert!(first.block_on(async { future.as_mut().now_or_never() }).is_none());
+        }
+        drop(first);
+        assert!(second.block_on(async { future.as_mut().now_or_never() }).is_none());
+        then();
+        second.block_on(future)
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let guard = runtime.enter();
+    let child = Command::shell("trap '' TERM; echo; read line").stdin(Stdio::piped());
+    let mut child = child.stdout(Stdio::piped()).timeout(HOUR).spawn().unwrap();
+    let stdin = child.stdin.take();
+    drop(guard);
+    // It minds SIGTERM no more by then.
+    runtime.block_on(child.lines().next()).unwrap().unwrap();
+    assert!(moved(child.stop(HOUR), || drop(stdin)).unwrap().code().is_some());
+
+    let (reader, writer) = std::io::pipe().unwrap();
+    let output = moved(Command::new("cat").stdin(reader).timeout(HOUR).output(), || drop(writer)).unwrap();
+    assert!(output.status.success());
+}
+
 #[test]
 fn reaped_although_nothing_drives_the_runtime_that_waits() {
     let asleep = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use multiproc::{
-    Duplex, Process, ProcessBuilder, Sender, SpawnError, TaskError, call, channel, duplex, spawn_process, task,
+    Duplex, Process, ProcessBuilder, Receiver, Sender, SpawnError, TaskError, call, channel, duplex, spawn_process,
+    task,
 };
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use support::{Other, alone, block_on, children, died, eventually, running, within};
+use support::{Other, alone, block_on, children, died, eventually, running, runtime, within};
 
 multiproc::test_support!();
 
@@ -77,6 +78,25 @@ fn a_process_outlives_the_runtime_and_the_thread_that_started_it() {
     assert!(child.id().is_some());
     std::fs::remove_file(&path).unwrap();
     block_on(child.join()).unwrap();
+}
+
+fn heard(mut numbers: Receiver<u32>) -> u32 {
+    numbers.blocking_recv().unwrap().unwrap()
+}
+
+/// It panicked: the first runtime's clock had gone with it.
+#[test]
+fn a_join_that_one_runtime_has_begun_goes_on_in_another() {
+    let (sender, receiver) = channel().unwrap();
+    let first = runtime();
+    let child = first.block_on(spawn_process(task!(heard(receiver)))).unwrap();
+    let mut joined = std::pin::pin!(child.join());
+    assert!(first.block_on(async { joined.as_mut().now_or_never() }).is_none());
+    drop(first);
+    let second = runtime();
+    assert!(second.block_on(async { joined.as_mut().now_or_never() }).is_none());
+    sender.blocking_send(7).unwrap();
+    assert_eq!(second.block_on(joined).unwrap(), 7);
 }
 
 #[test]

@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use tokio::task::coop;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
 use super::input::Input;
 use super::phase::{Event, Phase, Send};
 use super::pipes::{ChildStderr, ChildStdin, ChildStdout, Pipe};
+use super::timer::Timer;
 use crate::sys::buffer;
 
 #[derive(Debug)]
@@ -90,7 +91,7 @@ impl Exchange {
     ) -> io::Result<Event> {
         let due = self.phase.due(self.deadline);
         let mut exited = pin!(exited);
-        let mut timer: Pin<&mut Option<Sleep>> = pin!(None);
+        let mut timer: Pin<&mut Option<Timer>> = pin!(None);
         // Each poll does so much and no more. A share of the task's budget would be the others' to use up, and with none left
         // nothing is read, the clock is not looked at, and a timeout is none.
         coop::unconstrained(poll_fn(|cx| {
@@ -123,7 +124,7 @@ impl Exchange {
             }
             let Some(due) = due else { return Poll::Pending };
             if timer.is_none() {
-                timer.set(Some(sleep_until(due)));
+                timer.set(Some(Timer::new(due)));
             }
             if timer.as_mut().as_pin_mut().is_some_and(|timer| timer.poll(cx).is_ready()) {
                 // Then it is due.

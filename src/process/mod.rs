@@ -19,6 +19,7 @@ pub(crate) mod program;
 pub(crate) mod spawn;
 pub(crate) mod start;
 mod starter;
+mod timer;
 mod verbs;
 mod verdict;
 pub(crate) mod within;

@@ -3,12 +3,13 @@
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitStatus, Output};
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::child::Child;
 use super::command::Command;
 use super::launch::{Launched, Unset, Wait, launch, launch_here};
 use super::starter::may_pass;
+use super::timer::Timer;
 use crate::error::CommandError;
 
 /// # Running it
@@ -164,10 +165,14 @@ impl Command {
         match self.timeout.and_then(|timeout| started.checked_add(timeout)) {
             None => launch(self, unset, wait).await,
             // A program on a file system that does not answer: its start can only be left behind, to be killed if it ends.
-            Some(deadline) => match timeout_at(deadline, launch(self, unset, wait)).await {
-                Ok(launched) => launched,
-                Err(_) => Err(self.never_started()),
-            },
+            Some(deadline) => {
+                tokio::select! {
+                    biased;
+                    launched = launch(self, unset, wait) => return launched,
+                    () = Timer::new(deadline) => {}
+                }
+                Err(self.never_started())
+            }
         }
     }
 

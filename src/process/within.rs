@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tokio::time;
 
 use super::keeper::call_in;
+use super::timer::Timer;
 
 /// The future's output, unless that takes longer.
 ///
@@ -19,8 +21,10 @@ use super::keeper::call_in;
 pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
     let begun = Instant::now();
     let mut future = pin!(future);
-    if let Ok(output) = tokio::time::timeout(limit, &mut future).await {
-        return Some(output);
+    tokio::select! {
+        biased;
+        output = &mut future => return Some(output),
+        () = Timer::new(time::Instant::now() + limit) => {}
     }
     let left = limit.saturating_sub(begun.elapsed());
     if left.is_zero() {
