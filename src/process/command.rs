@@ -80,6 +80,9 @@ pub(super) struct Stage {
 
 impl Command {
     /// A program, by its path, or by a name that is looked up in the `PATH` that it is given.
+    ///
+    /// A script begins with `#!`. Without that its start fails with `ENOEXEC`, but where it [needs a
+    /// fork](#settings-that-need-a-fork): there `/bin/sh` runs it, as with std and `execvp(3)`.
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         let stage = Stage {
             program: Arc::new(Program::new(program.as_ref())),

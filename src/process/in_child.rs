@@ -12,7 +12,8 @@ use super::command::Command;
 /// where one of the other settings below meets a [`stdin`](Self::stdin), [`stdout`](Self::stdout) or
 /// [`stderr`](Self::stderr) that was set: only std knows what a `Stdio` is, and what it knows to do to a child beyond that
 /// needs a fork. That copies this process's page tables, which takes the longer the more memory this process uses.
-/// [`stderr_to_stdout`](Self::stderr_to_stdout) together with an explicit `stdout` is such a setting, too.
+/// [`stderr_to_stdout`](Self::stderr_to_stdout) together with an explicit `stdout` is such a setting, too. A script without a
+/// `#!` is run by `/bin/sh` then, which it is not otherwise.
 impl Command {
     /// Runs it in a session of its own, with no controlling terminal; setsid(2).
     pub fn new_session(mut self) -> Self {
