@@ -106,6 +106,13 @@ fn main() {
             println!("main runs");
             support::block_on(work());
         }
+        "run by its loader" => {
+            multiproc::init();
+            match support::block_on(spawn_process(task!(add(1, 2)))) {
+                Err(SpawnError::Executable(reason)) => println!("{reason}"),
+                other => panic!("{other:?}"),
+            }
+        }
         // Starts "plain" with a forged marker and the stdin that it has itself.
         "relay" => {
             let status = myself("plain").arg0(MARKER).stdin(Stdio::inherit()).status().unwrap();
@@ -309,6 +316,17 @@ fn an_executable_that_was_replaced_while_it_runs_goes_on_working() {
     assert_eq!(lines(program(&copy, "replaced").output().unwrap()), ["main runs", "worked"]);
 }
 
+/// It said that the worker had ended before it was ready, and to look for `init()`: the worker was the loader alone.
+fn a_program_that_its_loader_was_asked_to_run_gets_an_error_that_says_so() {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let loader = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).find(|path| path.contains("/ld-"));
+    // Where there is none, the program is whole.
+    let Some(loader) = loader else { return };
+    let mut command = program(Path::new(loader), "run by its loader");
+    let said = lines(command.arg(std::env::current_exe().unwrap()).output().unwrap());
+    assert!(said[0].contains("its loader"), "{said:?}");
+}
+
 fn a_program_with_closed_stdio_works() {
     let out = tempfile::NamedTempFile::new().unwrap();
     for closed in ["<&-", "<&- 2>&-"] {
@@ -342,6 +360,7 @@ fn tests() {
         init_on_another_thread_does_not_count_and_a_worker_that_comes_to_it_there_says_so,
         a_forged_marker_is_inert,
         an_executable_that_was_replaced_while_it_runs_goes_on_working,
+        a_program_that_its_loader_was_asked_to_run_gets_an_error_that_says_so,
         a_program_with_closed_stdio_works,
     ];
     let args: Vec<String> = std::env::args().skip(1).collect();

@@ -246,6 +246,11 @@ pub(crate) async fn first_words(
     first: Option<Frame>,
 ) -> Result<FirstWords, SpawnError> {
     let depth = permitted()?;
+    if image::runs_as_its_loader() {
+        let reason =
+            "this program was started as an argument of its loader, which is what would be run; start it by itself";
+        return Err(SpawnError::Executable(io::Error::other(reason)));
+    }
     let hello = Hello {
         image: image::id(),
         depth,

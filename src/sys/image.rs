@@ -40,6 +40,8 @@ struct Image {
     text: Vec<Range<usize>>,
     /// What it looks like: a hash of where its segments lie and of its notes, among which most linkers put the build's id.
     look: u64,
+    /// Whether it names a loader, which most do.
+    has_loader: bool,
 }
 
 /// What two processes compare to know that they run the same executable: a new one is started from the very file that its parent
@@ -57,7 +59,7 @@ static ANCHOR: u8 = 0;
 fn image() -> &'static Image {
     static IMAGE: OnceLock<Image> = OnceLock::new();
     IMAGE.get_or_init(|| {
-        let mut image = Image { base: 0, data: Vec::new(), text: Vec::new(), look: 0 };
+        let mut image = Image { base: 0, data: Vec::new(), text: Vec::new(), look: 0, has_loader: false };
         // SAFETY: `first_object` has the callback's signature and takes `data` as the `Image` that it is; the pointer is
         // valid for the whole call. dl_iterate_phdr(3).
         unsafe { libc::dl_iterate_phdr(Some(first_object), (&raw mut image).cast()) };
@@ -95,6 +97,7 @@ unsafe extern "C" fn first_object(info: *mut libc::dl_phdr_info, _size: usize, d
     });
     let segments = image.data.iter().chain(&image.text).map(|range| range.start - image.base..range.end - image.base);
     image.look = look(segments, notes);
+    image.has_loader = headers.iter().any(|header| header.p_type == libc::PT_INTERP);
     1
 }
 
@@ -104,6 +107,13 @@ fn look<'a>(segments: impl Iterator<Item = Range<usize>>, notes: impl Iterator<I
     segments.for_each(|segment| segment.hash(&mut hasher));
     notes.for_each(|note| note.hash(&mut hasher));
     hasher.finish()
+}
+
+/// Whether this process was started as its loader, with the executable as an argument: then the kernel, and /proc/self/exe, take the
+/// loader for what runs. `AT_BASE` in getauxval(3) is where the kernel put a loader that it found named in the executable.
+pub(crate) fn runs_as_its_loader() -> bool {
+    // SAFETY: it takes any number, and reads what this process was given at its start.
+    image().has_loader && unsafe { libc::getauxval(libc::AT_BASE) } == 0
 }
 
 /// What this process runs, as far as it can be told apart.
