@@ -7,6 +7,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
 
 use futures::future::join_all;
 use multiproc::{Duplex, Listener, Sender, blocking_connect, channel, connect, connect_to, spawn_process, task};
@@ -245,6 +247,31 @@ fn of_many_who_replace_a_dead_listener_one_gets_the_place() {
         drop(blocking_connect::<u8, u8>(&path).unwrap());
         drop(bound);
         assert!(!support::exists(&path));
+    }
+}
+
+/// The socket was closed while its name was there: the next one replaced it, by a file that had the same inode number on most
+/// file systems, and so that was removed.
+#[test]
+fn a_listener_that_is_dropped_leaves_its_successor_the_place() {
+    let (_dir, path) = private();
+    for _ in 0..100 {
+        let old = Listener::<u8, u8>::bind(&path).unwrap();
+        let (waits, waiting) = mpsc::channel();
+        let theirs = path.clone();
+        let successor = thread::spawn(move || {
+            loop {
+                match Listener::<u8, u8>::bind(&theirs) {
+                    Err(error) if error.kind() == ErrorKind::AddrInUse => drop(waits.send(())),
+                    bound => return bound.unwrap(),
+                }
+            }
+        });
+        waiting.recv().unwrap();
+        drop(old);
+        let new = successor.join().unwrap();
+        blocking_connect::<u8, u8>(&path).unwrap();
+        new.blocking_accept().unwrap();
     }
 }
 

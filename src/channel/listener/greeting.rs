@@ -10,13 +10,13 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
 use super::Peer;
 use crate::channel::duplex::Sides;
-use crate::channel::flusher;
 use crate::channel::socket::Socket;
 use crate::sys::rendezvous;
 use crate::sys::socket::{self, Ready};
@@ -55,10 +55,10 @@ struct Guest {
 }
 
 impl Greeting {
-    pub(super) fn start(socket: OwnedFd, admit: Option<Admit>) -> io::Result<Self> {
+    pub(super) fn start(runtime: &Handle, socket: OwnedFd, admit: Option<Admit>) -> Self {
         let hall = Arc::new(Hall { ready: Mutex::default(), news: Notify::new() });
-        let task = flusher::runtime()?.spawn(accept_all(Socket::new(socket), admit, Arc::clone(&hall))).abort_handle();
-        Ok(Self { hall, task })
+        let task = runtime.spawn(accept_all(Socket::new(socket), admit, Arc::clone(&hall))).abort_handle();
+        Self { hall, task }
     }
 
     /// The next one that is ready.

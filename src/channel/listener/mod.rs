@@ -19,8 +19,8 @@ use std::sync::Arc;
 
 use self::greeting::{Admit, Greeting};
 use self::place::Place;
-use super::Duplex;
 use super::block::block_on;
+use super::{Duplex, flusher};
 use crate::sys::rendezvous;
 
 pub use connect::{blocking_connect, connect, connect_to};
@@ -84,8 +84,10 @@ impl Peer {
 /// # }
 /// ```
 pub struct Listener<A, B> {
-    greeting: Greeting,
+    /// Given back before the socket is closed, as fields are dropped in this order: a name to which nobody listens is stale, and
+    /// the next one who binds there takes it, often with the very inode number by which it is known whose it is.
     place: Place,
+    greeting: Greeting,
     messages: PhantomData<fn(A) -> B>,
 }
 
@@ -117,8 +119,10 @@ impl<A, B> Listener<A, B> {
     }
 
     fn listen(path: &Path, admit: Option<Admit>) -> io::Result<Self> {
+        // What may fail comes first: nothing closes the socket that has a place.
+        let runtime = flusher::runtime()?;
         let (place, socket) = Place::take(path, admit.is_some())?;
-        Ok(Self { greeting: Greeting::start(socket, admit)?, place, messages: PhantomData })
+        Ok(Self { place, greeting: Greeting::start(&runtime, socket, admit), messages: PhantomData })
     }
 
     /// Takes a client that was admitted and has shaken hands, and says who it is. Waits for one.
