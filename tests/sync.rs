@@ -11,6 +11,8 @@ use std::time::Duration;
 use futures::future::join_all;
 use multiproc::sync::{Barrier, BarrierWait, Event, Semaphore, SemaphorePermit};
 use multiproc::{QueueSender, Receiver, Sender, SyncError, channel, queue, spawn_process, task};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 mod support;
 
@@ -282,7 +284,6 @@ async fn one_who_dies_or_gives_up_before_a_barrier_is_waited_for_again_and_death
             let mut wait = Box::pin(barrier.wait());
             assert!(poll_once(&mut wait).await.is_pending());
         }
-        settle().await;
         let mut first = Box::pin(barrier.wait());
         assert!(poll_once(&mut first).await.is_pending());
         settle().await;
@@ -290,6 +291,58 @@ async fn one_who_dies_or_gives_up_before_a_barrier_is_waited_for_again_and_death
         let (first, second): (Result<BarrierWait, _>, _) = tokio::join!(first, barrier.wait());
         assert_eq!(first.unwrap().after_death(), dies);
         assert_eq!(second.unwrap().after_death(), dies);
+    }
+}
+
+/// As it came to another process.
+async fn travelled<T: Serialize + DeserializeOwned + Send + 'static>(value: T) -> T {
+    let (tx, mut rx) = channel().unwrap();
+    tx.send(value).await.unwrap();
+    rx.recv().await.unwrap().unwrap()
+}
+
+/// What one says first, the broker may read last: half of those who came were let go on, by one who had left.
+#[tokio::test]
+async fn one_who_has_given_up_before_a_barrier_is_not_there_for_who_comes_then() {
+    let barrier = Barrier::new(2).unwrap();
+    let other = travelled(barrier.clone()).await;
+    for _ in 0..100 {
+        // It has the broker read what comes through this one first.
+        assert!(poll_once(&mut Box::pin(barrier.wait())).await.is_pending());
+        let mut left = Box::pin(other.wait());
+        assert!(poll_once(&mut left).await.is_pending());
+        drop(left);
+        let mut first = Box::pin(barrier.wait());
+        assert!(poll_once(&mut first).await.is_pending());
+        settle().await;
+        assert!(poll_once(&mut first).await.is_pending(), "there is nobody else");
+        let both = async { tokio::join!(first, other.wait()) };
+        let (first, second) = tokio::time::timeout(Duration::from_secs(20), both).await.expect("they meet");
+        assert_ne!(first.unwrap().is_leader(), second.unwrap().is_leader());
+    }
+}
+
+/// The same, of what was given back, and of who asked first.
+#[tokio::test]
+async fn a_semaphore_knows_of_what_came_before_through_whomever() {
+    let lock = Semaphore::new(1).unwrap();
+    let other = travelled(lock.clone()).await;
+    for _ in 0..100 {
+        let permit = other.acquire().await.unwrap();
+        assert!(poll_once(&mut Box::pin(lock.acquire())).await.is_pending());
+        drop(permit);
+        let permit = lock.try_acquire().await.unwrap().expect("it was given back");
+        assert!(poll_once(&mut Box::pin(lock.acquire())).await.is_pending());
+        let mut first = Box::pin(other.acquire());
+        assert!(poll_once(&mut first).await.is_pending());
+        let mut second = Box::pin(lock.acquire());
+        assert!(poll_once(&mut second).await.is_pending());
+        settle().await;
+        drop(permit);
+        let permit = tokio::time::timeout(Duration::from_secs(20), first).await.expect("it asked first").unwrap();
+        assert!(poll_once(&mut second).await.is_pending());
+        drop(permit);
+        drop(second.await.unwrap());
     }
 }
 

@@ -6,23 +6,29 @@
 //! ```
 //!
 //! It runs on the flusher's thread of the process that made it. A holder that travels is a new socket, whose other end goes
-//! to the broker, from another process by way of the old holder; so no process needs to wait for another one to hand its own on. A
-//! holder is killed at any moment: its desk is dropped, which gives back what it held, and nobody else was ever in the middle of
+//! to the broker, from another process by way of the old holder; so no process needs to wait for another one to hand its own on.
+//! What holders ask is done in the order of `order.rs`; what they only tell, and their end, at once. A holder is killed at any moment: its desk is dropped, which gives back what it held, and nobody else was ever in the middle of
 //! anything.
 
+mod order;
+
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use self::order::{Attendance, Order, Turn};
 use super::service::{Bound, last_word, serve_within, turn_away};
 use super::{Client, Duplex, duplex, flusher};
 use crate::error::{CallError, RecvError};
+use crate::sys::clock::monotonic_nanos;
 
 /// The most holders of one broker that others have made than its own process. Each costs that process a socket, and it is
 /// not asked. What it makes itself is bounded by the fds that it may have.
@@ -37,14 +43,24 @@ const MOST_ASKED: usize = if cfg!(test) { 64 } else { 1 << 20 };
 pub(crate) trait Desk: Send + Sync + Sized + 'static {
     /// What kinds of holders there are.
     type Role: Serialize + DeserializeOwned + Send + 'static;
+    /// What a holder asks, to be answered.
     type Request: Serialize + DeserializeOwned + Send + 'static;
+    /// What a holder only tells.
+    type Told: Serialize + DeserializeOwned + Send + 'static;
     type Answer: Serialize + DeserializeOwned + Send + 'static;
     /// What all desks share.
     type Shared: Send + Sync + 'static;
 
     fn open(shared: &Arc<Self::Shared>, role: Self::Role) -> Self;
 
-    /// Does what the holder asks. It must not block. It is dropped if the holder no longer wants it, and before the desk.
+    /// Does what the holder tells.
+    fn hear(&self, told: Self::Told);
+
+    /// A question has come, and is to be done in its turn.
+    fn expect(&self, _request: &Self::Request) {}
+
+    /// Does what the holder asks: what it does when it is polled first, in its turn. It must not block. It is dropped if the
+    /// holder no longer wants it, and before the desk.
     fn handle(self: &Arc<Self>, request: Self::Request) -> impl Future<Output = Self::Answer> + Send;
 }
 
@@ -52,17 +68,19 @@ pub(crate) trait Desk: Send + Sync + Sized + 'static {
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
 enum Said<D: Desk> {
-    Do(D::Request),
-    /// Here is another holder. `None` answers it, and nobody reads that.
+    /// By [`monotonic_nanos`], when.
+    Ask(u64, D::Request),
+    Tell(D::Told),
+    /// Here is another holder.
     Share(D::Role, Box<End<D>>),
 }
 
 /// The broker's end of a holder's socket.
-type End<D> = Duplex<Option<<D as Desk>::Answer>, Said<D>>;
+type End<D> = Duplex<<D as Desk>::Answer, Said<D>>;
 
 /// One who has a desk at the broker; a value that can be sent any number of times.
 pub(crate) struct Holder<D: Desk> {
-    client: Client<Said<D>, Option<D::Answer>>,
+    client: Client<Said<D>, D::Answer>,
     /// Where it is in this process, and this holder was made here.
     broker: Option<Arc<Broker<D>>>,
 }
@@ -71,19 +89,20 @@ struct Broker<D: Desk> {
     shared: Arc<D::Shared>,
     /// For the holders that others make.
     places: Arc<Semaphore>,
+    order: Arc<Order>,
 }
 
 impl<D: Desk> Holder<D> {
     /// Makes a broker in this process, and its first holder. The broker ends with the last one.
     pub(crate) fn found(shared: D::Shared, role: D::Role) -> io::Result<Self> {
         let (ours, theirs) = duplex()?;
-        let broker = Broker { shared: Arc::new(shared), places: Arc::new(Semaphore::new(MOST_FOREIGN)) };
-        let broker = Arc::new(broker);
+        let places = Arc::new(Semaphore::new(MOST_FOREIGN));
+        let broker = Arc::new(Broker { shared: Arc::new(shared), places, order: Arc::default() });
         flusher::runtime()?.spawn(attend::<D>(theirs, Arc::clone(&broker), role, None));
         Ok(Self::over(ours, Some(broker)))
     }
 
-    fn over(end: Duplex<Said<D>, Option<D::Answer>>, broker: Option<Arc<Broker<D>>>) -> Self {
+    fn over(end: Duplex<Said<D>, D::Answer>, broker: Option<Arc<Broker<D>>>) -> Self {
         Self { client: Client::bounded(end, Bound::Refuse(MOST_ASKED)), broker }
     }
 
@@ -92,7 +111,7 @@ impl<D: Desk> Holder<D> {
         Ok(Self::over(self.another(role)?, self.broker.clone()))
     }
 
-    fn another(&self, role: D::Role) -> io::Result<Duplex<Said<D>, Option<D::Answer>>> {
+    fn another(&self, role: D::Role) -> io::Result<Duplex<Said<D>, D::Answer>> {
         let (ours, theirs) = duplex()?;
         match &self.broker {
             Some(broker) => drop(flusher::runtime()?.spawn(attend(theirs, Arc::clone(broker), role, None))),
@@ -111,7 +130,7 @@ impl<D: Desk> Holder<D> {
 
     /// As [`ask`](Self::ask), and says whether the broker gets the question, also where this is dropped.
     pub(crate) async fn ask_noting(&self, request: D::Request, asked: &mut bool) -> Result<D::Answer, CallError> {
-        self.client.call_noting(Said::Do(request), asked).await?.ok_or(CallError::Unanswered)
+        self.client.call_noting(Said::Ask(monotonic_nanos(), request), asked).await
     }
 
     /// As [`ask`](Self::ask), on this thread.
@@ -121,14 +140,14 @@ impl<D: Desk> Holder<D> {
 
     /// As [`ask_noting`](Self::ask_noting), on this thread.
     pub(crate) fn blocking_ask_noting(&self, request: D::Request, asked: &mut bool) -> Result<D::Answer, CallError> {
-        self.client.blocking_call_noting(Said::Do(request), asked)?.ok_or(CallError::Unanswered)
+        self.client.blocking_call_noting(Said::Ask(monotonic_nanos(), request), asked)
     }
 
     /// Says something that needs no answer, without waiting, and however much is under way: so only of what was asked, which
     /// waits for room.
-    pub(crate) fn tell(&self, request: D::Request) {
+    pub(crate) fn tell(&self, told: D::Told) {
         // A broker that has gone keeps nothing that could be given back.
-        let _ = self.client.tell(Said::Do(request));
+        let _ = self.client.tell(Said::Tell(told));
     }
 
     /// A new holder in a message.
@@ -155,34 +174,53 @@ fn attend<D: Desk>(
     place: Option<OwnedSemaphorePermit>,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     let desk = Arc::new(D::open(&broker.shared, role));
+    // It counts from here on: its holder may be in use before this runs.
+    let attendance = Attendance::new(&broker.order);
     Box::pin(async move {
-        let handle = |said| {
-            let asked = match said {
-                Said::Do(request) => Some(request),
-                Said::Share(role, end) => {
-                    match Arc::clone(&broker.places).try_acquire_owned() {
-                        Ok(place) => drop(tokio::spawn(attend(*end, Arc::clone(&broker), role, Some(place)))),
-                        Err(_) => turn_away(*end, &format!("other processes have made {MOST_FOREIGN} more of it")),
-                    }
-                    None
+        let handle = |said| match said {
+            Said::Ask(asked, request) => {
+                desk.expect(&request);
+                Some(answer(attendance.enter(asked), Arc::clone(&desk), request))
+            }
+            Said::Tell(told) => {
+                desk.hear(told);
+                None
+            }
+            Said::Share(role, end) => {
+                match Arc::clone(&broker.places).try_acquire_owned() {
+                    Ok(place) => drop(tokio::spawn(attend(*end, Arc::clone(&broker), role, Some(place)))),
+                    Err(_) => turn_away(*end, &format!("other processes have made {MOST_FOREIGN} more of it")),
                 }
-            };
-            let desk = Arc::clone(&desk);
-            async move {
-                match asked {
-                    Some(request) => Some(desk.handle(request).await),
-                    None => None,
-                }
+                None
             }
         };
         let sending = Arc::clone(end.sending());
+        let mut serving = pin!(serve_within(MOST_ASKED, end, handle));
+        let served = poll_fn(|cx| {
+            let polled = serving.as_mut().poll(cx);
+            attendance.polled();
+            polled
+        });
         // However else it ended: the holder is no more.
-        if let Err(RecvError::Io(error)) = serve_within(MOST_ASKED, end, handle).await {
+        if let Err(RecvError::Io(error)) = served.await {
             // It would take the end of its socket for that of this process.
             last_word(&sending, &format!("it cannot listen to this one any more: {error}"));
         }
         drop(place);
     })
+}
+
+/// Begins with a question in its turn, and gives the answer.
+async fn answer<D: Desk>(turn: Turn, desk: Arc<D>, request: D::Request) -> D::Answer {
+    turn.comes().await;
+    let mut handling = pin!(desk.handle(request));
+    let begun = poll_fn(|cx| Poll::Ready(handling.as_mut().poll(cx))).await;
+    // What it waits for now is not a matter of the order.
+    drop(turn);
+    match begun {
+        Poll::Ready(answer) => answer,
+        Poll::Pending => handling.await,
+    }
 }
 
 #[cfg(test)]
@@ -201,91 +239,4 @@ impl<D: Desk> Holder<D> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Says how many desks there are.
-    struct Counted(Arc<()>);
-
-    impl Desk for Counted {
-        type Role = ();
-        type Request = ();
-        type Answer = usize;
-        type Shared = ();
-
-        fn open(shared: &Arc<()>, (): ()) -> Self {
-            Self(Arc::clone(shared))
-        }
-
-        async fn handle(self: &Arc<Self>, (): ()) -> usize {
-            Arc::strong_count(&self.0)
-        }
-    }
-
-    #[test]
-    fn holders_that_are_made_here_are_not_counted() {
-        let first = Holder::<Counted>::found((), ()).unwrap();
-        let holders: Vec<_> = (0..3 * MOST_FOREIGN).map(|_| first.share(()).unwrap()).collect();
-        for holder in &holders {
-            holder.blocking_ask(()).unwrap();
-        }
-    }
-
-    #[test]
-    fn one_holder_too_many_is_told_so_and_a_place_that_is_free_again_is_given() {
-        let first = Holder::<Counted>::found((), ()).unwrap();
-        // As if it had come to another process.
-        let foreign = Holder::<Counted>::over(first.another(()).unwrap(), None);
-        let mut holders: Vec<_> = (0..MOST_FOREIGN).map(|_| foreign.share(()).unwrap()).collect();
-        for holder in &holders {
-            holder.blocking_ask(()).unwrap();
-        }
-        for _ in 0..100 {
-            let refused = foreign.share(()).unwrap().blocking_ask(());
-            assert!(matches!(refused, Err(CallError::Refused { .. })), "{refused:?}");
-            foreign.blocking_ask(()).unwrap();
-        }
-        holders.pop();
-        // The end of one is seen in its own time.
-        let begun = std::time::Instant::now();
-        while foreign.share(()).unwrap().blocking_ask(()).is_err() {
-            assert!(begun.elapsed().as_secs() < 60, "its place is not free again");
-        }
-        for holder in holders.iter().chain([&first, &foreign]) {
-            holder.blocking_ask(()).unwrap();
-        }
-    }
-
-    /// Never answers.
-    struct Silent;
-
-    impl Desk for Silent {
-        type Role = ();
-        type Request = ();
-        type Answer = ();
-        type Shared = ();
-
-        fn open(_: &Arc<()>, (): ()) -> Self {
-            Self
-        }
-
-        async fn handle(self: &Arc<Self>, (): ()) {
-            std::future::pending::<()>().await;
-        }
-    }
-
-    #[tokio::test]
-    async fn one_question_too_many_is_an_error_and_none_when_another_is_withdrawn() {
-        use futures::FutureExt as _;
-
-        let holder = Holder::<Silent>::found((), ()).unwrap();
-        let ask = || Box::pin(holder.ask(()));
-        let mut open: Vec<_> = (0..MOST_ASKED).map(|_| ask()).collect();
-        for question in &mut open {
-            assert!(question.now_or_never().is_none());
-        }
-        assert!(matches!(ask().now_or_never(), Some(Err(CallError::Io(_)))));
-        open.pop();
-        assert!(ask().now_or_never().is_none());
-    }
-}
+mod tests;

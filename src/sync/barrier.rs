@@ -91,7 +91,7 @@ impl Barrier {
     pub async fn wait(&self) -> Result<BarrierWait, SyncError> {
         let token = self.tokens.fetch_add(1, Ordering::Relaxed);
         let mut waiting = Waiting { holder: &self.holder, token, asked: false, over: false };
-        let answer = self.holder.ask_noting(Request::Wait(token), &mut waiting.asked).await;
+        let answer = self.holder.ask_noting(Wait(token), &mut waiting.asked).await;
         // One that failed here may still wait there.
         waiting.over = answer.is_ok();
         answer?.ok_or(SyncError::Closed)
@@ -104,7 +104,7 @@ impl Barrier {
     /// As for [`wait`](Self::wait).
     pub fn blocking_wait(&self) -> Result<BarrierWait, SyncError> {
         let token = self.tokens.fetch_add(1, Ordering::Relaxed);
-        self.holder.blocking_ask(Request::Wait(token))?.ok_or(SyncError::Closed)
+        self.holder.blocking_ask(Wait(token))?.ok_or(SyncError::Closed)
     }
 }
 
@@ -120,16 +120,16 @@ struct Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if self.asked && !self.over {
-            self.holder.tell(Request::Cancelled(self.token));
+            self.holder.tell(Cancelled(self.token));
         }
     }
 }
 
 #[derive(Serialize, Deserialize)]
-enum Request {
-    Wait(u64),
-    Cancelled(u64),
-}
+struct Wait(u64);
+
+#[derive(Serialize, Deserialize)]
+struct Cancelled(u64);
 
 struct Meeting {
     parties: usize,
@@ -148,23 +148,8 @@ struct Round {
 /// One holder's place before the barrier.
 struct Gate {
     meeting: Arc<Meeting>,
-    /// Which waits are not over, and of which round they are. What is left of them at the end is a death.
-    waits: Mutex<HashMap<u64, u64>>,
-}
-
-/// One that waits in a round. Dropped before the round is over, it leaves.
-struct Party<'a> {
-    meeting: &'a Meeting,
-    round: u64,
-}
-
-impl Drop for Party<'_> {
-    fn drop(&mut self) {
-        self.meeting.round.send_if_modified(|round| {
-            round.here -= usize::from(round.number == self.round);
-            false
-        });
-    }
+    /// Which waits are not over, and of which round they are, once they are there. What is left of them at the end is a death.
+    waits: Mutex<HashMap<u64, Option<u64>>>,
 }
 
 impl Meeting {
@@ -182,11 +167,26 @@ impl Meeting {
         });
         (number, died, last)
     }
+
+    /// Those who wait in these rounds, or have yet to come to one, are not there any more, and may have died.
+    fn leave(&self, waits: impl IntoIterator<Item = Option<u64>>, died: bool) {
+        self.round.send_if_modified(|round| {
+            for wait in waits {
+                let is_here = wait == Some(round.number);
+                round.here -= usize::from(is_here);
+                if died && (is_here || wait.is_none()) {
+                    round.died.store(true, Ordering::Release);
+                }
+            }
+            false
+        });
+    }
 }
 
 impl Desk for Gate {
     type Role = ();
-    type Request = Request;
+    type Request = Wait;
+    type Told = Cancelled;
     type Answer = Option<BarrierWait>;
     type Shared = Meeting;
 
@@ -194,33 +194,38 @@ impl Desk for Gate {
         Self { meeting: Arc::clone(meeting), waits: Mutex::default() }
     }
 
-    async fn handle(self: &Arc<Self>, request: Request) -> Option<BarrierWait> {
-        match request {
-            Request::Wait(token) => {
-                let mut rounds = self.meeting.round.subscribe();
-                let (round, died, is_leader) = self.meeting.arrive();
-                if !is_leader {
-                    lock(&self.waits).insert(token, round);
-                    let _party = Party { meeting: &self.meeting, round };
-                    rounds.wait_for(|now| now.number > round).await.ok()?;
-                    lock(&self.waits).remove(&token);
-                }
-                Some(BarrierWait { is_leader, after_death: died.load(Ordering::Acquire) })
-            }
-            Request::Cancelled(token) => {
-                lock(&self.waits).remove(&token);
-                None
-            }
+    fn hear(&self, Cancelled(token): Cancelled) {
+        let wait = lock(&self.waits).remove(&token);
+        self.meeting.leave(wait, false);
+    }
+
+    /// Its holder's death is one of somebody who waits, though it is not there yet.
+    fn expect(&self, Wait(token): &Wait) {
+        lock(&self.waits).entry(*token).or_default();
+    }
+
+    async fn handle(self: &Arc<Self>, Wait(token): Wait) -> Option<BarrierWait> {
+        let mut rounds = self.meeting.round.subscribe();
+        let (round, died, is_leader) = {
+            let mut waits = lock(&self.waits);
+            // One that was given up meanwhile does not come any more, nor does one twice.
+            let wait = waits.get_mut(&token).filter(|wait| wait.is_none())?;
+            let arrived = self.meeting.arrive();
+            *wait = Some(arrived.0);
+            arrived
+        };
+        if !is_leader {
+            rounds.wait_for(|now| now.number > round).await.ok()?;
         }
+        lock(&self.waits).remove(&token);
+        Some(BarrierWait { is_leader, after_death: died.load(Ordering::Acquire) })
     }
 }
 
 impl Drop for Gate {
     fn drop(&mut self) {
-        let round = self.meeting.round.borrow();
-        if lock(&self.waits).values().any(|of| *of == round.number) {
-            round.died.store(true, Ordering::Release);
-        }
+        let waits = std::mem::take(&mut *lock(&self.waits));
+        self.meeting.leave(waits.into_values(), true);
     }
 }
 

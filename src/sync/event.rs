@@ -154,12 +154,15 @@ struct Bell(Arc<watch::Sender<State>>);
 impl Desk for Bell {
     type Role = ();
     type Request = Request;
+    type Told = ();
     type Answer = bool;
     type Shared = watch::Sender<State>;
 
     fn open(shared: &Arc<Self::Shared>, (): ()) -> Self {
         Self(Arc::clone(shared))
     }
+
+    fn hear(&self, (): ()) {}
 
     async fn handle(self: &Arc<Self>, request: Request) -> bool {
         match request {

@@ -11,6 +11,9 @@
 //! an `Encode` error, and what another process passes on arrives as one that is `Closed`. Other processes can pass on 4,096 of one at a time; one more arrives, but each call of it says
 //! [`SyncError::Refused`](crate::SyncError::Refused).
 //!
+//! What is asked comes after all that one can know of when one asks: that somebody has given a permit back or given up to wait,
+//! has asked before, or has ended, be it that a message says so or that [`Process::wait`](crate::Process::wait) has returned.
+//!
 //! They need no runtime to be made. Each method is a message to that process and back, some ten microseconds.
 
 mod barrier;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore as Permits};
+use tokio::task::coop::unconstrained;
 
 use super::lock;
 use crate::channel::broker::{Desk, Holder};
@@ -86,7 +87,7 @@ impl Semaphore {
     pub async fn acquire(&self) -> Result<SemaphorePermit, SyncError> {
         let mut claim = self.claim();
         let answer = self.holder.ask_noting(Request::Acquire(claim.token), &mut claim.asked).await?;
-        claim.granted(answer)?.ok_or(SyncError::Closed)
+        claim.granted(answer).ok_or(SyncError::Closed)
     }
 
     /// As [`acquire`](Self::acquire), on this thread, which it blocks; not for async code.
@@ -97,7 +98,7 @@ impl Semaphore {
     pub fn blocking_acquire(&self) -> Result<SemaphorePermit, SyncError> {
         let mut claim = self.claim();
         let answer = self.holder.blocking_ask_noting(Request::Acquire(claim.token), &mut claim.asked)?;
-        claim.granted(answer)?.ok_or(SyncError::Closed)
+        claim.granted(answer).ok_or(SyncError::Closed)
     }
 
     /// Takes a permit if one is free now, and nobody waits for it.
@@ -112,7 +113,7 @@ impl Semaphore {
     pub async fn try_acquire(&self) -> Result<Option<SemaphorePermit>, SyncError> {
         let mut claim = self.claim();
         let answer = self.holder.ask_noting(Request::TryAcquire(claim.token), &mut claim.asked).await?;
-        claim.granted(answer)
+        Ok(claim.granted(answer))
     }
 
     fn claim(&self) -> Claim {
@@ -150,17 +151,16 @@ enum State {
 }
 
 impl Claim {
-    fn granted(mut self, answer: Answer) -> Result<Option<SemaphorePermit>, SyncError> {
+    fn granted(mut self, answer: Answer) -> Option<SemaphorePermit> {
         match answer {
             Answer::Granted { after_death } => {
                 self.state = State::Granted { after_death };
-                Ok(Some(SemaphorePermit { claim: self }))
+                Some(SemaphorePermit { claim: self })
             }
             Answer::Busy => {
                 self.state = State::Nothing;
-                Ok(None)
+                None
             }
-            Answer::Done => Err(SyncError::Closed),
         }
     }
 }
@@ -169,7 +169,7 @@ impl Drop for Claim {
     fn drop(&mut self) {
         let seen = self.state != State::Unknown;
         if self.asked && self.state != State::Nothing {
-            self.holder.tell(Request::Release { token: self.token, seen });
+            self.holder.tell(Release { token: self.token, seen });
         }
     }
 }
@@ -178,18 +178,19 @@ impl Drop for Claim {
 enum Request {
     Acquire(u64),
     TryAcquire(u64),
-    /// It is not wanted any more, if it was granted at all. `seen` says whether its holder knew of it.
-    Release {
-        token: u64,
-        seen: bool,
-    },
+}
+
+/// It is not wanted any more, if it was granted at all. `seen` says whether its holder knew of it.
+#[derive(Serialize, Deserialize)]
+struct Release {
+    token: u64,
+    seen: bool,
 }
 
 #[derive(Serialize, Deserialize)]
 enum Answer {
     Granted { after_death: bool },
     Busy,
-    Done,
 }
 
 struct Pool {
@@ -220,6 +221,7 @@ impl Counter {
 impl Desk for Counter {
     type Role = ();
     type Request = Request;
+    type Told = Release;
     type Answer = Answer;
     type Shared = Pool;
 
@@ -227,10 +229,19 @@ impl Desk for Counter {
         Self { pool: Arc::clone(pool), held: Mutex::default() }
     }
 
+    fn hear(&self, Release { token, seen }: Release) {
+        let held = lock(&self.held).remove(&token);
+        if !seen && held.as_ref().is_some_and(|held| held.after_death) {
+            // The news is for the next one then.
+            self.pool.died.store(true, Ordering::Release);
+        }
+    }
+
     async fn handle(self: &Arc<Self>, request: Request) -> Answer {
         let permits = Arc::clone(&self.pool.permits);
         match request {
-            Request::Acquire(token) => match permits.acquire_owned().await {
+            // Whatever budget is left, it takes its place in the line when it is polled.
+            Request::Acquire(token) => match unconstrained(permits.acquire_owned()).await {
                 Ok(permit) => self.grant(token, permit),
                 Err(_) => Answer::Busy,
             },
@@ -238,14 +249,6 @@ impl Desk for Counter {
                 Ok(permit) => self.grant(token, permit),
                 Err(_) => Answer::Busy,
             },
-            Request::Release { token, seen } => {
-                let held = lock(&self.held).remove(&token);
-                if !seen && held.as_ref().is_some_and(|held| held.after_death) {
-                    // The news is for the next one then.
-                    self.pool.died.store(true, Ordering::Release);
-                }
-                Answer::Done
-            }
         }
     }
 }

@@ -35,8 +35,8 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::thread::{futex, sched_getcpu};
-use rustix::time::{ClockId, clock_gettime};
 
+use super::clock::monotonic_nanos;
 use super::memory::memfd;
 
 /// How many bytes of answers the ring holds.
@@ -234,12 +234,6 @@ impl Ledger {
         // An interruption is no reason, and another number than `seen` an error that says so.
         let _ = futex::wait(self.stops_word(), futex::Flags::empty(), seen, None);
     }
-}
-
-/// The same clock in all processes; clock_gettime(2).
-fn monotonic_nanos() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
 impl Drop for Ledger {

@@ -4,6 +4,7 @@
 #![allow(unsafe_code, reason = "this is the one folder where it is allowed; each block says why it is sound")]
 
 pub(crate) mod buffer;
+pub(crate) mod clock;
 pub(crate) mod group;
 pub(crate) mod home;
 pub(crate) mod identity;

@@ -73,17 +73,18 @@ pub(super) const MAX_REASON: usize = 1024;
 /// # Ok(())
 /// # }
 /// ```
-pub async fn serve<Req, Resp, F, Fut>(end: Duplex<Resp, Req>, handler: F) -> Result<(), RecvError>
+pub async fn serve<Req, Resp, F, Fut>(end: Duplex<Resp, Req>, mut handler: F) -> Result<(), RecvError>
 where
     Req: DeserializeOwned,
     Resp: Serialize,
     F: FnMut(Req) -> Fut,
     Fut: Future<Output = Resp>,
 {
-    serve_within(MAX_CALLS, end, handler).await
+    serve_within(MAX_CALLS, end, |request| Some(handler(request))).await
 }
 
-/// As [`serve`], for a client that has at most so many calls open.
+/// As [`serve`], for a client that has at most so many calls open, and tells things: where `handler` gives `None`, nothing is
+/// answered.
 pub(crate) async fn serve_within<Req, Resp, F, Fut>(
     most: usize,
     end: Duplex<Resp, Req>,
@@ -92,7 +93,7 @@ pub(crate) async fn serve_within<Req, Resp, F, Fut>(
 where
     Req: DeserializeOwned,
     Resp: Serialize,
-    F: FnMut(Req) -> Fut,
+    F: FnMut(Req) -> Option<Fut>,
     Fut: Future<Output = Resp>,
 {
     let mut sides = end.into_sides();
@@ -117,18 +118,20 @@ where
         let id = frame.id;
         match frame.kind {
             REQUEST => {
-                let (abort, registration) = AbortHandle::new_pair();
-                if open.insert(id, abort).is_some() {
+                if open.contains_key(&id) {
                     return Err(sides.receiving.refuse("two calls with one number"));
                 }
                 let begun = caught(id, || match value::decode(frame) {
-                    Ok(request) => Ok(Handling { future: Some(handler(request)) }),
+                    Ok(request) => Ok(handler(request).map(|future| Handling { future: Some(future) })),
                     Err(error) => Err(refusal(id, &reason(&error))),
                 });
+                let Some(begun) = begun.and_then(|begun| begun).transpose() else { continue };
+                let (abort, registration) = AbortHandle::new_pair();
+                open.insert(id, abort);
                 let (sending, turns) = (&sending, &turns);
                 let call = async move {
                     let mut turn = None;
-                    let frame = match begun.and_then(|begun| begun) {
+                    let frame = match begun {
                         Ok(handling) => {
                             let answering = AssertUnwindSafe(async {
                                 // It may be withdrawn while it waits, and is dropped as the handler is then.

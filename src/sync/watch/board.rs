@@ -100,6 +100,7 @@ pub(super) struct Board {
 impl Desk for Board {
     type Role = Role;
     type Request = Request;
+    type Told = ();
     type Answer = Answer;
     type Shared = Sender<Newest>;
 
@@ -109,6 +110,8 @@ impl Desk for Board {
         }
         Self { newest: Arc::clone(newest), role }
     }
+
+    fn hear(&self, (): ()) {}
 
     async fn handle(self: &Arc<Self>, request: Request) -> Answer {
         match request {
