@@ -312,6 +312,49 @@ fn gated(end: Duplex<u32, u32>, mut gate: Receiver<()>, begun: Sender<u32>) {
     blocking_serve(end, handle).unwrap();
 }
 
+async fn ask_and_wait(client: Client<u32, u32>, asked: Sender<()>) {
+    let mut calls: Vec<_> = (0..100).map(|n| Box::pin(client.call(n))).collect();
+    // They leave when others have run.
+    for _ in 0..3 {
+        for call in &mut calls {
+            let _ = poll_once(call).await;
+        }
+        tokio::task::yield_now().await;
+    }
+    asked.send(()).await.unwrap();
+    pending::<()>().await;
+}
+
+/// It began with each that the client had sent, as if that would still read the answers.
+#[tokio::test]
+async fn a_blocking_server_begins_with_nothing_that_a_dead_client_has_asked() {
+    for is_at_work in [false, true] {
+        let (ours, theirs) = duplex().unwrap();
+        let (asked, mut has_asked) = channel().unwrap();
+        let (open, gate) = channel::<()>().unwrap();
+        let (said, mut begun) = channel::<u32>().unwrap();
+        let mut client = spawn_process(task!(ask_and_wait(Client::new(ours), asked).await)).await.unwrap();
+        has_asked.recv().await.unwrap().unwrap();
+        let start = || std::thread::spawn(|| gated(theirs, gate, said));
+        let service = if is_at_work {
+            let service = start();
+            assert_eq!(begun.recv().await.unwrap(), Some(0));
+            client.kill().unwrap();
+            client.wait().await.unwrap();
+            service
+        } else {
+            client.kill().unwrap();
+            client.wait().await.unwrap();
+            start()
+        };
+        for _ in 0..100 {
+            let _ = open.send(()).await;
+        }
+        assert_eq!(begun.recv().await.unwrap(), None);
+        service.join().unwrap();
+    }
+}
+
 /// Can't be read by the other process, or not be sent back.
 #[derive(Debug, PartialEq)]
 struct Picky(u8);

@@ -238,6 +238,11 @@ impl Inbox {
         }
     }
 
+    /// Whether the end of the stream was read, or it has broken.
+    pub(crate) fn is_over(&self) -> bool {
+        self.state != State::Open
+    }
+
     /// The next frame that lies in the buffer whole.
     fn buffered(&mut self) -> Result<Option<Frame>, RecvError> {
         if matches!(self.state, State::Broken(_)) {

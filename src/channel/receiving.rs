@@ -110,6 +110,11 @@ impl Receiving {
         self.within(frame)
     }
 
+    /// Whether the end was read, behind which nothing comes.
+    pub(crate) fn is_over(&self) -> bool {
+        self.inbox.is_over()
+    }
+
     /// Refuses a frame with too many fds. That of its bytes is the inbox's, before they come.
     fn within(&mut self, frame: Result<Option<Frame>, RecvError>) -> Result<Option<Frame>, RecvError> {
         match frame {

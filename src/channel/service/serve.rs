@@ -19,9 +19,10 @@ use tokio::sync::Semaphore;
 
 use super::{ALL, MAX_CALLS};
 use crate::channel::outbox::Outbox;
+use crate::channel::receiving::Receiving;
 use crate::channel::sending::Sending;
 use crate::channel::{Duplex, value};
-use crate::error::RecvError;
+use crate::error::{RecvError, SendError};
 use crate::task::panic::caught as panic_of;
 use crate::task::unheeded;
 use crate::wire::frame::{ANSWER, CANCEL, Frame, Limits, REFUSAL, REQUEST};
@@ -181,7 +182,7 @@ pub(crate) fn last_word(sending: &Arc<Sending>, reason: &str) {
 
 /// As [`serve`], on this thread and one request after the other; not for async code.
 ///
-/// A request that its client cancels before its turn comes is skipped.
+/// A request that its client cancels before its turn comes is skipped, and so are all that wait when the client ends.
 ///
 /// # Errors
 ///
@@ -229,19 +230,26 @@ where
             let Some(frame) = sides.receiving.try_frame()? else { break };
             waiting.take(frame).map_err(|reason| sides.receiving.refuse(reason))?;
         }
+        if sides.receiving.is_over() {
+            return rest(&mut sides.receiving);
+        }
         let Some(request) = waiting.next() else { continue };
         let id = request.id;
         let answered = caught(id, || match value::decode(request) {
             Ok(request) => answer(id, &handler(request), limits),
             Err(error) => refusal(id, &reason(&error)),
         });
-        send(&sides.sending, answered.unwrap_or_else(|refusal| refusal));
+        let answered = sides.sending.blocking_send(answered.unwrap_or_else(|refusal| refusal));
+        if matches!(answered, Err(SendError::Closed)) {
+            return rest(&mut sides.receiving);
+        }
     }
 }
 
-fn send(sending: &Arc<Sending>, frame: Frame) {
-    // Whoever can't be answered has gone, which is read next.
-    let _ = sending.blocking_send(frame);
+/// Reads on to the end of a client that nobody can answer any more: it has gone, and what it has asked is dropped.
+fn rest(receiving: &mut Receiving) -> Result<(), RecvError> {
+    while receiving.blocking_frame()?.is_some() {}
+    Ok(())
 }
 
 /// Requests in the order in which they came.
