@@ -405,6 +405,27 @@ async fn a_receiver_does_not_travel_while_a_delivery_of_its_own_is_out() {
     queue.finished().await;
 }
 
+/// They were dropped by the thread that it waited for, and that everything else of this process waits for, too.
+#[tokio::test]
+async fn the_owner_of_an_items_bytes_may_wait_when_they_are_done_with() {
+    for is_left in [false, true] {
+        let queue = AckedQueue::<Bytes>::new();
+        let mut rx = queue.receiver().unwrap();
+        let event = Event::new().unwrap();
+        let theirs = event.clone();
+        let owner = support::Owner(vec![1; 1 << 17], move || theirs.blocking_set().unwrap());
+        queue.send(Bytes::from_owner(owner)).await.unwrap();
+        if is_left {
+            drop(queue);
+            // Its end alone is what the queue waits for.
+            drop(rx);
+        } else {
+            rx.recv().await.unwrap().unwrap().ack().unwrap();
+        }
+        tokio::time::timeout(Duration::from_secs(20), event.wait()).await.expect("it waits for itself").unwrap();
+    }
+}
+
 /// They were dropped while the queue was locked, and it waited for itself for good.
 #[tokio::test]
 async fn the_owner_of_an_items_bytes_may_use_the_queue_when_they_are_done_with_and_panic() {

@@ -17,6 +17,7 @@ use super::sending::Sending;
 use crate::sys::home::Home;
 use crate::sys::process::SignalMask;
 use crate::sys::socket::Ready;
+use crate::task::unheeded;
 
 /// How long to wait before fds are tried again.
 pub(super) const FD_PAUSE: Duration = Duration::from_millis(5);
@@ -208,6 +209,16 @@ pub(super) fn runtime() -> io::Result<Handle> {
             Err(error)
         }
     }
+}
+
+/// Drops what runs somebody else's code, which may block and panic, away from that thread, on one that nobody waits for.
+pub(super) fn let_go<T: Send + 'static>(spent: T) {
+    unheeded(|| {
+        // Where there can be no thread, that is a panic, or an error, and it is dropped here.
+        if let Ok(runtime) = runtime() {
+            runtime.spawn_blocking(move || drop(spent));
+        }
+    });
 }
 
 fn spawn_thread(work: impl FnOnce() + Send + 'static) -> io::Result<()> {

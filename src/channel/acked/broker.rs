@@ -82,12 +82,6 @@ impl Item {
     }
 }
 
-/// Drops what may be somebody else's code: the owner of an item's bytes. That may use the queue, so this is for when no lock
-/// is held, and if it panics that is nothing to the receivers.
-fn discard<T>(spent: T) {
-    unheeded(|| drop(spent));
-}
-
 /// Frames that are to be sent when the lock is free.
 type Leaving = Vec<(Arc<Sending>, Frame)>;
 
@@ -158,6 +152,12 @@ impl Broker {
             coop::consume_budget().await;
         };
         self.gone(who);
+        if let Some(last) = Arc::into_inner(self)
+            && !last.state().is_done()
+        {
+            // Nobody will get what is left.
+            flusher::let_go(last);
+        }
         if let Err(RecvError::Io(error)) = ended {
             // It would take the end of its socket for that of this process.
             last_word(&sending, &error.to_string());
@@ -185,7 +185,10 @@ impl Broker {
             _ => return false,
         }
         self.release(state);
-        discard(done);
+        // The owners of its bytes may use the queue, and wait for what this very thread is to do.
+        if let Some(done) = done.filter(|(_, item)| !item.more.is_empty()) {
+            flusher::let_go(done);
+        }
         true
     }
 
