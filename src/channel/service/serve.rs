@@ -347,3 +347,26 @@ fn reason(error: &dyn Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::duplex;
+
+    /// The answers of one that did not read them stayed here.
+    #[tokio::test]
+    async fn what_is_only_told_is_not_answered() {
+        let (ours, theirs) = duplex::<u32, u32>().unwrap();
+        let mut sides = ours.into_sides();
+        for n in 1..=100_u32 {
+            let request = value::encode(&n, usize::MAX).unwrap();
+            sides.sending.post(Frame { kind: REQUEST, id: n.into(), ..request }).unwrap();
+        }
+        let handle = |n: u32| n.is_multiple_of(100).then(|| future::ready(n));
+        let answered = async { poll_fn(|cx| sides.receiving.poll_frame(cx)).await.unwrap().unwrap() };
+        tokio::select! {
+            served = serve_within(MAX_CALLS, theirs, handle) => panic!("it has ended: {served:?}"),
+            first = answered => assert_eq!((first.kind, first.id), (ANSWER, 100)),
+        }
+    }
+}
