@@ -151,6 +151,18 @@ impl Seat {
         }
         Ok(())
     }
+
+    /// Something has come from the worker, and is about to be read. To wake a processor that sleeps takes longer than that: so who
+    /// waits for its only task, and gave it that on another one, is woken now.
+    pub(super) fn herald(&self) {
+        let desk = self.desk();
+        let apart = desk.sent.len() == 1 && desk.ledger.as_ref().is_some_and(|ledger| ledger.is_sender_apart());
+        let job = desk.first().filter(|_| apart).cloned();
+        drop(desk);
+        if let Some(job) = job {
+            job.herald();
+        }
+    }
 }
 
 impl Desk {

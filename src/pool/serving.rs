@@ -77,7 +77,7 @@ impl Supervisor {
                 }
                 tokio::select! {
                     biased;
-                    frame = process.inbox.frame(&socket), if !is_long_row => {
+                    frame = process.inbox.frame_heralded(&socket, || self.seat.herald()), if !is_long_row => {
                         let heard = match frame {
                             Ok(Some(frame)) => self.heard(process, frame),
                             // The end of the stream, in whatever way.

@@ -183,6 +183,11 @@ impl Ledger {
         self.word(SENT_ON).load(Ordering::Relaxed) == here
     }
 
+    /// Whether this thread is on another one, in the parent.
+    pub(crate) fn is_sender_apart(&self) -> bool {
+        self.word(SENT_ON).load(Ordering::Relaxed) != sched_getcpu() as u64
+    }
+
     /// Whether the worker was on another one than this thread is, in the parent.
     pub(crate) fn is_apart(&self) -> bool {
         self.word(RUNS_ON).load(Ordering::Relaxed) != sched_getcpu() as u64

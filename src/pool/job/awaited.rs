@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 
 use super::{Job, Outcome, Stage};
 use crate::error::TaskError;
+use crate::task::unheeded;
 
 impl Job {
     /// Waits until it has a slot. An error: it has ended without one.
@@ -30,6 +31,16 @@ impl Job {
     pub(in crate::pool) fn detach(&self) {
         let waker = self.cell().waker.take();
         drop(waker);
+    }
+
+    /// Wakes whoever waits for the outcome, which is about to come.
+    pub(in crate::pool) fn herald(&self) {
+        let mut cell = self.cell();
+        let waker = if matches!(cell.stage, Stage::Sent(_)) { cell.waker.take() } else { None };
+        drop(cell);
+        if let Some(waker) = waker {
+            unheeded(|| waker.wake());
+        }
     }
 
     pub(in crate::pool) fn poll_outcome(&self, cx: &mut Context<'_>) -> Poll<Outcome> {
