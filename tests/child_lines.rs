@@ -32,6 +32,18 @@ async fn line_ends_are_cut_and_the_last_line_needs_none() {
 }
 
 #[tokio::test]
+async fn lines_of_what_was_read_to_its_end_are_none_and_no_error_also_where_there_never_were_any() {
+    let mut child = piped("true").spawn().unwrap();
+    for _ in 0..2 {
+        assert_eq!(child.lines().count().await, 0);
+    }
+    let mut child = Command::new("true").stderr(Stdio::piped()).spawn().unwrap();
+    child.communicate().await.unwrap();
+    assert_eq!(child.tagged_lines().count().await, 0);
+    assert!(child.lines().next().await.unwrap().is_err(), "its stdout never was piped");
+}
+
+#[tokio::test]
 async fn a_line_that_is_not_utf_8_is_an_error_and_the_next_is_fine() {
     let mut child = piped("printf 'a\\n\\377\\nb\\n'").spawn().unwrap();
     let lines: Vec<_> = child.lines().map(|line| line.map_err(|error| error.kind())).collect().await;

@@ -7,8 +7,8 @@
 //!
 //! It runs on the flusher's thread of the process that made it. A holder that travels is a new socket, whose other end goes
 //! to the broker, from another process by way of the old holder; so no process needs to wait for another one to hand its own on.
-//! What holders ask is done in the order of `order.rs`; what they only tell, and their end, at once. A holder is killed at any moment: its desk is dropped, which gives back what it held, and nobody else was ever in the middle of
-//! anything.
+//! What holders ask is done in the order of `order.rs`; what they only tell, and their end, at once. A holder is killed at any
+//! moment: its desk is dropped, which gives back what it held, and nobody else was ever in the middle of anything.
 
 mod order;
 

@@ -103,6 +103,7 @@ impl Child {
                 discard: false,
                 max_output: command.max_output,
                 total: 0,
+                ended: [false; 2],
                 cut_off: false,
                 phase: Phase::Running,
                 // A timeout past the end of time is none.

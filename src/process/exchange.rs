@@ -30,6 +30,8 @@ pub(super) struct Exchange {
     pub(super) max_output: Option<usize>,
     /// How much was read of both.
     pub(super) total: usize,
+    /// Whether stdout, and stderr, was a pipe and has been read to its end.
+    pub(super) ended: [bool; 2],
     /// Whether what was read ends in the middle of something, as there was too much.
     pub(super) cut_off: bool,
     pub(super) phase: Phase,
@@ -181,10 +183,10 @@ impl Exchange {
         let err = read(self, pipes.stderr.as_mut().map(ChildStderr::pipe), Stream::Stderr)?;
         let out = read(self, pipes.stdout.as_mut().map(ChildStdout::pipe), Stream::Stdout)?;
         if err == Got::End {
-            *pipes.stderr = None;
+            self.ended[1] |= pipes.stderr.take().is_some();
         }
         if out == Got::End {
-            *pipes.stdout = None;
+            self.ended[0] |= pipes.stdout.take().is_some();
         }
         if err == Got::TooMuch || out == Got::TooMuch {
             return Ok(Some(Event::Overflow));

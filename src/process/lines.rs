@@ -96,7 +96,9 @@ impl<'a> Reader<'a> {
     fn new(child: &'a mut Child, both: bool) -> Self {
         let exchange = &child.exchange;
         let buffered = !exchange.stdout.is_empty() || (both && !exchange.stderr.is_empty());
-        let piped = child.stdout.is_some() || (both && child.stderr.is_some()) || buffered || exchange.total > 0;
+        let [stdout, stderr] = exchange.ended;
+        let piped = child.stdout.is_some() || stdout || (both && (child.stderr.is_some() || stderr));
+        let piped = piped || buffered || exchange.total > 0;
         let state = if !piped {
             State::Unpiped
         } else if exchange.phase.is_finished() {
