@@ -38,39 +38,30 @@ impl Apart {
 
 #[cfg(test)]
 mod tests {
-    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-
     use super::*;
     use crate::sys::socket;
+    use crate::sys::worker::on_last_processor;
 
-    /// By the last processor, which is not the one that a worker's word that was never written says.
     #[test]
     fn who_reads_answers_is_woken_early_once_most_of_them_come_from_another_processor() {
-        let all = sched_getaffinity(None).unwrap();
-        let last = (0..CpuSet::MAX_CPU).rfind(|&processor| all.is_set(processor)).unwrap();
-        if last == 0 {
-            return;
-        }
-        let mut here = CpuSet::new();
-        here.set(last);
-        sched_setaffinity(None, &here).unwrap();
-        let socket = Socket::new(socket::stream_pair().unwrap().0);
-        let (ledger, fd) = Ledger::create().unwrap();
-        let worker = Ledger::open(fd).unwrap();
-        let mut apart = Apart::new(Arc::new(ledger));
-        for _ in 1..SURE {
-            apart.heard(&socket);
-            assert!(!socket.is_woken_early());
-        }
-        apart.heard(&socket);
-        assert!(socket.is_woken_early());
-        worker.shares_processor();
-        for _ in 1..SURE {
+        on_last_processor(|| {
+            let socket = Socket::new(socket::stream_pair().unwrap().0);
+            let (ledger, fd) = Ledger::create().unwrap();
+            let worker = Ledger::open(fd).unwrap();
+            let mut apart = Apart::new(Arc::new(ledger));
+            for _ in 1..SURE {
+                apart.heard(&socket);
+                assert!(!socket.is_woken_early());
+            }
             apart.heard(&socket);
             assert!(socket.is_woken_early());
-        }
-        apart.heard(&socket);
-        assert!(!socket.is_woken_early());
-        sched_setaffinity(None, &all).unwrap();
+            worker.shares_processor();
+            for _ in 1..SURE {
+                apart.heard(&socket);
+                assert!(socket.is_woken_early());
+            }
+            apart.heard(&socket);
+            assert!(!socket.is_woken_early());
+        });
     }
 }

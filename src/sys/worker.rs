@@ -157,6 +157,21 @@ pub(crate) fn has_one_processor() -> bool {
     rustix::thread::sched_getaffinity(None).is_ok_and(|processors| processors.count() == 1)
 }
 
+/// Runs a test on the last processor that it may use, which is not the one that a ledger's word says which was never written: not
+/// at all, where there is no other.
+#[cfg(test)]
+pub(crate) fn on_last_processor(test: impl FnOnce()) {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let all = sched_getaffinity(None).unwrap();
+    let last = (1..CpuSet::MAX_CPU).rfind(|&processor| all.is_set(processor));
+    let Some(last) = last else { return };
+    let mut one = CpuSet::new();
+    one.set(last);
+    sched_setaffinity(None, &one).unwrap();
+    test();
+    sched_setaffinity(None, &all).unwrap();
+}
+
 /// What `ps` and `top` show of a worker that was given no name: this program's. The kernel would take "exe", from
 /// `/proc/self/exe`.
 pub(crate) fn program_name() -> &'static str {

@@ -1,12 +1,11 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Wake, Waker};
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-
 use super::*;
 use crate::channel::inbox::Inbox;
 use crate::error::TaskError;
 use crate::pool::job::{Awaits, Wishes};
+use crate::sys::worker::on_last_processor;
 use crate::wire::frame::Frame;
 
 /// As many tasks as a worker is sent after one answer that took so long to come.
@@ -232,40 +231,32 @@ impl Wake for Woken {
     }
 }
 
-/// By the last processor, which is not the one that a word which was never written says.
 #[test]
 fn who_waits_on_another_processor_for_an_only_task_is_woken_before_its_answer_is_read_and_loses_nothing() {
-    let all = sched_getaffinity(None).unwrap();
-    let last = (0..CpuSet::MAX_CPU).rfind(|&processor| all.is_set(processor)).unwrap();
-    if last == 0 {
-        return;
-    }
-    let mut here = CpuSet::new();
-    here.set(last);
-    sched_setaffinity(None, &here).unwrap();
-    let (job, seat) = (job(), Seat::new(0, None));
-    *seat.desk() = Desk { sent: VecDeque::new(), last_id: 0, ..busy_desk(&job) };
-    let woken = Arc::new(Woken(AtomicUsize::new(0)));
-    let waker = Waker::from(Arc::clone(&woken));
-    let mut cx = Context::from_waker(&waker);
-    let count = || woken.0.load(Ordering::Relaxed);
-    let is_ready = |cx: &mut Context<'_>| job.poll_outcome(cx).is_ready();
+    on_last_processor(|| {
+        let (job, seat) = (job(), Seat::new(0, None));
+        *seat.desk() = Desk { sent: VecDeque::new(), last_id: 0, ..busy_desk(&job) };
+        let woken = Arc::new(Woken(AtomicUsize::new(0)));
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut cx = Context::from_waker(&waker);
+        let count = || woken.0.load(Ordering::Relaxed);
+        let is_ready = |cx: &mut Context<'_>| job.poll_outcome(cx).is_ready();
 
-    assert!(!is_ready(&mut cx));
-    seat.herald();
-    assert_eq!(count(), 0, "no worker has it");
-    assert!(seat.desk().send(Arc::clone(&job), &seat).is_ok());
-    seat.herald();
-    seat.herald();
-    assert_eq!(count(), 1, "once for each time that he waits");
-    assert!(!is_ready(&mut cx), "he is too early");
-    if let Some(ledger) = &seat.desk().ledger {
-        ledger.note_sender();
-    }
-    seat.herald();
-    assert_eq!(count(), 1, "he is on this processor");
-    job.resolve(Err(TaskError::Cancelled.into()));
-    assert_eq!(count(), 2);
-    assert!(is_ready(&mut cx));
-    sched_setaffinity(None, &all).unwrap();
+        assert!(!is_ready(&mut cx));
+        seat.herald();
+        assert_eq!(count(), 0, "no worker has it");
+        assert!(seat.desk().send(Arc::clone(&job), &seat).is_ok());
+        seat.herald();
+        seat.herald();
+        assert_eq!(count(), 1, "once for each time that he waits");
+        assert!(!is_ready(&mut cx), "he is too early");
+        if let Some(ledger) = &seat.desk().ledger {
+            ledger.note_sender();
+        }
+        seat.herald();
+        assert_eq!(count(), 1, "he is on this processor");
+        job.resolve(Err(TaskError::Cancelled.into()));
+        assert_eq!(count(), 2);
+        assert!(is_ready(&mut cx));
+    });
 }
