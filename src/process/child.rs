@@ -50,13 +50,14 @@ use crate::sys::process::Usage;
 #[derive(Debug)]
 #[must_use = "dropping it kills the program"]
 pub struct Child {
+    /// The first to be dropped: a program that is killed must not take the end of its stdin for the end of its input.
+    pub(super) members: Vec<Member>,
     /// Its stdin, if that is a pipe.
     pub stdin: Option<ChildStdin>,
     /// Its stdout, if that is a pipe.
     pub stdout: Option<ChildStdout>,
     /// Its stderr, if that is a pipe.
     pub stderr: Option<ChildStderr>,
-    pub(super) members: Vec<Member>,
     pub(super) exchange: Exchange,
     pub(super) started: Instant,
     pub(super) timeout: Option<Duration>,

@@ -267,12 +267,40 @@ into_owned!(ChildStdin ChildStdout ChildStderr);
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
-    use std::time::Duration;
+    use std::net::{TcpListener, TcpStream};
+    use std::time::{Duration, Instant};
+    use std::{fs, thread};
 
+    use rustix::net::sockopt::set_socket_linger;
     use rustix::pipe::{PipeFlags, pipe_with};
     use tokio::io::AsyncReadExt as _;
 
     use super::*;
+    use crate::Command;
+
+    /// It was closed first, so a program that was quick did with half an input what it does with all of it.
+    #[tokio::test]
+    async fn a_child_that_is_dropped_is_killed_before_its_stdin_is_closed() {
+        // The close of this one takes as long as nobody reads what was written: time to see what has been done before.
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let mut full = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (reader, _) = listener.accept().unwrap();
+        set_socket_linger(&full, Some(Duration::from_mins(1))).unwrap();
+        full.set_nonblocking(true).unwrap();
+        while full.write(&[0; 1 << 16]).is_ok() {}
+
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let stat = format!("/proc/{}/stat", child.id().unwrap());
+        child.stdin = Some(ChildStdin::new(full.into()).unwrap());
+        let dropping = thread::spawn(|| drop(child));
+        let begun = Instant::now();
+        while fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "it lives");
+            tokio::task::yield_now().await;
+        }
+        drop(reader);
+        dropping.join().unwrap();
+    }
 
     /// What lay behind the first packet was not read before another one came.
     #[tokio::test]

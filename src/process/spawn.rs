@@ -78,6 +78,8 @@ pub async fn spawn_process<T: Task>(task: T) -> Result<Process<T::Output>, Spawn
 /// Its async methods panic outside a tokio runtime with I/O and time, which need not be the one that it was started in.
 #[must_use = "dropping it kills the process"]
 pub struct Process<T> {
+    /// The first to be dropped: a task that is killed must not take the end of its stdin for the end of its input.
+    running: Running,
     /// The writing end of its stdin, if that is [`piped`](std::process::Stdio::piped). Waiting for the process closes what is
     /// still here: take it out to write meanwhile.
     pub stdin: Option<ChildStdin>,
@@ -85,7 +87,6 @@ pub struct Process<T> {
     pub stdout: Option<ChildStdout>,
     /// The reading end of its stderr, if that is piped.
     pub stderr: Option<ChildStderr>,
-    running: Running,
     output: PhantomData<fn() -> T>,
 }
 
