@@ -570,7 +570,7 @@ fn starting_a_program_does_not_touch_the_memory_of_the_host() {
                 touched(Command::new("true").current_dir("/").env("A", "b").stdin(Stdio::null())).await < PAGES / 8
             );
         }
-        let limited = || Command::new("true").umask(0o22).nice(1).open_files_limit(64).memory_limit(1 << 30);
+        let limited = || Command::new("true").umask(0o22).nice(19).open_files_limit(64).memory_limit(1 << 30);
         assert!(touched(limited()).await < PAGES / 8);
         assert!(touched(limited().new_session().inherit_fd(std::fs::File::open("/").unwrap(), 9)).await < PAGES / 8);
         // What says so in its docs.
