@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use multiproc::{Fd, ProcessPool, SpawnError, TaskError, TrySubmitError, WorkerState, call, task, worker};
-use pool_support::{FOREVER, Meeting, is_gone, is_pending, meet, pid, until, within};
+use pool_support::{FOREVER, Meeting, endless, is_gone, is_pending, meet, pid, until, within};
 
 multiproc::test_support!();
 
@@ -156,6 +156,27 @@ async fn start_says_that_the_pool_is_closed() {
     within(pool.close()).await;
     let started = within(pool.start()).await;
     assert!(matches!(started, Err(SpawnError::Cancelled)), "{started:?}");
+}
+
+/// It counted as ready while it ended, and the first task had to wait for another one.
+#[tokio::test]
+async fn start_waits_for_the_worker_in_the_place_of_one_that_ends() {
+    let pool = ProcessPool::builder().workers(1).max_tasks_per_worker(1).build().unwrap();
+    for _ in 0..5 {
+        let worn = within(pool.submit(task!(pid()))).await.unwrap();
+        within(pool.start()).await.unwrap();
+        let only = pool.status().details.remove(0);
+        assert!(only.state == WorkerState::Idle && only.pid.is_some_and(|pid| pid != worn), "{only:?} after {worn}");
+        let spinning = pool.submit(task!(endless())).timeout(Duration::from_millis(10));
+        assert!(matches!(within(spinning).await, Err(TaskError::TimedOut)));
+        within(pool.start()).await.unwrap();
+        let next = pool.status().details.remove(0);
+        assert!(
+            next.state == WorkerState::Idle && next.pid.is_some() && next.pid != only.pid,
+            "{next:?} after {only:?}"
+        );
+    }
+    within(pool.close()).await;
 }
 
 #[tokio::test]

@@ -324,7 +324,8 @@ impl ProcessPool {
             .await;
     }
 
-    /// Starts all workers, and waits until they are ready: so that the first tasks need not.
+    /// Starts all workers, and waits until they are ready: so that the first tasks need not. One that is about to end is waited for,
+    /// too, and for the one in its place.
     ///
     /// # Errors
     ///
@@ -348,7 +349,7 @@ impl ProcessPool {
                 } else if let Some(cause) = &state.last_cause {
                     Some(Err(SpawnError::Worker(Arc::clone(cause))))
                 } else {
-                    (state.starting == 0).then_some(Ok(()))
+                    state.is_settled().then_some(Ok(()))
                 }
             })
             .await

@@ -232,6 +232,17 @@ impl State {
         self.seats.iter().filter(|seat| matches!(seat.desk().state, Idle | Busy | Stalled)).count()
     }
 
+    /// Whether there is nothing to wait for before all workers are ready: none is being started, and none that has nothing to do any
+    /// more is about to end, in whose place another one may be.
+    pub(super) fn is_settled(&self) -> bool {
+        use WorkerState::{Dead, Draining, Dying};
+        let is_leaving = |seat: &Arc<Seat>| {
+            let desk = seat.desk();
+            matches!(desk.state, Dying | Dead) || desk.state == Draining && desk.load() == 0
+        };
+        self.starting == 0 && !self.seats.iter().any(is_leaving)
+    }
+
     /// That runtime was looked at, which costs more than a task does, and has what a worker needs.
     pub(super) fn know(&mut self, runtime: Id) {
         self.known.truncate(KNOWN - 1);
