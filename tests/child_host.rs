@@ -11,7 +11,7 @@ use std::fs::File;
 use std::future::Future;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -536,6 +536,56 @@ fn a_mask_of_blocked_signals_is_the_callers_as_with_std() {
             libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
         }
         assert_eq!(blocked().await, 1 << (libc::SIGUSR1 - 1));
+    });
+}
+
+/// What came before a program had left its parent's group struck when it was in its own: there a Ctrl-Z stopped it for good, and
+/// whoever was starting it with it, and it died of a Ctrl-C that its parent takes for a question.
+#[test]
+fn a_program_that_is_being_started_has_nothing_of_what_its_parents_group_is_sent() {
+    alone("a_program_that_is_being_started_has_nothing_of_what_its_parents_group_is_sent", async || {
+        extern "C" fn ignore(_: libc::c_int) {}
+        // A handler, as what is ignored stays so in the program.
+        for signal in [libc::SIGTSTP, libc::SIGINT] {
+            // SAFETY: the handler does nothing, which may be done at any time.
+            unsafe { libc::signal(signal, ignore as extern "C" fn(libc::c_int) as libc::sighandler_t) };
+        }
+        let group = rustix::process::setsid().unwrap().as_raw_nonzero();
+        let script = format!("while kill -TSTP -{group} && kill -INT -{group}; do :; done 2>/dev/null");
+        let mut sender = std::process::Command::new("sh");
+        sender.args(["-c", &script]).process_group(0).stdout(Stdio::null());
+        let mut sender = sender.spawn().unwrap();
+        let starts = std::thread::spawn(|| {
+            for _ in 0..100 {
+                for command in [Command::new("true"), Command::new("true").new_session(), Command::new("true").umask(0)]
+                {
+                    let status = run(command.status()).unwrap();
+                    assert!(status.success(), "{status}");
+                }
+            }
+        });
+        let begun = std::time::Instant::now();
+        while !starts.is_finished() && begun.elapsed() < Duration::from_secs(30) {
+            std::thread::yield_now();
+        }
+        sender.kill().unwrap();
+        sender.wait().unwrap();
+        // What hangs ends with this process's session.
+        assert!(starts.is_finished(), "a start hangs");
+        starts.join().unwrap();
+    });
+}
+
+/// What is sent to a program right after its start is for it, however far it has come by then.
+#[test]
+fn what_the_host_sends_to_a_program_at_once_reaches_it() {
+    alone("what_the_host_sends_to_a_program_at_once_reaches_it", async || {
+        for round in 0..200 {
+            let signal = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1][round % 4];
+            let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+            child.signal(signal).unwrap();
+            assert_eq!(child.wait().await.unwrap().signal(), Some(signal));
+        }
     });
 }
 

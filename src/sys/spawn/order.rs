@@ -2,8 +2,8 @@
 
 use std::ffi::{CStr, c_char, c_int};
 use std::os::fd::{AsRawFd as _, BorrowedFd};
-use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::{mem, ptr};
 
 use super::Exec;
 use crate::sys::in_child::InChild;
@@ -94,6 +94,7 @@ impl Order {
         if in_child.is_none_or(|in_child| !in_child.new_session) {
             // SAFETY: takes numbers.
             check(unsafe { call(libc::SYS_setpgid, [0; 4]) })?;
+            forget_group_signals();
         }
         for (place, &fd) in (0..).zip(&self.stdio) {
             if let Ok(fd) = usize::try_from(fd) {
@@ -117,8 +118,13 @@ impl Order {
             }
         }
         // Only where the parent's thread stands still: it writes that thread's errno.
-        in_child
-            .map_or(Ok(()), |in_child| in_child.apply().map_err(|error| error.raw_os_error().unwrap_or(libc::EINVAL)))
+        if let Some(in_child) = in_child {
+            in_child.apply().map_err(|error| error.raw_os_error().unwrap_or(libc::EINVAL))?;
+            if in_child.new_session {
+                forget_group_signals();
+            }
+        }
+        Ok(())
     }
 
     /// Becomes the program, with SIGPIPE at its default: Rust programs ignore it, and what is ignored stays so.
@@ -155,6 +161,38 @@ impl Order {
             }
             // SAFETY: it was not at the end.
             path = unsafe { path.add(1) };
+        }
+    }
+}
+
+/// Throws away what has come for the group that this process was born in: its parent's. It is blocked so far, and would strike
+/// later, in the program: a Ctrl-C that was for others, or a Ctrl-Z, after which no `fg` would reach it here. What the parent sent
+/// is for this process, and stays.
+fn forget_group_signals() {
+    const SET: usize = 8;
+    static ALL: u64 = !0;
+    static AT_ONCE: [usize; 2] = [0; 2];
+    let (all, at_once) = ((&raw const ALL).expose_provenance(), (&raw const AT_ONCE).expose_provenance());
+    // SAFETY: all-zero is a valid siginfo, which is a struct of integers; the kernel has a set of eight bytes, and writes the siginfo
+    // before the call returns. The others take numbers.
+    unsafe {
+        let mut info: libc::siginfo_t = mem::zeroed();
+        let parent = call(libc::SYS_getppid, [0; 4]);
+        let mut kept = 0_u64;
+        loop {
+            let place = (&raw mut info).expose_provenance();
+            // Also where a sandbox refuses it, there is none.
+            let signal = call(libc::SYS_rt_sigtimedwait, [all, place, at_once, SET]);
+            if signal < 1 {
+                break;
+            }
+            if i64::from(info.si_pid()) == parent && info.si_code <= libc::SI_USER {
+                kept |= 1 << (signal - 1);
+            }
+        }
+        let Ok(own) = usize::try_from(call(libc::SYS_getpid, [0; 4])) else { return };
+        for signal in (1..=64).filter(|signal| kept >> (signal - 1) & 1 == 1) {
+            call(libc::SYS_kill, [own, signal, 0, 0]);
         }
     }
 }
