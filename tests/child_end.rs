@@ -249,6 +249,23 @@ async fn signals_arrive_and_are_fine_after_the_end() {
     assert_eq!(stopped.wait().await.unwrap().signal(), Some(libc::SIGKILL));
 }
 
+/// It came to nothing before somebody had it go on.
+#[tokio::test]
+async fn what_is_stopped_goes_on_to_do_as_it_is_asked() {
+    let stopped = || {
+        let child = Command::shell("trap 'exit 3' TERM; kill -STOP $$").spawn().unwrap();
+        let stat = format!("/proc/{}/stat", child.id().unwrap());
+        while !std::fs::read_to_string(&stat).unwrap().contains(") T ") {
+            std::thread::yield_now();
+        }
+        child
+    };
+    assert_eq!(stopped().stop(Duration::from_mins(1)).await.unwrap().code(), Some(3));
+    let mut child = stopped();
+    child.terminate().unwrap();
+    assert_eq!(child.wait().await.unwrap().code(), Some(3));
+}
+
 #[tokio::test]
 async fn terminated_at_once_is_terminated() {
     let mut children: Vec<_> = (0..100).map(|_| Command::new("sleep").arg("1000").spawn().unwrap()).collect();

@@ -110,6 +110,11 @@ async fn terminate_is_15_and_kill_is_9_on_spinning_and_idle_ones() {
         let (child, _) = running(Process::builder(), task!(spin())).await;
         child.terminate().unwrap();
         assert_eq!(died(child.join().await).unwrap().signal(), Some(15));
+        // Also one that is stopped.
+        let (child, _) = running(Process::builder(), task!(spin())).await;
+        child.signal(libc::SIGSTOP).unwrap();
+        child.terminate().unwrap();
+        assert_eq!(died(child.join().await).unwrap().signal(), Some(15));
         let (child, _) = running(Process::builder(), task!(idle())).await;
         child.kill().unwrap();
         match child.join().await {

@@ -123,7 +123,7 @@ impl Supervisor {
     async fn stop(&self, kept: &Kept) -> Option<Exit> {
         let grace = self.shared.settings.cancel_grace / 2;
         if !grace.is_zero() {
-            let _ = kept.signal_group(libc::SIGTERM);
+            let _ = kept.terminate_group();
             if let Some(exit) = within(grace, kept.exited_watched()).await {
                 return Some(exit);
             }

@@ -244,14 +244,14 @@ impl Child {
         self.each(|kept| kept.signal(signal))
     }
 
-    /// Sends SIGTERM to its process group. At the program's end what is left of the group is killed; [`stop`](Self::stop)
+    /// Sends SIGTERM to its process group, and SIGCONT, so that what is stopped comes to it. At the program's end what is left of the group is killed; [`stop`](Self::stop)
     /// gives it time.
     ///
     /// # Errors
     ///
     /// `EPERM` for a program of another user. A program that has ended is no error.
     pub fn terminate(&self) -> io::Result<()> {
-        self.each(|kept| kept.signal_group(libc::SIGTERM))
+        self.each(Kept::terminate_group)
     }
 
     /// Sends SIGKILL to its process group.

@@ -206,13 +206,14 @@ impl<T> Process<T> {
         self.kept().exited_watched().await.status.ok_or_else(unknown_status)
     }
 
-    /// Asks the process and its group to end: SIGTERM, which ends a task at once unless it handles that signal.
+    /// Asks the process and its group to end: SIGTERM, which ends a task at once unless it handles that signal. What of them is stopped
+    /// goes on (SIGCONT), to come to it.
     ///
     /// # Errors
     ///
     /// What kill(2) reports. `Ok` if the process has ended already.
     pub fn terminate(&self) -> io::Result<()> {
-        self.kept().signal_group(libc::SIGTERM)
+        self.kept().terminate_group()
     }
 
     /// Kills the process and its group: SIGKILL.

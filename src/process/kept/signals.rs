@@ -51,13 +51,20 @@ impl Kept {
         keeper::kill_in(self.0.key, grace);
     }
 
+    /// Sends SIGTERM to its whole process group. What is stopped goes on for that: it would not come to it before somebody has it
+    /// go on, which may be never.
+    pub(crate) fn terminate_group(&self) -> io::Result<()> {
+        self.signal_group(libc::SIGTERM)?;
+        self.signal_group(libc::SIGCONT)
+    }
+
     /// Asks its group to end, with a SIGTERM. It then lives as long as anybody is left in it, until a SIGKILL.
     ///
     /// With a kernel before 6.9 the child's own end is the end of its group all the same: with a reaped leader such a kernel
     /// can't reach it, and with a zombie can't tell whether there is one.
     pub(crate) fn ask_group(&self) -> io::Result<()> {
         self.0.asked.store(true, Ordering::Relaxed);
-        self.signal_group(libc::SIGTERM)
+        self.terminate_group()
     }
 
     /// Whether its group was asked to end: then a SIGKILL comes in its time, or never.
