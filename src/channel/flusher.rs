@@ -19,8 +19,8 @@ use crate::sys::process::SignalMask;
 use crate::sys::socket::Ready;
 use crate::task::unheeded;
 
-/// How long to wait before fds are tried again.
-pub(super) const FD_PAUSE: Duration = Duration::from_millis(5);
+/// How long to wait before fds are tried again, or anything else of which nothing tells when.
+pub(crate) const FD_PAUSE: Duration = Duration::from_millis(5);
 
 /// How long an exit waits while nothing at all moves: a peer may be waiting for that very exit before it reads.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -59,6 +59,25 @@ pub(super) fn wake_after_pause(waker: Waker) -> io::Result<()> {
     spawn_thread(|| {
         thread::sleep(FD_PAUSE);
         waker.wake();
+    })
+}
+
+/// Calls something every few milliseconds, until it says that this is enough.
+pub(super) fn repeat(mut call: impl FnMut() -> bool + Send + 'static) -> io::Result<()> {
+    if let Ok(runtime) = runtime() {
+        runtime.spawn(async move {
+            tokio::time::sleep(FD_PAUSE).await;
+            while call() {
+                tokio::time::sleep(FD_PAUSE).await;
+            }
+        });
+        return Ok(());
+    }
+    spawn_thread(move || {
+        thread::sleep(FD_PAUSE);
+        while call() {
+            thread::sleep(FD_PAUSE);
+        }
     })
 }
 

@@ -169,6 +169,9 @@ impl Socket {
 
     /// As [`when`](Self::when), where many tasks wait for the same and each is to have its turn. A wait that was begun in one
     /// runtime may go on in another one: it doesn't depend on the first one's reactor any more.
+    ///
+    /// The kernel says that there is room once most is free, and until then nothing at all: whoever waits for some tries again now
+    /// and then.
     pub(crate) async fn when_in_turn<R>(
         &self,
         ready: Ready,
@@ -194,6 +197,10 @@ impl Socket {
                 biased;
                 () = left(runtime()) => continue,
                 guard = readiness.fd.ready(ready.into()) => guard?,
+                () = turn.when_again(), if ready == Ready::Write => match io() {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                    result => return result,
+                },
             };
             // To go back and wait without a try is always sound: only a try that fails clears the readiness.
             if turn.give_way().await {
@@ -267,6 +274,19 @@ impl Socket {
         loop {
             match io() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket::wait(self, ready)?,
+                Err(error) if is_fd_congestion(&error) => thread::sleep(FD_PAUSE),
+                result => return result,
+            }
+        }
+    }
+
+    /// As [`block_when`](Self::block_when), to write, where the kernel says too late that there is some room.
+    pub(crate) fn block_for_room<R>(&self, mut io: impl FnMut() -> io::Result<R>) -> io::Result<R> {
+        loop {
+            match io() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    socket::wait_within(self, Ready::Write, FD_PAUSE)?;
+                }
                 Err(error) if is_fd_congestion(&error) => thread::sleep(FD_PAUSE),
                 result => return result,
             }

@@ -4,21 +4,39 @@
 //! get all. Nobody waits for the one whose turn it is, as that one may never be polled again: the others let it go first,
 //! by one trip through the scheduler for each time they are woken. That is fair on the whole, not in each case.
 
-use std::collections::BTreeSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
 
 use tokio::task::yield_now;
 
+use super::flusher;
+use crate::task::unheeded;
+
+/// Each so many rings are for all that wait, and not for the first alone.
+const ALL: u32 = 20;
+
 /// The tasks of this process that wait, by when they came.
 #[derive(Debug, Default)]
-pub(crate) struct Turns(Mutex<Line>);
+pub(crate) struct Turns(Arc<Mutex<Line>>);
 
 #[derive(Debug, Default)]
 struct Line {
     tickets: u64,
-    waiting: BTreeSet<u64>,
+    waiting: BTreeMap<u64, Wait>,
     /// How often somebody found nothing.
     failures: u64,
+    /// Whether there is a clock that rings.
+    is_rung: bool,
+}
+
+/// Whether somebody is to try again, and who is to be woken for that.
+#[derive(Debug, Default)]
+struct Wait {
+    tries: bool,
+    waker: Option<Waker>,
 }
 
 /// A place in the line, for as long as it is held.
@@ -33,19 +51,76 @@ impl Turns {
         let mut line = self.line();
         line.tickets += 1;
         let ticket = line.tickets;
-        line.waiting.insert(ticket);
+        line.waiting.insert(ticket, Wait::default());
         Turn { turns: self, ticket }
     }
 
     fn line(&self) -> MutexGuard<'_, Line> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
+    }
+
+    /// Has a clock ring from now on, for as long as anybody waits, unless there is one. Without one, those who wait learn what the
+    /// kernel tells.
+    fn ring(&self) {
+        let line = Arc::clone(&self.0);
+        let mut rings = 0;
+        let rung = flusher::repeat(move || {
+            rings += 1;
+            let mut line = lock(&line);
+            line.is_rung = !line.waiting.is_empty();
+            let goes_on = line.is_rung;
+            let count = if rings % ALL == 0 { line.waiting.len() } else { 1 };
+            let wakers: Vec<_> = line.waiting.values_mut().take(count).filter_map(Wait::try_again).collect();
+            drop(line);
+            for waker in wakers {
+                unheeded(|| waker.wake());
+            }
+            goes_on
+        });
+        if rung.is_err() {
+            self.line().is_rung = false;
+        }
+    }
+}
+
+fn lock(line: &Mutex<Line>) -> MutexGuard<'_, Line> {
+    line.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Wait {
+    fn try_again(&mut self) -> Option<Waker> {
+        self.tries = true;
+        self.waker.take()
     }
 }
 
 impl Turn<'_> {
     /// Whether nobody came before.
     pub(crate) fn is_first(&self) -> bool {
-        self.turns.line().waiting.first() == Some(&self.ticket)
+        self.turns.line().waiting.first_key_value().is_some_and(|(first, _)| *first == self.ticket)
+    }
+
+    /// Waits until it is time to try again, although nobody has said that there is anything: at once for who is the first by now, and
+    /// then every few milliseconds. Who came before may never be polled again, so now and then it is everybody's time.
+    pub(crate) async fn when_again(&self) {
+        poll_fn(|cx| {
+            // Other people's code, as it is to drop one: not under the lock.
+            let waker = cx.waker().clone();
+            let mut line = self.turns.line();
+            let wait = line.waiting.entry(self.ticket).or_default();
+            if mem::take(&mut wait.tries) {
+                return Poll::Ready(());
+            }
+            let former = wait.waker.replace(waker);
+            let is_rung = mem::replace(&mut line.is_rung, true);
+            drop(line);
+            drop(former);
+            if !is_rung {
+                self.turns.ring();
+            }
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Lets those who came before try before us. Says whether there may still be something after that.
@@ -65,6 +140,16 @@ impl Turn<'_> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.turns.line().waiting.remove(&self.ticket);
+        let mut line = self.turns.line();
+        let was_first = line.waiting.first_key_value().is_some_and(|(first, _)| *first == self.ticket);
+        let own = line.waiting.remove(&self.ticket);
+        let next = line.waiting.first_entry().filter(|_| was_first).and_then(|mut next| next.get_mut().try_again());
+        drop(line);
+        unheeded(|| {
+            drop(own);
+            if let Some(next) = next {
+                next.wake();
+            }
+        });
     }
 }

@@ -8,6 +8,7 @@ use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::slice;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{BufMut as _, BytesMut};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -291,13 +292,22 @@ impl From<Ready> for Interest {
 /// Blocking calls wait here and not in recvmsg: a reader that is killed inside a blocking recvmsg can take the wake-up
 /// of another process with it, one that is killed inside poll can't.
 pub(crate) fn wait(socket: impl AsFd, ready: Ready) -> io::Result<()> {
+    poll_for(socket, ready, None)
+}
+
+/// As [`wait`], for so long at the most.
+pub(crate) fn wait_within(socket: impl AsFd, ready: Ready, time: Duration) -> io::Result<()> {
+    poll_for(socket, ready, Timespec::try_from(time).ok())
+}
+
+fn poll_for(socket: impl AsFd, ready: Ready, time: Option<Timespec>) -> io::Result<()> {
     let events = match ready {
         Ready::Read => PollFlags::IN,
         Ready::Write => PollFlags::OUT,
     };
     let mut fds = [PollFd::from_borrowed_fd(socket.as_fd(), events)];
     loop {
-        match poll(&mut fds, None) {
+        match poll(&mut fds, time.as_ref()) {
             Err(rustix::io::Errno::INTR) => {}
             result => return Ok(result.map(|_| ())?),
         }

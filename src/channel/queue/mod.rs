@@ -27,7 +27,7 @@ use crate::sys::socket as sys;
 /// what the process had not yet taken goes to the others. The item that it was working on is gone with it.
 ///
 /// Senders wait while the receivers are behind. The kernel bounds how much is in the queue: some 200 KiB as it counts, which
-/// are a few hundred small items or three of 64 KiB and more.
+/// are a few hundred small items or four of 64 KiB and more.
 ///
 /// # Errors
 ///

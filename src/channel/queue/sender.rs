@@ -81,7 +81,9 @@ impl<T> QueueSender<T> {
 impl<T: Serialize> QueueSender<T> {
     /// Sends an item. Resolves when it is in the queue, where it stays even if this process ends.
     ///
-    /// It waits while the queue is full. The item is encoded at once, by the caller.
+    /// It waits while the queue is full, and looks for room every few milliseconds: the kernel says that there is some when three
+    /// quarters are free. Whoever sends or tries to just then, here or in another process, may be quicker. The item is encoded at
+    /// once, by the caller.
     ///
     /// # Errors
     ///
@@ -105,10 +107,10 @@ impl<T: Serialize> QueueSender<T> {
         let mut packet = Packet::new(&item, self.limits)?;
         drop(item);
         let socket = &self.shared()?.socket;
-        socket.block_when(Ready::Write, || packet.send(socket)).map_err(sent)
+        socket.block_for_room(|| packet.send(socket)).map_err(sent)
     }
 
-    /// Sends an item if there is room for it now.
+    /// Sends an item if there is room for it now, also where others wait for some.
     ///
     /// # Errors
     ///
