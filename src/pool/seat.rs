@@ -23,7 +23,7 @@ use crate::channel::socket::Socket;
 use crate::process::kept::Kept;
 use crate::sys::ledger::Ledger;
 
-/// At so many looks in a row at which a worker had not begun its task, that is to go elsewhere: 20 to 40 ms, where a worker
+/// After so many looks in a row more at which a worker has not begun its task, that is to go elsewhere: 40 to 60 ms, where a worker
 /// that has a CPU takes some 10 µs.
 const OVERDUE: u32 = 2;
 

@@ -43,7 +43,7 @@ pub(super) struct Stamp(AtomicU64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Quantiles {
-    /// How many tasks it is about.
+    /// How many runs of tasks it is about: one that runs again counts each time. Where waits are a sample it is an estimate.
     pub count: u64,
     /// Half of them took no longer than this.
     pub p50: Duration,
