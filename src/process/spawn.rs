@@ -154,7 +154,8 @@ impl<T> Process<T> {
 
     /// Waits for the task's result, and for the process's end.
     ///
-    /// [`stdin`](Self::stdin) is closed first if it is still here, or a task that reads it to its end would wait for us.
+    /// [`stdin`](Self::stdin) is closed first if it is still here, or a task that reads it to its end would wait for us. A process that
+    /// has given its result, or has become another program (execve(2)), is killed if it has not ended after 5 s more.
     ///
     /// # Errors
     ///
