@@ -18,6 +18,7 @@
 mod agenda;
 mod calls;
 mod copies;
+mod orphans;
 mod request;
 mod young;
 
@@ -40,6 +41,8 @@ use self::calls::Call;
 pub(crate) use self::calls::call_in;
 pub(crate) use self::copies::is_forked_copy;
 pub(super) use self::copies::no_forked_copy;
+use self::orphans::Orphans;
+pub(super) use self::orphans::reap_orphans;
 pub(crate) use self::request::{DRAIN, Started, Terms};
 pub(super) use self::request::{Refused, Request};
 use self::young::MOST_YOUNG;
@@ -112,6 +115,8 @@ struct Desk {
     to_look_at: Vec<u64>,
     /// Who was asked to end, and until when it may take.
     to_kill: Vec<(u64, Instant)>,
+    /// What else was killed, and may become a child of this process.
+    orphans: Vec<Orphans>,
     /// What is to be called.
     calls: Vec<Call>,
 }
@@ -199,6 +204,7 @@ impl Keeper {
             self.look(key, agenda);
         }
         self.meet_deadlines(agenda);
+        self.look_at_orphans(agenda);
         self.make_calls();
     }
 

@@ -278,7 +278,10 @@ impl Kept {
     }
 
     /// Kills the group, then reaps: in the other order the group's number could be somebody else's by then.
+    ///
+    /// What was killed with it dies in its own time, and is the keeper's, should it become a child of ours.
     fn bury(&self, mut life: MutexGuard<'_, Life>, exit: Exit) {
+        let mut orphaned = None;
         if let Life::Running(pidfd) | Life::Lingering { pidfd, .. } | Life::Outlived { pidfd, .. } = &*life {
             // Where somebody else reaped it, `signal_group` knows whether the group can be reached without its number.
             if !self.0.leavings.spared {
@@ -287,10 +290,18 @@ impl Kept {
             }
             // If this fails somebody else reaped it just now, and its status is known nevertheless.
             let _ = process::reap(pidfd);
+            // One that is spared may still have been ended by us.
+            let is_ended = !self.0.leavings.spared || self.was_asked() || self.kill_sent();
+            if is_ended && group::outlives_leader(pidfd) && group::adopts() {
+                orphaned = Some(Arc::clone(pidfd));
+            }
             *life = Life::Reaped(exit);
         }
         // What wakes may look at it at once.
         drop(life);
+        if let Some(leader) = orphaned {
+            keeper::reap_orphans(leader, self.0.pid);
+        }
         if let Some(channel) = &self.0.leavings.channel
             && !self.0.leavings.spared
         {

@@ -1,13 +1,17 @@
-//! A process group whose leader has gone: whether it can be reached, and whether anybody is left in it. Signals to a group are in
-//! `process`.
+//! A process group whose leader has gone: whether it can be reached, whether anybody is left in it, and reaping those of it who have
+//! become our children. Signals to a group are in `process`.
 
 use std::collections::HashMap;
 use std::fs;
+use std::mem;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::process;
+
+use rustix::process::{Pid, child_subreaper, getpgid};
 
 use super::proc::is_ours;
-use super::process::send;
+use super::process::{open_pidfd, peek_exit, reap, send};
 
 /// Whether a group can be reached through the pidfd of its leader although that is reaped; Linux 6.9. `pidfd` names a child
 /// that is not reaped, or has been by somebody else: then somebody is left in the group, too.
@@ -20,6 +24,48 @@ pub(crate) fn has_group(pidfd: impl AsFd) -> bool {
     // If they are all another user's, they are there.
     send(pidfd.as_fd(), 0, libc::PIDFD_SIGNAL_PROCESS_GROUP)
         .map_or_else(|error| error.raw_os_error() == Some(libc::EPERM), |()| true)
+}
+
+/// Whether what loses its parent may become a child of this process: it is the first one of its pid namespace, or a child subreaper;
+/// `PR_GET_CHILD_SUBREAPER` in prctl(2).
+pub(crate) fn adopts() -> bool {
+    process::id() == 1 || child_subreaper().is_ok_and(|is_one| is_one.is_some())
+}
+
+/// Reaps those of a group who have ended and are children of this process, by the pidfd of its leader, which is reaped. Whether
+/// anybody is left in it; not where it can't be reached so, with a kernel before 6.9.
+pub(crate) fn reap_members(leader: impl AsFd, group: u32) -> bool {
+    while let Some(member) = ended_child_in(group) {
+        // There may be no fd now.
+        let Ok(pidfd) = open_pidfd(member) else { break };
+        // By its number alone it could be anybody: when the last one of a group has gone, the number is free, and the next child that
+        // the host starts may have it and lead a group of that name; and whom we have just seen, somebody else in this process may
+        // have reaped. Read from its end: the leader's pidfd says that the group still is, so its number never was another's. The
+        // one behind `pidfd` is a child that nobody has reaped, so its number was no other's since that was opened. So what is
+        // said of both numbers in between is said of these two.
+        let is_in_it = pgid_of(member) == Some(group) && peek_exit(&pidfd).is_ok() && outlives_leader(&leader);
+        if !is_in_it || !matches!(reap(&pidfd), Ok(Some(_))) {
+            break;
+        }
+    }
+    outlives_leader(leader)
+}
+
+fn pgid_of(pid: u32) -> Option<u32> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+    getpgid(Some(pid)).ok()?.as_raw_pid().try_into().ok()
+}
+
+/// A child that has ended and is in the group of that number, and is left as it is; waitid(2) with `WNOWAIT`.
+fn ended_child_in(group: u32) -> Option<u32> {
+    // SAFETY: a plain C struct of integers (and a union of them), for which all-zero is valid.
+    let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: `info` is live and writable.
+    let result = unsafe { libc::waitid(libc::P_PGID, group, &raw mut info, flags) };
+    // SAFETY: if the call succeeded, `info` is either still zeroed or filled in for SIGCHLD, which has this field.
+    let pid = if result == 0 { unsafe { info.si_pid() } } else { 0 };
+    u32::try_from(pid).ok().filter(|pid| *pid != 0)
 }
 
 /// Whether those in a group have ended. Of those that have, some wait for a parent to reap them, which may never come to it.
@@ -115,6 +161,45 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(signal_group(&pidfd, child.id(), libc::SIGKILL).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+    }
+
+    /// A child that led a group of its own, and is a zombie.
+    fn ended_leader() -> process::Child {
+        let child = Command::new("true").process_group(0).spawn().unwrap();
+        let pidfd = open_pidfd(child.id()).unwrap();
+        poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None).unwrap();
+        child
+    }
+
+    /// Where numbers can be chosen, and nobody else minds.
+    #[test]
+    fn the_next_child_with_a_groups_number_is_not_reaped_for_it() {
+        const CHOOSE: &str = "MULTIPROC_TEST_CHOOSE_NUMBERS";
+        if std::env::var_os(CHOOSE).is_none() {
+            let unshare = || {
+                let mut unshare = Command::new("unshare");
+                unshare.args(["--pid", "--fork", "--mount-proc"]);
+                unshare
+            };
+            if !unshare().arg("true").output().is_ok_and(|output| output.status.success()) {
+                // Who is not root may not.
+                return;
+            }
+            let name = std::thread::current().name().unwrap().to_owned();
+            let mut again = unshare();
+            again.arg(std::env::current_exe().unwrap()).args([&*name, "--exact", "--nocapture"]).env(CHOOSE, "");
+            let output = again.output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            return;
+        }
+        let mut first = ended_leader();
+        let (pid, pidfd) = (first.id(), open_pidfd(first.id()).unwrap());
+        first.wait().unwrap();
+        fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();
+        let mut next = ended_leader();
+        assert_eq!((next.id(), ended_child_in(pid)), (pid, Some(pid)));
+        assert!(!reap_members(&pidfd, pid));
+        assert!(next.wait().unwrap().success());
     }
 
     #[test]

@@ -1,8 +1,10 @@
-//! What the keeper has to come back to: dead children whose pipes are still held, or whose group lives on in its grace.
+//! What the keeper has to come back to: dead children whose pipes are still held, whose group lives on in its grace, or whose group
+//! was killed and may come to us.
 
 use std::time::{Duration, Instant};
 
 use super::Keeper;
+use super::orphans::Orphans;
 use crate::process::kept::Seen;
 use crate::sys::group::{self, Members};
 
@@ -69,6 +71,7 @@ impl CloseLooks {
 pub(super) struct Agenda {
     pub(super) lingering: Vec<Linger>,
     pub(super) outlived: Vec<Outlived>,
+    pub(super) orphans: Vec<Orphans>,
     pub(super) close_looks: CloseLooks,
 }
 
@@ -80,7 +83,8 @@ impl Agenda {
     /// When something is due.
     pub(super) fn next(&self) -> impl Iterator<Item = Instant> {
         let lingering = self.lingering.iter().map(|linger| linger.tell_at.unwrap_or(linger.until).min(linger.until));
-        lingering.chain(self.outlived.iter().map(|outlived| outlived.look_at))
+        let outlived = self.outlived.iter().map(|outlived| outlived.look_at);
+        lingering.chain(outlived).chain(self.orphans.iter().map(|orphans| orphans.look_at))
     }
 
     /// Lets what a dead child left behind write on for its drain grace.
