@@ -27,9 +27,11 @@ pub(super) const GRACE: Duration = Duration::from_secs(1);
 /// [`run`](Self::run), [`read`](Self::read), or [`spawn`](Self::spawn) for a [`Child`](crate::Child) to talk to.
 ///
 /// The program runs in a process group of its own, with the signal mask of the thread that starts it, as with std; what else
-/// belongs to a thread (its priority, its processors) may also be that of a thread of this library's. Its end
-/// is the end of its whole group: what it leaves running is killed (see [`kill_on_drop`](Self::kill_on_drop)). As its
-/// group is not the terminal's foreground group, Ctrl-C does not reach it, and reading from the terminal stops it.
+/// belongs to a thread (its priority, its processors, its namespaces, capabilities and seccomp filter) may also be that of a thread
+/// of this library's. Its end is the end of its whole group: what it leaves running is killed (see
+/// [`kill_on_drop`](Self::kill_on_drop)). Where this process ends without dropping it, by `process::exit` or a signal, say, it goes on.
+/// As its group is not the terminal's foreground group, Ctrl-C does not reach it, and the terminal stops it when it reads from there,
+/// changes settings, or writes after `stty tostop`.
 ///
 /// Programs are started as `posix_spawn(3)` and `vfork(2)` do it, which costs the same however much memory this process
 /// uses; what [needs a fork](#settings-that-need-a-fork) says so.

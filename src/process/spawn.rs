@@ -212,7 +212,7 @@ impl<T> Process<T> {
     ///
     /// # Errors
     ///
-    /// What kill(2) reports. `Ok` if the process has ended already.
+    /// What kill(2) reports: `EPERM` if this program has given up the right to, by setuid(2). `Ok` if the process has ended already.
     pub fn terminate(&self) -> io::Result<()> {
         self.kept().terminate_group()
     }
@@ -242,7 +242,7 @@ impl<T> Process<T> {
     ///
     /// # Errors
     ///
-    /// As for [`wait`](Self::wait).
+    /// As for [`wait`](Self::wait) and [`terminate`](Self::terminate).
     ///
     /// # Cancel safety
     ///

@@ -54,7 +54,7 @@ static WORKER: AtomicBool = AtomicBool::new(false);
 ///
 /// A worker has /dev/null as stdin, the parent's stdout and stderr, no other fd of the parent, no blocked signal and
 /// no ignored one but SIGPIPE, and is in a process group of its own. It ends with its parent, however that ends: a thread
-/// of its own watches.
+/// of its own watches. A parent that becomes another program by execve(2) has not ended: a busy worker goes on until its task ends.
 ///
 /// # Examples
 ///
