@@ -287,7 +287,8 @@ mod tests {
         let (reader, _) = listener.accept().unwrap();
         set_socket_linger(&full, Some(Duration::from_mins(1))).unwrap();
         full.set_nonblocking(true).unwrap();
-        while full.write(&[0; 1 << 16]).is_ok() {}
+        let much = vec![0; 1 << 16];
+        while full.write(&much).is_ok() {}
 
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         let stat = format!("/proc/{}/stat", child.id().unwrap());
