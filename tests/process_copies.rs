@@ -1,8 +1,6 @@
 //! A copy that fork(2) makes of a process has all that this had, and takes nothing of it from the original: what it drops, only it
 //! has lost.
 
-#![allow(unsafe_code, reason = "to fork")]
-
 mod support;
 
 use std::process::Stdio;
@@ -14,33 +12,12 @@ use multiproc::sync::Semaphore;
 use multiproc::{
     AckedQueue, AckedReceiver, Client, Command, Delivery, Duplex, ProcessPool, channel, duplex, serve, task,
 };
-use support::{Other, alone, block_on, open_fds};
+use support::copies::{is_copy, leave};
+use support::{alone, block_on, open_fds};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::runtime::Runtime;
 
 multiproc::test_support!();
-
-/// Makes a copy of this process and waits for its end. Says whether this is the copy, which has to [`leave`].
-fn is_copy() -> bool {
-    // SAFETY: no other thread of this process holds a lock that the copy needs: all of them wait for something to do.
-    match unsafe { libc::fork() } {
-        0 => true,
-        copy => {
-            Other::new(copy.try_into().unwrap()).ends_within(Duration::from_secs(30));
-            let mut status = 0;
-            // SAFETY: `status` is live.
-            assert_eq!(unsafe { libc::waitpid(copy, &raw mut status, 0) }, copy);
-            assert_eq!(status, 0);
-            false
-        }
-    }
-}
-
-/// Ends the copy.
-fn leave() -> ! {
-    // SAFETY: it ends this process, and runs nothing of the original's.
-    unsafe { libc::_exit(0) }
-}
 
 /// In a runtime of its own.
 fn soon<R>(future: impl Future<Output = R>) -> R {

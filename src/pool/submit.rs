@@ -15,6 +15,7 @@ use super::job::{Awaits, Job, Outcome, Wishes};
 use super::look::Look;
 use super::state::Shared;
 use crate::error::TaskError;
+use crate::process::keeper::is_forked_copy;
 use crate::process::start;
 use crate::task::{self, Task};
 
@@ -188,7 +189,11 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if let Some(seat) = self.job.take().and_then(|job| job.abandon()) {
+        // In a forked copy of this process it is the original that waits for it, and a lock may be held for good.
+        if let Some(job) = self.job.take()
+            && !is_forked_copy()
+            && let Some(seat) = job.abandon()
+        {
             seat.bell.notify_one();
         }
     }

@@ -18,6 +18,7 @@ use super::trace;
 use crate::channel::inbox::Inbox;
 use crate::channel::socket::Socket;
 use crate::error::SpawnError;
+use crate::process::keeper::is_forked_copy;
 use crate::process::kept::KillOnDrop;
 
 /// How often a worker that is starting while the pool closes looks whether it is still needed.
@@ -46,6 +47,10 @@ pub(super) struct Supervisor {
 
 impl Drop for Supervisor {
     fn drop(&mut self) {
+        // In a forked copy of this process it is the original's that goes on, with a ledger that both have.
+        if is_forked_copy() {
+            return;
+        }
         if !self.left {
             self.shared.abandoned(&self.seat);
         }

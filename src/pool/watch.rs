@@ -10,7 +10,7 @@ use tokio::runtime::{Handle, Id};
 use tokio::sync::Notify;
 
 use super::state::{Phase, Shared};
-use crate::process::keeper::call_in;
+use crate::process::keeper::{call_in, is_forked_copy};
 
 /// From one look to the next at workers that may do nothing.
 const LOOK: Duration = Duration::from_millis(20);
@@ -78,8 +78,9 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        // Its runtime has ended, and with it its workers.
+        // Its runtime has ended, and with it its workers. In a forked copy of this process a lock may be held for good.
         if self.on
+            && !is_forked_copy()
             && let Some(shared) = self.shared.upgrade()
         {
             shared.state().unwatch(self.runtime);

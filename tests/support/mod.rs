@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test crate uses its own part of this")]
 
+pub(crate) mod copies;
 pub(crate) mod kernel;
 
 use std::io::{BufRead as _, BufReader, PipeReader};
