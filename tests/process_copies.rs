@@ -8,9 +8,10 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use futures::{FutureExt as _, SinkExt as _};
-use multiproc::sync::Semaphore;
+use multiproc::sync::{Barrier, Semaphore};
 use multiproc::{
-    AckedQueue, AckedReceiver, Client, Command, Delivery, Duplex, ProcessPool, channel, duplex, serve, task,
+    AckedQueue, AckedReceiver, Client, Command, Delivery, Duplex, ProcessPool, Receiver, Sender, channel, duplex,
+    serve, spawn_process, task,
 };
 use support::copies::{is_copy, leave};
 use support::{alone, block_on, open_fds};
@@ -160,6 +161,57 @@ fn who_waits_for_a_permit_and_is_copied_still_gets_it() {
         drop(held);
         drop(soon_in(&runtime, waits).unwrap());
     });
+}
+
+async fn hold(lock: Semaphore, held: Sender<()>, mut end: Receiver<()>) {
+    let permit = lock.acquire().await.unwrap();
+    if is_copy() {
+        drop(permit);
+        leave();
+    }
+    held.send(()).await.unwrap();
+    end.recv().await.unwrap();
+    drop(permit);
+}
+
+/// It was given back, and two had it at once: in a process that has none of the library's threads.
+#[test]
+fn a_permit_that_a_copy_drops_is_still_the_originals() {
+    let runtime = support::runtime();
+    let lock = Semaphore::new(1).unwrap();
+    let ((held, mut is_held), (end, ends)) = (channel().unwrap(), channel().unwrap());
+    let holder = soon_in(&runtime, spawn_process(task!(hold(lock.clone(), held, ends).await))).unwrap();
+    soon_in(&runtime, is_held.recv()).unwrap();
+    // Behind what the copy has said.
+    assert!(soon_in(&runtime, lock.try_acquire()).unwrap().is_none());
+    soon_in(&runtime, end.send(())).unwrap();
+    soon_in(&runtime, holder.join()).unwrap();
+}
+
+async fn meet(barrier: Barrier, waiting: Sender<()>) {
+    let mut waits = Box::pin(barrier.wait());
+    // At first it lets others come.
+    assert!((&mut waits).now_or_never().is_none());
+    tokio::task::yield_now().await;
+    assert!((&mut waits).now_or_never().is_none());
+    if is_copy() {
+        drop(waits);
+        leave();
+    }
+    waiting.send(()).await.unwrap();
+    waits.await.unwrap();
+}
+
+/// It was not there any more, and all others waited for one in its place.
+#[test]
+fn who_waits_at_a_barrier_and_is_copied_is_still_there() {
+    let runtime = support::runtime();
+    let barrier = Barrier::new(2).unwrap();
+    let (waiting, mut waits) = channel().unwrap();
+    let other = soon_in(&runtime, spawn_process(task!(meet(barrier.clone(), waiting).await))).unwrap();
+    soon_in(&runtime, waits.recv()).unwrap();
+    soon_in(&runtime, barrier.wait()).unwrap();
+    soon_in(&runtime, other.join()).unwrap();
 }
 
 /// It ended the direction to the original, on the socket that both have.

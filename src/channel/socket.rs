@@ -97,6 +97,13 @@ impl Socket {
         self.home.is_elsewhere()
     }
 
+    /// Refuses to go on in such a copy.
+    pub(super) fn no_copy(&self) -> io::Result<()> {
+        self.home.settle().map_err(|process| {
+            io::Error::other(format!("this process is a copy that process {process} forked, whose connection it is"))
+        })
+    }
+
     /// Gives up the places in all reactors where nobody waits just now. What else happens to it wakes nobody then.
     pub(crate) fn rest(&self) {
         self.give_up(|_| true);

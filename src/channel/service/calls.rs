@@ -72,7 +72,8 @@ impl Calls {
 
     /// Posts a request whose answer nobody waits for.
     pub(crate) fn tell(&self, request: Frame) -> Result<(), SendError> {
-        flusher::no_forked_copy()?;
+        // What a copy gives back by dropping it the original still has.
+        self.sending.socket().no_copy()?;
         let id = self.table().next();
         self.sending.post(Frame { id, ..request })
     }
