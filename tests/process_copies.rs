@@ -214,6 +214,28 @@ fn who_waits_at_a_barrier_and_is_copied_is_still_there() {
     soon_in(&runtime, other.join()).unwrap();
 }
 
+/// It told the original's receivers, through the sockets that both have, that there will be no more.
+#[test]
+fn a_queue_that_a_copy_drops_goes_on() {
+    alone("a_queue_that_a_copy_drops_goes_on", || {
+        let queue = AckedQueue::<u32>::new();
+        let mut rx = queue.receiver().unwrap();
+        soon(queue.send(1)).unwrap();
+        next(&mut rx).ack().unwrap();
+        soon(queue.finished());
+        if is_copy() {
+            drop(queue);
+            leave();
+        }
+        soon(queue.send(2)).unwrap();
+        let second = next(&mut rx);
+        assert_eq!(*second, 2);
+        second.ack().unwrap();
+        drop(queue);
+        assert!(soon(rx.recv()).unwrap().is_none());
+    });
+}
+
 /// It ended the direction to the original, on the socket that both have.
 #[test]
 fn a_duplex_whose_copy_is_dropped_while_something_is_to_leave_still_receives() {

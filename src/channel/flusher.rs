@@ -199,7 +199,12 @@ impl Drop for Debt<'_> {
 /// Refuses what needs the thread in a copy of the process that it is in: nobody would ever answer there, and what a copy says
 /// through ends that it has with the original is taken for the original's.
 pub(super) fn no_forked_copy() -> io::Result<()> {
-    static HOME: Home = Home::new();
+    if HOME.is_elsewhere() { settle() } else { Ok(()) }
+}
+
+static HOME: Home = Home::new();
+
+fn settle() -> io::Result<()> {
     HOME.settle().map_err(|process| {
         io::Error::other(format!(
             "this process is a copy that process {process} forked, without the thread that sends and answers"
@@ -210,7 +215,7 @@ pub(super) fn no_forked_copy() -> io::Result<()> {
 /// The runtime of that thread, which is there whatever becomes of the program's own. What runs on it must never block.
 pub(super) fn runtime() -> io::Result<Handle> {
     static RUNTIME: Mutex<Option<Handle>> = Mutex::new(None);
-    no_forked_copy()?;
+    settle()?;
     let mut slot = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(handle) = &*slot {
         return Ok(handle.clone());

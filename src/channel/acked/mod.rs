@@ -153,7 +153,7 @@ impl<T: Serialize> AckedQueue<T> {
     ///
     /// # Errors
     ///
-    /// `Encode` and `TooLarge` for an item that can't be sent.
+    /// `Encode` and `TooLarge` for an item that can't be sent. `Io` in a copy that fork(2) has made of the process of the queue.
     ///
     /// # Cancel safety
     ///
@@ -162,7 +162,10 @@ impl<T: Serialize> AckedQueue<T> {
         let frame = value::encode_within(&item, self.limits);
         drop(item);
         async move {
-            self.broker.put(frame?).await;
+            let frame = frame?;
+            // One that a copy gave to a receiver nobody would know of.
+            flusher::no_forked_copy()?;
+            self.broker.put(frame).await;
             Ok(())
         }
     }
@@ -191,6 +194,9 @@ impl<T> fmt::Debug for AckedQueue<T> {
 
 impl<T> Drop for AckedQueue<T> {
     fn drop(&mut self) {
-        self.broker.close();
+        // In a forked copy the receivers are the original's, and a lock may be held for good.
+        if flusher::no_forked_copy().is_ok() {
+            self.broker.close();
+        }
     }
 }

@@ -129,12 +129,14 @@ impl<A, B> Listener<A, B> {
     ///
     /// # Errors
     ///
-    /// If the system refuses; then the listener is of no more use.
+    /// If the system refuses; then the listener is of no more use. So it is in a copy that fork(2) has made of its process.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future loses no client.
     pub async fn accept(&self) -> io::Result<(Duplex<A, B>, Peer)> {
+        // Nobody greets clients there.
+        flusher::no_forked_copy()?;
         let (sides, peer) = self.greeting.next().await?;
         Ok((Duplex::over(sides), peer))
     }
