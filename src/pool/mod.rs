@@ -87,6 +87,11 @@ use crate::task::Task;
 /// one. In a worker, the runtime that drives async tasks (`task!(f().await)`) is kept for the next one and stands still in
 /// between: a pool in a `static` that they use is not for plain tasks with a runtime of their own.
 ///
+/// # Forks
+///
+/// In a copy that fork(2) makes of the process, a pool that had workers by then takes no task: that is a [`TaskError::Spawn`]. To close,
+/// to cancel or to resize it there has no effect, and ends at once; the original's goes on.
+///
 /// # Examples
 ///
 /// ```
@@ -228,6 +233,7 @@ impl ProcessPool {
     ///
     /// In a runtime without time or I/O.
     pub fn try_submit<T: Task>(&self, task: T) -> Result<TaskHandle<T::Output>, TrySubmitError<T>> {
+        start::permitted().map_err(|error| TrySubmitError::Refused(error.into()))?;
         match self.shared().try_reserve() {
             Ok(true) => {}
             Ok(false) => return Err(TrySubmitError::Full(task)),
@@ -290,8 +296,7 @@ impl ProcessPool {
     ///
     /// Dropped, the pool goes on closing; call it again to wait for the end.
     pub async fn close(&self) {
-        self.shared().begin_close();
-        self.ended().await;
+        self.end(Shared::begin_close).await;
     }
 
     /// Ends the pool now: what waits or runs resolves with [`TaskError::Cancelled`], every worker is killed. Resolves
@@ -307,11 +312,15 @@ impl ProcessPool {
     ///
     /// As for [`close`](Self::close).
     pub async fn cancel(&self) {
-        self.shared().begin_cancel();
-        self.ended().await;
+        self.end(Shared::begin_cancel).await;
     }
 
-    async fn ended(&self) {
+    async fn end(&self, begin: fn(&Arc<Shared>)) {
+        // In a forked copy nothing of it is the copy's to end, or to wait for.
+        if is_forked_copy() {
+            return;
+        }
+        begin(self.shared());
         self.shared()
             .when(|state| {
                 (state.phase != Phase::Open
@@ -357,7 +366,8 @@ impl ProcessPool {
 
     /// How many workers there may be.
     fn limit(&self) -> usize {
-        self.shared().state().target
+        // In a forked copy its lock may be held for good, and there will be none anyway.
+        if is_forked_copy() { self.shared().settings.workers } else { self.shared().state().target }
     }
 
     /// What the pool is doing at the moment.
@@ -374,7 +384,9 @@ impl ProcessPool {
     #[track_caller]
     pub fn resize(&self, workers: usize) {
         assert!(workers > 0, "a pool needs at least one worker");
-        self.shared().resize(workers);
+        if !is_forked_copy() {
+            self.shared().resize(workers);
+        }
     }
 }
 

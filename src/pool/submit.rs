@@ -167,6 +167,9 @@ impl Claim {
         let outcome = job.poll_outcome(cx);
         if outcome.is_ready() {
             (self.job, self.look) = (None, None);
+        } else if let Err(error) = start::permitted() {
+            // In a forked copy: it is the original that gets it.
+            return Poll::Ready(Err(TaskError::from(error).into()));
         } else {
             self.look_again(cx);
         }

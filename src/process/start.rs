@@ -204,6 +204,10 @@ pub(crate) struct Worker {
 
 /// Whether this process may start workers, and how deep they would be.
 pub(crate) fn permitted() -> Result<u32, SpawnError> {
+    if keeper::is_forked_copy() {
+        // It says so.
+        keeper::no_forked_copy()?;
+    }
     if !ALLOWED.load(Ordering::Relaxed) {
         return Err(SpawnError::InitMissing);
     }
