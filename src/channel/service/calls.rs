@@ -18,7 +18,6 @@ use super::table::{End, Place, Slot, Table};
 use super::{ALL, Bound};
 use crate::channel::departure::Departure;
 use crate::channel::duplex::Sides;
-use crate::channel::flusher;
 use crate::channel::sending::Sending;
 use crate::channel::value;
 use crate::error::{CallError, SendError};
@@ -58,6 +57,8 @@ impl Calls {
         place: impl FnOnce() -> Place,
         sent: &mut bool,
     ) -> Result<Frame, CallError> {
+        // The original has calls with the same numbers, and each of the two might read the other's answers.
+        self.sending.socket().no_copy()?;
         // Given back after the cancellation was posted: then the server never has more than it may.
         let _one_of_them = match self.bound {
             Bound::Wait(_) => self.free.acquire().await.map_err(|_| CallError::Closed)?,
@@ -98,10 +99,6 @@ impl Calls {
     }
 
     fn open<'a>(self: &'a Arc<Self>, place: Place, sent: &'a mut bool) -> Result<Call<'a>, CallError> {
-        if place == Place::Flusher {
-            // That reader is in the table, but it is not there.
-            flusher::no_forked_copy()?;
-        }
         let mut table = self.table();
         if let Some(end) = &table.end {
             return Err(end.error(CallError::Closed));
@@ -274,6 +271,8 @@ struct Call<'a> {
 
 impl Call<'_> {
     fn poll(&mut self, cx: &mut Context<'_>, leaving: &mut Option<Departure<'_>>) -> Poll<Result<Frame, CallError>> {
+        // It may have been begun by the original.
+        self.calls.sending.socket().no_copy()?;
         if let Some(departure) = leaving {
             let polled = Pin::new(&mut *departure).poll(cx);
             *self.sent = departure.is_in();

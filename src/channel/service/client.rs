@@ -83,7 +83,8 @@ impl<Req: Serialize, Resp: DeserializeOwned> Client<Req, Resp> {
     /// `Unanswered` if the server ended, in whatever way, before it answered, and `Closed` if it had ended before it got
     /// the request. `Encode`, `TooLarge` and `Decode` for a request or an answer that can't be sent or read, `Refused` if
     /// that happened to the server: other calls go on. `Protocol` if the other end is no server. `Io` if the system
-    /// refuses, if the client was sent to another process, or if the runtime that waited for the answer has ended.
+    /// refuses, if the client was sent to another process, if the runtime that waited for the answer has ended, or in a copy that
+    /// fork(2) has made of the client's process.
     ///
     /// # Cancel safety
     ///
