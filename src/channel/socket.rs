@@ -135,7 +135,8 @@ impl Socket {
     /// Runs `io` until it does not say `WouldBlock`, and waits for readiness in between. That too many fds are under way
     /// ([`is_fd_congestion`]) passes, too, and nothing says when: then it tries again after a pause.
     ///
-    /// Tries before it waits: what is there already costs no trip through the reactor. Any number of tasks may wait.
+    /// Tries before it waits: what is there already costs no trip through the reactor. Any number of tasks may wait. A wait that was
+    /// begun in one runtime may go on in another one: it doesn't depend on the first one's reactor any more.
     ///
     /// # Cancel safety
     /// Cancel-safe if `io` is all or nothing: nothing is held between two calls of it.
@@ -165,17 +166,21 @@ impl Socket {
     }
 
     async fn when_ready<R>(&self, ready: Ready, mut io: impl FnMut() -> io::Result<R>) -> io::Result<R> {
-        let readiness = self.readiness_in_time(ready).await?;
         loop {
-            let mut guard = readiness.fd.ready(ready.into()).await?;
+            let readiness = self.readiness_in_time(ready).await?;
+            // It may be polled elsewhere by then.
+            let mut guard = tokio::select! {
+                biased;
+                () = left(runtime()) => continue,
+                guard = readiness.fd.ready(ready.into()) => guard?,
+            };
             if let Ok(result) = guard.try_io(|_| io()) {
                 return result;
             }
         }
     }
 
-    /// As [`when`](Self::when), where many tasks wait for the same and each is to have its turn. A wait that was begun in one
-    /// runtime may go on in another one: it doesn't depend on the first one's reactor any more.
+    /// As [`when`](Self::when), where many tasks wait for the same and each is to have its turn.
     ///
     /// The kernel says that there is room once most is free, and until then nothing at all: whoever waits for some tries again now
     /// and then.

@@ -1,5 +1,6 @@
 use std::io::IoSlice;
 use std::pin::pin;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::runtime::{Builder, Runtime};
@@ -117,6 +118,23 @@ fn the_places_in_runtimes_that_have_ended_are_given_up() {
         // Whoever waited there is gone, and nothing says so.
         assert!(new_runtime().block_on(poll_fn(|cx| Poll::Ready(ours.poll_read(cx, false, read)))).is_pending());
         assert!(ours.registrations().len() <= MANY);
+    }
+}
+
+/// It waited for the reactor in which it was begun, which nobody drove, or whose end was an error.
+#[test]
+fn a_wait_that_one_runtime_has_begun_goes_on_in_another() {
+    for ends in [false, true] {
+        let (a, b) = socket::stream_pair().unwrap();
+        let ours = Socket::new(a);
+        let mut wait = pin!(ours.when(Ready::Write, || socket::send(&ours, &[IoSlice::new(b"x")], &[])));
+        let (first, second) = (new_runtime(), new_runtime());
+        fill(&ours);
+        assert!(first.block_on(async { wait.as_mut().now_or_never() }).is_none());
+        let _stands_still = (!ends).then_some(first);
+        while socket::recv_into(&b, &mut BytesMut::with_capacity(4096), 4096, Wait::No).is_ok() {}
+        let waited = second.block_on(async { tokio::time::timeout(Duration::from_secs(20), wait).await });
+        waited.expect("nobody woke it").unwrap();
     }
 }
 
