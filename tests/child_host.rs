@@ -580,8 +580,13 @@ fn a_program_that_is_being_started_has_nothing_of_what_its_parents_group_is_sent
 #[test]
 fn what_the_host_sends_to_a_program_at_once_reaches_it() {
     alone("what_the_host_sends_to_a_program_at_once_reaches_it", async || {
-        for round in 0..200 {
-            let signal = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1][round % 4];
+        let signals = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1];
+        for signal in signals {
+            // What is ignored here is so in the program, too.
+            // SAFETY: the default, which is no code of ours.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        for signal in signals.into_iter().cycle().take(200) {
             let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
             child.signal(signal).unwrap();
             assert_eq!(child.wait().await.unwrap().signal(), Some(signal));
