@@ -7,22 +7,22 @@
 
 use std::process;
 use std::ptr::{self, null_mut};
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 
 /// The process that some of our threads are in; 0 before there are any.
 #[derive(Debug)]
-pub(crate) struct Home(AtomicU32);
+pub(crate) struct Home(AtomicU64);
 
 impl Home {
     pub(crate) const fn new() -> Self {
-        Self(AtomicU32::new(0))
+        Self(AtomicU64::new(0))
     }
 
     /// This process, of something that it makes.
     pub(crate) fn here() -> Self {
-        Self(AtomicU32::new(here()))
+        Self(AtomicU64::new(here()))
     }
 
     /// Whether this is a copy of the process that they are in.
@@ -36,20 +36,22 @@ impl Home {
     pub(crate) fn settle(&self) -> Result<(), u32> {
         let here = here();
         match self.0.compare_exchange(0, here, Ordering::Relaxed, Ordering::Relaxed) {
-            Err(home) if home != here => Err(home),
+            #[expect(clippy::cast_possible_truncation, reason = "the process's number is the lower half")]
+            Err(home) if home != here => Err(home as u32),
             _ => Ok(()),
         }
     }
 }
 
 /// In the page, where there is one by now.
-static KEPT: AtomicPtr<AtomicU32> = AtomicPtr::new(null_mut());
+static KEPT: AtomicPtr<AtomicU64> = AtomicPtr::new(null_mut());
 /// In its place where there is no such page: not every sandbox knows that advice. Nothing is kept here.
-static NOWHERE: AtomicU32 = AtomicU32::new(0);
+static NOWHERE: AtomicU64 = AtomicU64::new(0);
 
-/// The number of this process.
+/// This process among its copies and those that it is a copy of, and in the lower half its number: in a pid namespace of its own a
+/// copy may have the number of its original.
 #[inline]
-fn here() -> u32 {
+fn here() -> u64 {
     let kept = KEPT.load(Ordering::Relaxed);
     if !kept.is_null() {
         // SAFETY: `keep` has set it to a static, or to a page that is never unmapped, in a copy neither.
@@ -63,29 +65,77 @@ fn here() -> u32 {
 
 /// As [`here`], and keeps it.
 #[cold]
-fn keep() -> u32 {
-    let here = process::id();
+fn keep() -> u64 {
+    /// How often a process among those that this one is a copy of has come here, this one included: copied with everything else.
+    static GENERATION: AtomicU32 = AtomicU32::new(0);
     let mut kept = KEPT.load(Ordering::Relaxed);
     if kept.is_null() {
+        let new = page().unwrap_or((&raw const NOWHERE).cast_mut());
         // Of two threads that come here at once each makes one, and one of these stays unused.
-        kept = page().unwrap_or((&raw const NOWHERE).cast_mut());
-        KEPT.store(kept, Ordering::Relaxed);
+        kept =
+            KEPT.compare_exchange(kept, new, Ordering::Relaxed, Ordering::Relaxed).map_or_else(|first| first, |_| new);
     }
-    if !ptr::eq(kept, &raw const NOWHERE) {
-        // SAFETY: as in `here`.
-        unsafe { &*kept }.store(here, Ordering::Relaxed);
+    let number = u64::from(process::id());
+    if ptr::eq(kept, &raw const NOWHERE) {
+        return number;
     }
-    here
+    let here = u64::from(GENERATION.fetch_add(1, Ordering::Relaxed) + 1) << 32 | number;
+    // SAFETY: as in `here`.
+    let kept = unsafe { &*kept };
+    kept.compare_exchange(0, here, Ordering::Relaxed, Ordering::Relaxed).map_or_else(|first| first, |_| here)
 }
 
-fn page() -> Option<*mut AtomicU32> {
+fn page() -> Option<*mut AtomicU64> {
     // All of a page, however long that is.
-    let len = size_of::<AtomicU32>();
+    let len = size_of::<AtomicU64>();
     // SAFETY: it is a new mapping where the kernel likes, which is never unmapped: aligned for anything, and zeroed, which is a
-    // valid `AtomicU32`.
+    // valid `AtomicU64`.
     let page =
         unsafe { mmap_anonymous(null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) }.ok()?;
     // SAFETY: the range is the mapping that was just made, and nothing refers to it yet.
     unsafe { madvise(page, len, Advice::LinuxWipeOnFork) }.ok()?;
     Some(page.cast())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// It was taken for its original.
+    #[test]
+    fn a_copy_with_the_number_of_its_original_is_a_copy_all_the_same() {
+        const FIRST: &str = "MULTIPROC_TEST_FIRST_PROCESS";
+        if std::env::var_os(FIRST).is_none() {
+            let unshare = || {
+                let mut unshare = Command::new("unshare");
+                unshare.args(["--pid", "--fork", "--mount-proc"]);
+                unshare
+            };
+            if !unshare().arg("true").output().is_ok_and(|output| output.status.success()) {
+                // Who is not root may not.
+                return;
+            }
+            let name = std::thread::current().name().unwrap().to_owned();
+            let mut again = unshare();
+            again.arg(std::env::current_exe().unwrap()).args([&*name, "--exact", "--nocapture"]).env(FIRST, "");
+            let output = again.output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            return;
+        }
+        let home = Home::here();
+        assert!(process::id() == 1 && !home.is_elsewhere());
+        let flags = libc::CLONE_NEWPID | libc::SIGCHLD;
+        // SAFETY: as fork(2), which touches no memory of ours. The copy makes system calls, and ends without anything of ours being
+        // dropped.
+        unsafe {
+            let copy = i32::try_from(libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0)).unwrap();
+            if copy == 0 {
+                libc::_exit(i32::from(process::id() != 1 || !home.is_elsewhere() || home.settle() != Err(1)));
+            }
+            let mut status = -1;
+            assert_eq!(libc::waitpid(copy, &raw mut status, 0), copy);
+            assert_eq!(status, 0);
+        }
+    }
 }
