@@ -391,7 +391,7 @@ async fn the_ends_in_an_answer_whose_caller_has_gone_go_on() {
             (ends.clone(), Rest::Fine)
         })
     });
-    let caller = std::thread::spawn(move || {
+    let asking = std::thread::spawn(move || {
         // In a runtime of its own, which has gone with the client: what just reads for that in another thread keeps it a moment longer.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let client = Client::new(calls);
@@ -401,7 +401,7 @@ async fn the_ends_in_an_answer_whose_caller_has_gone_go_on() {
             works.recv().unwrap();
         });
     });
-    caller.join().unwrap();
+    asking.join().unwrap();
     go.send(()).unwrap();
     let _ = service.join().unwrap();
     pairs.go_on();
