@@ -20,7 +20,7 @@ use crate::sys::socket::Ready;
 use crate::task::unheeded;
 
 /// How long to wait before fds are tried again, or anything else of which nothing tells when.
-pub(crate) const FD_PAUSE: Duration = Duration::from_millis(5);
+pub(super) const FD_PAUSE: Duration = Duration::from_millis(5);
 
 /// How long an exit waits while nothing at all moves: a peer may be waiting for that very exit before it reads.
 const PATIENCE: Duration = Duration::from_secs(3);

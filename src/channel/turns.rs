@@ -145,11 +145,9 @@ impl Drop for Turn<'_> {
         let own = line.waiting.remove(&self.ticket);
         let next = line.waiting.first_entry().filter(|_| was_first).and_then(|mut next| next.get_mut().try_again());
         drop(line);
-        unheeded(|| {
-            drop(own);
-            if let Some(next) = next {
-                next.wake();
-            }
-        });
+        if let Some(next) = next {
+            unheeded(|| next.wake());
+        }
+        unheeded(|| drop(own));
     }
 }

@@ -132,6 +132,7 @@ mod tests {
     use rustix::event::{PollFd, PollFlags, poll};
 
     use super::*;
+    use crate::sys::first::is_first_process;
     use crate::sys::process::{kill_group, open_pidfd, reap, signal_group};
 
     #[test]
@@ -174,22 +175,7 @@ mod tests {
     /// Where numbers can be chosen, and nobody else minds.
     #[test]
     fn the_next_child_with_a_groups_number_is_not_reaped_for_it() {
-        const CHOOSE: &str = "MULTIPROC_TEST_CHOOSE_NUMBERS";
-        if std::env::var_os(CHOOSE).is_none() {
-            let unshare = || {
-                let mut unshare = Command::new("unshare");
-                unshare.args(["--pid", "--fork", "--mount-proc"]);
-                unshare
-            };
-            if !unshare().arg("true").output().is_ok_and(|output| output.status.success()) {
-                // Who is not root may not.
-                return;
-            }
-            let name = std::thread::current().name().unwrap().to_owned();
-            let mut again = unshare();
-            again.arg(std::env::current_exe().unwrap()).args([&*name, "--exact", "--nocapture"]).env(CHOOSE, "");
-            let output = again.output().unwrap();
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        if !is_first_process() {
             return;
         }
         let mut first = ended_leader();

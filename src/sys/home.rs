@@ -100,27 +100,12 @@ fn page() -> Option<*mut AtomicU64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
+    use crate::sys::first::is_first_process;
 
     /// It was taken for its original.
     #[test]
     fn a_copy_with_the_number_of_its_original_is_a_copy_all_the_same() {
-        const FIRST: &str = "MULTIPROC_TEST_FIRST_PROCESS";
-        if std::env::var_os(FIRST).is_none() {
-            let unshare = || {
-                let mut unshare = Command::new("unshare");
-                unshare.args(["--pid", "--fork", "--mount-proc"]);
-                unshare
-            };
-            if !unshare().arg("true").output().is_ok_and(|output| output.status.success()) {
-                // Who is not root may not.
-                return;
-            }
-            let name = std::thread::current().name().unwrap().to_owned();
-            let mut again = unshare();
-            again.arg(std::env::current_exe().unwrap()).args([&*name, "--exact", "--nocapture"]).env(FIRST, "");
-            let output = again.output().unwrap();
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        if !is_first_process() {
             return;
         }
         let home = Home::here();

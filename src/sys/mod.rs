@@ -5,6 +5,8 @@
 
 pub(crate) mod buffer;
 pub(crate) mod clock;
+#[cfg(test)]
+mod first;
 pub(crate) mod group;
 pub(crate) mod home;
 pub(crate) mod identity;
