@@ -213,7 +213,8 @@ macro_rules! only_the_arguments {
     ($name:ident) => {
         impl<F, A: Serialize> Serialize for $name<F, A> {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                self.args.serialize(serializer)
+                // As a part, which adds no bytes: bytes that only write themselves would be copied, or walked through.
+                serializer.serialize_newtype_struct(stringify!($name), &self.args)
             }
         }
 

@@ -50,6 +50,23 @@ fn large_fields_are_put_apart_and_the_bytes_are_the_same() {
     }
 }
 
+#[test]
+fn a_calls_only_argument_is_put_apart_as_any_other_field() {
+    let parts_of = |task: &dyn Fn(&mut BytesMut, &mut Vec<Apart>) -> u64| {
+        let (mut out, mut apart) = (BytesMut::new(), Vec::new());
+        let total = task(&mut out, &mut apart);
+        assert_eq!(total, (out.len() + LARGE) as u64);
+        apart
+    };
+    let bytes = Bytes::from(vec![7; LARGE]);
+    let call = crate::call(|bytes: Bytes| bytes.len(), bytes.clone());
+    let apart = parts_of(&|out, apart| write(&call, out, Some(apart), u64::MAX).unwrap());
+    assert_eq!(apart[0].1.as_ptr(), bytes.as_ptr(), "copied");
+    let call = crate::call(|bytes: Vec<u8>| bytes.len(), vec![7; LARGE]);
+    let apart = parts_of(&|out, apart| write(&call, out, Some(apart), u64::MAX).unwrap());
+    assert_eq!(apart.len(), 1, "byte by byte");
+}
+
 #[derive(Serialize)]
 enum Shape {
     Unit,
