@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use futures::{Stream as _, StreamExt as _};
 use multiproc::{Fd, ProcessPool, Sender, SharedBytes, TaskError, channel, is_worker};
 use pool_support::{Ledger, Meeting, endless, is_pending, meet, note, until, within};
@@ -47,6 +48,32 @@ async fn a_failure_is_an_item_and_the_others_go_on() {
             matches!(&results[..], [Ok(0), Ok(1), Err(TaskError::Panicked(panic)), Ok(3)] if panic.message == "fail"),
             "{results:?}"
         );
+    }
+    within(pool.close()).await;
+}
+
+#[tokio::test]
+async fn large_inputs_and_results_arrive_whole_beside_small_ones() {
+    let pool = ProcessPool::new(2);
+    let lens = [0, 1, 70_000, 3 << 20, 5, 1 << 20, 65_536, 65_535, 3 << 20, 2];
+    for chunk in [1, 3, 10] {
+        let inputs = lens.map(|len| Bytes::from(vec![len as u8; len]));
+        let back: Vec<_> = within(pool.map(inputs.clone(), |bytes: Bytes| bytes).chunk(chunk).collect()).await;
+        assert!(back.into_iter().map(Result::unwrap).eq(inputs), "{chunk}");
+        let inputs = lens.map(|len| (vec![len as u8; len], len));
+        let results = pool.map(inputs, |(mut bytes, len): (Vec<u8>, usize)| {
+            assert_ne!(len, 1 << 20, "fail");
+            bytes.push(7);
+            if len == 65_536 { std::process::exit(3) } else { bytes }
+        });
+        let results: Vec<_> = within(results.chunk(chunk).collect()).await;
+        for (len, result) in lens.into_iter().zip(results) {
+            match result {
+                Ok(bytes) => assert!(bytes.len() == len + 1 && bytes[..len].iter().all(|byte| *byte == len as u8)),
+                Err(TaskError::Panicked(panic)) => assert!(len == 1 << 20 && panic.message.contains("fail")),
+                Err(error) => assert!(len == 65_536 && matches!(error, TaskError::Died { .. }), "{len}: {error}"),
+            }
+        }
     }
     within(pool.close()).await;
 }

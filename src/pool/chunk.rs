@@ -9,7 +9,7 @@ use std::any::type_name;
 use std::marker::PhantomData;
 use std::time::Instant;
 
-use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -61,10 +61,9 @@ where
     let entry = (Calls::<F, A, R>::ENTRY, type_name::<Calls<F, A, R>>());
     let mut count = 0;
     let parcel = task::pack_for(entry, type_name::<F>(), |parts| {
-        let out = &mut parts.written;
-        let start = out.len();
-        count = encode_each(inputs, out, max);
-        let len = out.len() - start;
+        let start = parts.len();
+        count = encode_each(inputs, parts, max);
+        let len = parts.len() - start;
         if len > max { Err(EncodeError::TooLarge { len: len as u64, max: max as u64 }) } else { Ok(()) }
     })?;
     Ok((parcel, count))
@@ -85,22 +84,21 @@ where
     R: Serialize + DeserializeOwned + Send + 'static,
 {
     let function = image::conjure::<F>();
-    let out = &mut out.written;
-    let head = out.len();
+    let head = out.written.len();
     // Results are often about as large as their inputs.
-    out.reserve(HEAD_LEN + inputs.len().min(KEPT) * 5 / 4);
-    out.put_bytes(0, HEAD_LEN);
+    out.written.reserve(HEAD_LEN + inputs.len().min(KEPT) * 5 / 4);
+    out.written.put_bytes(0, HEAD_LEN);
     // So that an answer is never too large for a frame: what comes before its last result has been kept.
     let max_one = max.min(MAX_ONE).saturating_sub(HEAD_LEN + KEPT);
     let (mut arrived, mut leaving) = (Arrived::new(arrived), Extra::default());
     let mut progress = Progress::begin();
-    let mut rest = Bodies(&inputs);
-    let mut start = out.len();
+    let (mut rest, shared) = (Bodies(&inputs), inputs.shared());
+    let mut start = out.written.len();
     let begun = Instant::now();
     // A panic is the failure of that one call; guarding all at once costs nothing for those that don't.
     while let Err(panic) = catch(|| {
         for (is_failure, body) in rest.by_ref() {
-            match arrived.decode(|| decode_one::<A>(is_failure, body)) {
+            match arrived.decode(|| decode_one::<A>(is_failure, body, shared)) {
                 Ok(input) => {
                     let result = function(input);
                     original::end_copy(0);
@@ -108,9 +106,10 @@ where
                 }
                 Err(failure) => put_failure(&failure, out),
             }
-            // What has fds can't be kept.
-            let goes_on = progress.made_one(leaving.is_empty().then(|| &out[start..]));
-            start = out.len();
+            // What has fds can't be kept, and what is so large that it was put apart neither: the answer is due, and ends with it.
+            let is_kept = leaving.is_empty() && out.is_written();
+            let goes_on = progress.made_one(is_kept.then(|| &out.written[start..]));
+            start = out.written.len();
             if !goes_on {
                 return;
             }
@@ -118,14 +117,14 @@ where
     }) {
         out.truncate(start);
         put_failure(&Failure::Panicked(panic), out);
-        let goes_on = progress.made_one(Some(&out[start..]));
-        start = out.len();
+        let goes_on = progress.made_one(Some(&out.written[start..]));
+        start = out.written.len();
         if !goes_on {
             break;
         }
     }
     let nanos = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    let mut place = &mut out[head..head + HEAD_LEN];
+    let mut place = &mut out.written[head..head + HEAD_LEN];
     place.put_u32_le(progress.made());
     place.put_u64_le(nanos);
     Ok(leaving)
@@ -139,14 +138,14 @@ pub(super) fn take_head(answer: &mut Bytes) -> Option<(u32, u64)> {
 /// Decodes `count` results and appends them. Where there is another number of them, each is an error.
 pub(super) fn unpack<R: DeserializeOwned>(
     count: usize,
-    results: &[u8],
+    results: &Bytes,
     arrived: Extra<Passenger>,
     to: &mut Vec<Result<R, Box<TaskError>>>,
 ) {
     let (mut bodies, mut arrived, before) = (Bodies(results), Arrived::new(arrived), to.len());
     while let Err(panic) = catch(|| {
         for (is_failure, body) in bodies.by_ref() {
-            let one = arrived.decode(|| decode_one(is_failure, body));
+            let one = arrived.decode(|| decode_one(is_failure, body, Some(results)));
             to.push(one.map_err(|failure| Box::new((*failure).into())));
         }
     }) {
@@ -162,10 +161,11 @@ pub(super) fn unpack<R: DeserializeOwned>(
 }
 
 /// Encodes values one by one, each behind its length; one that can't be encoded is a failure in its place. Stops before one
-/// that is too much for the message that others are in, or has an end in it, and behind one that has; and says how many are.
-fn encode_each<T: Serialize>(values: &[T], out: &mut BytesMut, max: usize) -> usize {
-    out.reserve(values.len().min(max) * 12);
-    let begin = out.len();
+/// that is too much for the message that others are in, has an end in it, or is so large that it is put apart, and behind one of
+/// the latter two; and says how many are.
+fn encode_each<T: Serialize>(values: &[T], out: &mut Parts, max: usize) -> usize {
+    out.written.reserve(values.len().min(max) * 12);
+    let begin = out.written.len();
     let (mut count, mut start) = (0, begin);
     // The fds in all so far, and the most in one: one that is too much is better not encoded in vain.
     let (mut held, mut most) = (0, 0);
@@ -175,9 +175,10 @@ fn encode_each<T: Serialize>(values: &[T], out: &mut BytesMut, max: usize) -> us
                 return;
             }
             let encoded = try_one(value, out, MAX_ONE);
-            let is_too_much = out.len() - begin > max || encoded.is_err() && fds::held() == MAX_FDS;
+            let is_too_much = out.written.len() - begin > max || encoded.is_err() && fds::held() == MAX_FDS;
             let has_end = encoded.is_ok() && fds::held() > held && fds::have_moved(held);
-            if count > 0 && (is_too_much || has_end) {
+            let is_alone = has_end || !out.is_written();
+            if count > 0 && (is_too_much || is_alone) {
                 out.truncate(start);
                 fds::keep(held);
                 return;
@@ -188,8 +189,8 @@ fn encode_each<T: Serialize>(values: &[T], out: &mut BytesMut, max: usize) -> us
             }
             let now = fds::held();
             (held, most) = (now, most.max(now - held));
-            (count, start) = (count + 1, out.len());
-            if has_end {
+            (count, start) = (count + 1, out.written.len());
+            if is_alone {
                 return;
             }
         }
@@ -197,13 +198,13 @@ fn encode_each<T: Serialize>(values: &[T], out: &mut BytesMut, max: usize) -> us
         out.truncate(start);
         fds::keep(held);
         put_failure(&Failure::Panicked(panic), out);
-        (count, start) = (count + 1, out.len());
+        (count, start) = (count + 1, out.written.len());
     }
     count
 }
 
 /// Encodes a result. Gives the fds in it.
-fn encode_result<T: Serialize>(result: &T, out: &mut BytesMut, max: usize) -> Extra<Passenger> {
+fn encode_result<T: Serialize>(result: &T, out: &mut Parts, max: usize) -> Extra<Passenger> {
     // Outside a message an fd is an error, and nearly nothing has one: where it is that, it is encoded once more.
     match try_one(result, out, max) {
         Ok(()) => Extra::default(),
@@ -217,12 +218,12 @@ fn encode_result<T: Serialize>(result: &T, out: &mut BytesMut, max: usize) -> Ex
     }
 }
 
-/// Encodes a value behind its length, or leaves everything as it was.
+/// Encodes a value behind its length, or leaves everything as it was. Nothing may be apart yet.
 #[inline]
-fn try_one<T: Serialize>(value: &T, out: &mut BytesMut, max: usize) -> Result<(), Failure> {
-    let start = out.len();
-    out.put_u32_le(0);
-    let failure = match body::encode(value, out, max) {
+fn try_one<T: Serialize>(value: &T, out: &mut Parts, max: usize) -> Result<(), Failure> {
+    let start = out.written.len();
+    out.written.put_u32_le(0);
+    let failure = match out.encode(value, max) {
         Ok(()) => {
             put_len(out, start, 0);
             return Ok(());
@@ -234,18 +235,18 @@ fn try_one<T: Serialize>(value: &T, out: &mut BytesMut, max: usize) -> Result<()
     Err(failure)
 }
 
-fn put_failure(failure: &Failure, out: &mut BytesMut) {
-    let start = out.len();
-    out.put_u32_le(0);
+fn put_failure(failure: &Failure, out: &mut Parts) {
+    let start = out.written.len();
+    out.written.put_u32_le(0);
     // Strings and numbers can always be encoded; if they are too large, an empty body is refused by the reader.
-    let _ = body::encode(failure, out, MAX_ONE);
+    let _ = body::encode(failure, &mut out.written, MAX_ONE);
     put_len(out, start, FAILED);
 }
 
 #[inline]
-fn put_len(out: &mut BytesMut, start: usize, mark: u32) {
+fn put_len(out: &mut Parts, start: usize, mark: u32) {
     let len = u32::try_from(out.len() - start - 4).expect("a body is limited when it is encoded");
-    out[start..start + 4].copy_from_slice(&(len | mark).to_le_bytes());
+    out.written[start..start + 4].copy_from_slice(&(len | mark).to_le_bytes());
 }
 
 /// How many bytes the first `count` of encoded values take.
@@ -270,47 +271,72 @@ impl<'a> Iterator for Bodies<'a> {
     }
 }
 
+/// Decodes one of the values in `all`.
 #[inline]
-fn decode_one<T: DeserializeOwned>(is_failure: bool, body: &[u8]) -> Result<T, Box<Failure>> {
+fn decode_one<T: DeserializeOwned>(is_failure: bool, body: &[u8], all: Option<&Bytes>) -> Result<T, Box<Failure>> {
     let unreadable = |error: BoxError| Box::new(Failure::Decode(error.to_string()));
     if is_failure {
         return Err(Box::new(body::decode(body).map_err(unreadable)?));
     }
-    body::decode(body).map_err(unreadable)
+    body::decode_part(body, all).map_err(unreadable)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::Panic;
+    use crate::wire::writer::APART;
 
     fn read(count: usize, bytes: &[u8]) -> Vec<Result<String, Box<TaskError>>> {
         let mut back = Vec::new();
-        unpack(count, bytes, Extra::default(), &mut back);
+        unpack(count, &Bytes::copy_from_slice(bytes), Extra::default(), &mut back);
         back
     }
 
     #[test]
     fn values_and_failures_arrive_in_their_places() {
-        let mut out = BytesMut::new();
+        let mut out = Parts::default();
         encode_each(&["one"], &mut out, MAX_ONE);
         put_failure(&Failure::Panicked(Panic::new("no")), &mut out);
         encode_each(&[""], &mut out, MAX_ONE);
-        let back = read(3, &out);
+        let back = read(3, &out.written);
         assert!(matches!(&back[..], [Ok(one), Err(no), Ok(empty)]
             if one == "one" && empty.is_empty() && matches!(&**no, TaskError::Panicked(panic) if panic.message == "no")));
-        let (mut nothing, mut back) = (BytesMut::new(), Vec::new());
+        let (mut nothing, mut back) = (Parts::default(), Vec::new());
         encode_each(&[(), (), ()], &mut nothing, MAX_ONE);
-        unpack::<()>(3, &nothing, Extra::default(), &mut back);
+        unpack::<()>(3, &nothing.written.freeze(), Extra::default(), &mut back);
         assert!(back.len() == 3 && back.iter().all(Result::is_ok), "also what takes no bytes");
     }
 
     #[test]
     fn a_message_takes_as_many_values_as_it_has_room_for_and_at_least_one() {
         for (max, expected) in [(0, 1), (7, 1), (15, 1), (16, 2), (23, 2), (24, 3), (1000, 3)] {
-            let mut out = BytesMut::new();
+            let mut out = Parts::default();
             assert_eq!(encode_each(&["one", "two", "six"], &mut out, max), expected, "{max}");
-            assert_eq!(read(expected, &out).into_iter().flatten().count(), expected);
+            assert_eq!(read(expected, &out.written).into_iter().flatten().count(), expected);
+        }
+    }
+
+    #[test]
+    fn a_large_value_is_alone_in_its_message_and_not_copied() {
+        let [small, large] = [1, APART].map(|len| Bytes::from(vec![7; len]));
+        let mut values =
+            &[small.clone(), small.clone(), large.clone(), small.clone(), large.clone(), large.clone()][..];
+        for expected in [2, 1, 1, 1, 1] {
+            let mut out = Box::<Parts>::default();
+            assert_eq!(encode_each(values, &mut out, MAX_ONE), expected);
+            let is_large = values[0] == large;
+            values = &values[expected..];
+            assert_eq!(out.is_written(), !is_large);
+            let (first, more) = out.finish();
+            assert!(!is_large || more[0].as_ptr() == large.as_ptr());
+            let (whole, mut back) = (Bytes::from([&first[..], &more.concat()].concat()), Vec::new());
+            unpack::<Bytes>(expected, &whole, Extra::default(), &mut back);
+            for value in back {
+                let value = value.unwrap();
+                assert_eq!(value, if is_large { &large } else { &small });
+                assert!(!is_large || whole.as_ptr_range().contains(&value.as_ptr()));
+            }
         }
     }
 

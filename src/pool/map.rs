@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::vec;
 
+use bytes::Bytes;
 use futures::Stream;
 use futures::stream::{FuturesOrdered, FuturesUnordered};
 use serde::Serialize;
@@ -265,7 +266,7 @@ where
         Ok(packed) => packed,
         Err(error) => return (inputs.len(), Err(error)),
     };
-    let bytes = parcel.body.len();
+    let bytes = parcel.body.len() + parcel.more.iter().map(Bytes::len).sum::<usize>();
     let calls = u32::try_from(count).expect("a chunk is limited when it is taken");
     let wishes = Wishes { timeout: shared.settings.task_timeout, ..Wishes::default() };
     let job = Job::new(&shared.settings.name, parcel, wishes, Awaits::Outcome(None), Some(Parts::new(calls)));

@@ -94,6 +94,11 @@ impl Parts {
         (body, Extra::default())
     }
 
+    /// How many bytes it has.
+    pub(crate) fn len(&self) -> usize {
+        self.written.len() + self.apart.iter().map(|(_, part)| part.len()).sum::<usize>()
+    }
+
     /// Whether all of it was written.
     pub(crate) fn is_written(&self) -> bool {
         self.apart.is_empty()
@@ -136,9 +141,14 @@ pub(crate) fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, BoxError> {
 
 /// As [`decode`]; large fields of `Bytes` are parts of `body`, and no copies.
 pub(crate) fn decode_shared<T: DeserializeOwned>(body: &Held) -> Result<T, BoxError> {
-    match body {
-        Held::Few { .. } => decode(body),
-        Held::Many(bytes) => Ok(reader::read_shared(bytes)?),
+    decode_part(body, body.shared())
+}
+
+/// As [`decode_shared`], for a part of a body, `whole`, that makes up most of it: what keeps a part keeps all of it.
+pub(crate) fn decode_part<T: DeserializeOwned>(part: &[u8], whole: Option<&Bytes>) -> Result<T, BoxError> {
+    match whole {
+        Some(whole) if part.len() > whole.len() / 2 => Ok(reader::read_shared(&whole.slice_ref(part))?),
+        _ => decode(part),
     }
 }
 

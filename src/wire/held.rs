@@ -53,6 +53,14 @@ impl Held {
         taken
     }
 
+    /// Them, if parts of them can be kept.
+    pub(crate) fn shared(&self) -> Option<&Bytes> {
+        match self {
+            Self::Few { .. } => None,
+            Self::Many(bytes) => Some(bytes),
+        }
+    }
+
     /// The same bytes, to be kept beside these.
     pub(crate) fn to_bytes(&self) -> Bytes {
         match self {
