@@ -1,10 +1,11 @@
 //! For tests that must be in the first process of a pid namespace, where numbers can be chosen and nobody else minds.
 
+use std::panic::{self, AssertUnwindSafe};
 use std::process::{self, Command};
 
 /// Whether the calling test is in such a process. If not, it has been run again in one, alone, where this user may make one; who is
 /// not root may not.
-pub(super) fn is_first_process() -> bool {
+pub(crate) fn is_first_process() -> bool {
     const MARK: &str = "MULTIPROC_TEST_FIRST_PROCESS";
     if std::env::var_os(MARK).is_some() {
         assert_eq!(process::id(), 1);
@@ -28,4 +29,22 @@ pub(super) fn is_first_process() -> bool {
         );
     }
     false
+}
+
+/// Whether something holds in a copy of the first process that is the first process of a namespace of its own. What the copy drops
+/// is there all the same in the original.
+pub(crate) fn holds_in_a_namesake(holds: impl FnOnce() -> bool) -> bool {
+    let flags = libc::CLONE_NEWPID | libc::SIGCHLD;
+    // SAFETY: as fork(2), which touches no memory of ours. The one other thread is the harness, which waits for this one, so the
+    // copy needs no lock that it holds; and it ends without anything of ours being dropped.
+    unsafe {
+        let copy = i32::try_from(libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0)).unwrap();
+        if copy == 0 {
+            let holds = panic::catch_unwind(AssertUnwindSafe(holds)).is_ok_and(|holds| holds);
+            libc::_exit(i32::from(process::id() != 1 || !holds));
+        }
+        let mut status = -1;
+        assert_eq!(libc::waitpid(copy, &raw mut status, 0), copy);
+        status == 0
+    }
 }

@@ -100,27 +100,16 @@ fn page() -> Option<*mut AtomicU64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::first::is_first_process;
+    use crate::sys::first;
 
     /// It was taken for its original.
     #[test]
     fn a_copy_with_the_number_of_its_original_is_a_copy_all_the_same() {
-        if !is_first_process() {
+        if !first::is_first_process() {
             return;
         }
         let home = Home::here();
         assert!(process::id() == 1 && !home.is_elsewhere());
-        let flags = libc::CLONE_NEWPID | libc::SIGCHLD;
-        // SAFETY: as fork(2), which touches no memory of ours. The copy makes system calls, and ends without anything of ours being
-        // dropped.
-        unsafe {
-            let copy = i32::try_from(libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0)).unwrap();
-            if copy == 0 {
-                libc::_exit(i32::from(process::id() != 1 || !home.is_elsewhere() || home.settle() != Err(1)));
-            }
-            let mut status = -1;
-            assert_eq!(libc::waitpid(copy, &raw mut status, 0), copy);
-            assert_eq!(status, 0);
-        }
+        assert!(first::holds_in_a_namesake(|| home.is_elsewhere() && home.settle() == Err(1)));
     }
 }

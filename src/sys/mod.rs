@@ -6,7 +6,7 @@
 pub(crate) mod buffer;
 pub(crate) mod clock;
 #[cfg(test)]
-mod first;
+pub(crate) mod first;
 pub(crate) mod group;
 pub(crate) mod home;
 pub(crate) mod identity;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::sys::home::Home;
 use crate::sys::rendezvous::{self, Directory, Entry, Lock};
 
 /// How long to wait for somebody else who is binding to the same name, which takes well under a millisecond.
@@ -25,7 +26,7 @@ pub(super) struct Place {
     name: OsString,
     entry: Entry,
     /// Who made it: in a forked copy of that process it is not to be removed.
-    process: u32,
+    home: Home,
 }
 
 /// A path's directory and the name in it.
@@ -50,8 +51,7 @@ impl Place {
             bind(&dir, name, path).and_then(|socket| Ok((dir.entry(name)?, listen(&dir, name, shared, socket)?)));
         drop(lock);
         let (entry, socket) = bound?;
-        let process = std::process::id();
-        Ok((Self { path: path.to_owned(), dir, name: name.to_owned(), entry, process }, socket))
+        Ok((Self { path: path.to_owned(), dir, name: name.to_owned(), entry, home: Home::here() }, socket))
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -62,7 +62,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         // Between the look and the removal nobody else may put theirs in its place.
-        if std::process::id() == self.process
+        if !self.home.is_elsewhere()
             && let Ok(_lock) = lock(&self.dir, &self.name, LITTLE_PATIENCE)
             && self.dir.entry(&self.name).is_ok_and(|entry| entry == self.entry)
         {
@@ -140,5 +140,29 @@ fn lock<'a>(dir: &'a Directory, name: &OsStr, patience: Duration) -> io::Result<
             }
             locked => return locked,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::first;
+
+    /// It was taken for the original, as it has the number of that one, and removed the name.
+    #[test]
+    fn a_copy_with_the_number_of_its_original_leaves_the_name() {
+        if !first::is_first_process() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (place, _socket) = Place::take(&dir.path().join("mine/socket"), false).unwrap();
+        let path = place.path().to_owned();
+        let mut place = Some(place);
+        assert!(first::holds_in_a_namesake(|| {
+            drop(place.take());
+            path.exists()
+        }));
+        drop(place);
+        assert!(!path.exists());
     }
 }
