@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{BufMut as _, BytesMut};
 
 use super::socket::Socket;
 use crate::error::RecvError;
@@ -92,12 +92,11 @@ pub(crate) struct Batch {
 struct Large {
     buffer: Buffer,
     len: usize,
-    filled: usize,
 }
 
 impl Large {
-    fn here(&self) -> &[u8] {
-        &self.buffer.bytes()[..self.filled]
+    fn missing(&self) -> usize {
+        self.len - self.buffer.bytes().len()
     }
 }
 
@@ -271,10 +270,9 @@ impl Inbox {
                     && head.len >= LARGE
                 {
                     let mut buffer = Buffer::new(head.len)?;
-                    let filled = self.bytes.len();
-                    buffer.bytes_mut()[..filled].copy_from_slice(&self.bytes);
+                    buffer.put_slice(&self.bytes);
                     self.bytes.clear();
-                    self.large = Some(Large { buffer, len: head.len, filled });
+                    self.large = Some(Large { buffer, len: head.len });
                 }
                 Ok(None)
             }
@@ -287,10 +285,10 @@ impl Inbox {
 
     /// The large frame, if its body is here whole.
     fn large_frame(&mut self) -> Result<Option<Frame>, RecvError> {
-        if let Some(Large { buffer, len, .. }) = self.large.take_if(|large| large.filled == large.len)
+        if let Some(Large { buffer, .. }) = self.large.take_if(|large| large.missing() == 0)
             && let Some(head) = self.decoder.skip_body()
         {
-            return self.frame_of(head, buffer.into_bytes(len).into()).map(Some);
+            return self.frame_of(head, buffer.into_bytes().into()).map(Some);
         }
         Ok(None)
     }
@@ -307,7 +305,7 @@ impl Inbox {
 
     /// What is here of the frame that is under way.
     fn here(&self) -> &[u8] {
-        self.large.as_ref().map_or(&self.bytes, Large::here)
+        self.large.as_ref().map_or(&self.bytes, |large| large.buffer.bytes())
     }
 
     /// The fds of a frame that is being taken, and whether some are lost. They come with its first byte, so they are here before
@@ -351,12 +349,9 @@ impl Inbox {
     }
 
     fn read_or(&mut self, socket: &Socket, wait: Wait) -> io::Result<Received> {
-        let (read, limit) = if let Some(Large { buffer, len, filled }) = &mut self.large {
-            let end = (*len).min(*filled + LARGE_READ);
-            let limit = end - *filled;
-            let read = socket::recv_over(socket, &mut buffer.bytes_mut()[*filled..end], wait);
-            *filled += read.as_ref().map_or(0, |received| received.len);
-            (read, limit)
+        let (read, limit) = if let Some(large) = &mut self.large {
+            let limit = large.missing().min(LARGE_READ);
+            (socket::recv_into(socket, &mut large.buffer, limit, wait), limit)
         } else {
             // The buffer is only grown in proportion to what has come, whatever a header announced.
             let missing = self.decoder.missing(&self.bytes);

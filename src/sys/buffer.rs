@@ -10,7 +10,8 @@ use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::{Mutex, PoisonError};
 
-use bytes::Bytes;
+use bytes::buf::UninitSlice;
+use bytes::{BufMut, Bytes};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 /// From this size on a body gets memory of its own, in bytes.
@@ -22,11 +23,14 @@ const HUGE: usize = 2 << 20;
 /// How much is kept for later, in bytes.
 const KEPT: usize = 128 << 20;
 
-/// Memory of whole pages. What is in it at first is arbitrary, but initialised.
+/// Memory of whole pages, which is filled from its beginning.
 #[derive(Debug)]
 pub(crate) struct Buffer {
     start: NonNull<u8>,
     capacity: usize,
+    /// So many bytes were written since it was taken. What is behind them is not even arbitrary: the kernel may take a page back at
+    /// any time until it is written.
+    filled: usize,
 }
 
 // SAFETY: it is a plain range of memory that it alone owns.
@@ -57,24 +61,20 @@ impl Buffer {
     /// A copy of these bytes.
     pub(crate) fn copy(bytes: &[u8]) -> io::Result<Bytes> {
         let mut buffer = Self::new(bytes.len())?;
-        buffer.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
-        Ok(buffer.into_bytes(bytes.len()))
+        buffer.put_slice(bytes);
+        Ok(buffer.into_bytes())
     }
 
+    /// What it is filled with.
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: the range is mapped, `capacity` bytes long, and anonymous memory is initialised: with zeros, or with what
-        // we wrote; nobody writes it while it is borrowed.
-        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.capacity) }
+        // SAFETY: the range is mapped, and its first `filled` bytes were written since it was last given back (`advance_mut`), so
+        // the kernel doesn't take them any more; nobody writes them while it is borrowed.
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.filled) }
     }
 
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `bytes`, and it is mapped writable and borrowed mutably.
-        unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.capacity) }
-    }
-
-    /// The first `len` bytes of it; the memory comes back when the last of their clones is gone.
-    pub(crate) fn into_bytes(self, len: usize) -> Bytes {
-        Bytes::from_owner(Filled { len: len.min(self.capacity), buffer: Kept(Some(self)) })
+    /// What it is filled with; the memory comes back when the last of their clones is gone.
+    pub(crate) fn into_bytes(self) -> Bytes {
+        Bytes::from_owner(Kept(Some(self)))
     }
 
     fn map(len: usize) -> io::Result<Self> {
@@ -96,16 +96,35 @@ impl Buffer {
             start
         };
         let start = NonNull::new(start).ok_or_else(|| io::Error::other("mapped at null"))?;
-        let buffer = Self { start, capacity };
+        let buffer = Self { start, capacity, filled: 0 };
         buffer.advise(Advice::LinuxHugepage);
         Ok(buffer)
     }
 
     /// Says something that may be ignored.
     fn advise(&self, advice: Advice) {
-        // SAFETY: the range is ours, and none of the advices that are given changes bytes that anybody may still read:
-        // `MADV_FREE` is given when no borrow of them is left.
+        // SAFETY: the range is ours, and none of the advices that are given changes bytes that anybody may still read: `MADV_FREE`
+        // is given to a buffer that holds none, and no borrow of it is left.
         let _ = unsafe { madvise(self.start.as_ptr().cast(), self.capacity, advice) };
+    }
+}
+
+// SAFETY: a chunk is all that is not filled of the range, which is mapped writable, so a chunk is empty only where nothing remains;
+// and it stays where it is, as nothing but `advance_mut` changes `filled` in one that is not kept.
+unsafe impl BufMut for Buffer {
+    fn remaining_mut(&self) -> usize {
+        self.capacity - self.filled
+    }
+
+    unsafe fn advance_mut(&mut self, count: usize) {
+        assert!(count <= self.remaining_mut());
+        self.filled += count;
+    }
+
+    fn chunk_mut(&mut self) -> &mut UninitSlice {
+        // SAFETY: `filled <= capacity`, by `advance_mut`, so it is the rest of the range, which is borrowed mutably; nobody is told
+        // that it is initialised.
+        unsafe { UninitSlice::from_raw_parts_mut(self.start.as_ptr().add(self.filled), self.remaining_mut()) }
     }
 }
 
@@ -116,23 +135,19 @@ impl Drop for Buffer {
     }
 }
 
-struct Filled {
-    buffer: Kept,
-    len: usize,
-}
-
-impl AsRef<[u8]> for Filled {
-    fn as_ref(&self) -> &[u8] {
-        self.buffer.0.as_ref().map_or(&[], |buffer| &buffer.bytes()[..self.len])
-    }
-}
-
 /// Keeps its memory for the next one when it is dropped.
 struct Kept(Option<Buffer>);
 
+impl AsRef<[u8]> for Kept {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_ref().map_or(&[], Buffer::bytes)
+    }
+}
+
 impl Drop for Kept {
     fn drop(&mut self) {
-        let Some(buffer) = self.0.take().filter(|buffer| buffer.capacity <= KEPT) else { return };
+        let Some(mut buffer) = self.0.take().filter(|buffer| buffer.capacity <= KEPT) else { return };
+        buffer.filled = 0;
         buffer.advise(Advice::LinuxFree);
         let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
         let mut total = buffer.capacity + spare.iter().map(|buffer| buffer.capacity).sum::<usize>();
@@ -190,6 +205,7 @@ mod tests {
             let buffer = Buffer::map(len).unwrap();
             assert!(buffer.start.as_ptr().addr().is_multiple_of(HUGE));
             assert!(buffer.capacity >= len && buffer.capacity < len + 8192);
+            assert!(buffer.bytes().is_empty() && buffer.remaining_mut() == buffer.capacity);
             let bytes = vec![len.to_le_bytes()[0] | 1; len];
             assert!(Buffer::copy(&bytes).unwrap() == bytes);
             assert!(copy_to_vec(&bytes) == bytes);
@@ -210,7 +226,10 @@ mod tests {
             drop(part);
             let third = Buffer::copy(&vec![3; len]).unwrap();
             assert!(third[..] == vec![3; len][..] && second[..] == vec![2; len][..]);
-            third.as_ptr() == place
+            let is_used_again = third.as_ptr() == place;
+            drop(third);
+            assert!(Buffer::new(len).unwrap().bytes().is_empty(), "what was in it may turn to zeros");
+            is_used_again
         };
         // What is kept belongs to the whole process, and a test beside this one may give all of it up in between.
         assert!((0..50).any(|_| is_used_again()));

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::slice;
 
+use bytes::BufMut;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
@@ -55,9 +56,9 @@ pub(crate) fn write<T: AsRef<[u8]>>(pieces: impl Iterator<Item = T> + Clone) -> 
     Ok(file.into())
 }
 
-/// Fills `out` with the bytes of a memfd of just that length. Anything else is an error: another kind of file could keep us waiting,
-/// and what nobody has written would cost memory here that it has cost nobody there.
-pub(crate) fn read(fd: impl AsFd, out: &mut [u8]) -> io::Result<()> {
+/// Puts the bytes of a memfd of just that length behind those of `out`, which has room for them. Anything else is an error: another
+/// kind of file could keep us waiting, and what nobody has written would cost memory here that it has cost nobody there.
+pub(crate) fn read(fd: impl AsFd, len: usize, out: &mut impl BufMut) -> io::Result<()> {
     /// In bytes; inode(7).
     const BLOCK: u64 = 512;
     let is_written = |len: u64| {
@@ -65,15 +66,23 @@ pub(crate) fn read(fd: impl AsFd, out: &mut [u8]) -> io::Result<()> {
         let has = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(BLOCK);
         Ok::<_, io::Error>(u64::try_from(stat.st_size) == Ok(len) && has >= len)
     };
-    if fcntl_get_seals(&fd).is_err() || !is_written(out.len() as u64)? {
+    if fcntl_get_seals(&fd).is_err() || !is_written(len as u64)? {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "not the shared memory that was announced"));
     }
     let mut read = 0;
-    while read < out.len() {
-        match rustix::io::pread(&fd, &mut out[read..], read as u64) {
+    while read < len {
+        // SAFETY: pread only writes bytes that are initialised.
+        let room = unsafe { out.chunk_mut().as_uninit_slice_mut() };
+        let limit = room.len().min(len - read);
+        match rustix::io::pread(&fd, &mut room[..limit], read as u64) {
             // It was cut meanwhile.
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(count) => read += count,
+            Ok(([], _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok((filled, _)) => {
+                let count = filled.len();
+                // SAFETY: pread initialised so many bytes of the room.
+                unsafe { out.advance_mut(count) };
+                read += count;
+            }
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }

@@ -6,11 +6,10 @@
 use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{BufMut as _, BytesMut};
+use bytes::BufMut;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType};
@@ -144,21 +143,15 @@ impl Wait {
     }
 }
 
-/// Receives into the room that `buf` reserved, or into `limit` bytes of it if that is less; see [`receive`].
-pub(crate) fn recv_into(socket: impl AsFd, buf: &mut BytesMut, limit: usize, wait: Wait) -> io::Result<Received> {
-    let room = buf.spare_capacity_mut();
+/// Receives into the room that `buf` has, or into `limit` bytes of it if that is less; see [`receive`].
+pub(crate) fn recv_into(socket: impl AsFd, buf: &mut impl BufMut, limit: usize, wait: Wait) -> io::Result<Received> {
+    // SAFETY: `receive` only writes bytes that are initialised.
+    let room = unsafe { buf.chunk_mut().as_uninit_slice_mut() };
     let limit = limit.min(room.len());
     let received = receive(socket, &mut room[..limit], wait.flags())?;
-    // SAFETY: recv initialised the first `received.len` bytes of the spare capacity.
+    // SAFETY: recv initialised the first `received.len` bytes of the room.
     unsafe { buf.advance_mut(received.len) };
     Ok(received)
-}
-
-/// Receives over the bytes of `buf`; see [`receive`].
-pub(crate) fn recv_over(socket: impl AsFd, buf: &mut [u8], wait: Wait) -> io::Result<Received> {
-    // SAFETY: `MaybeUninit<u8>` has the layout of `u8`, and `receive` only writes bytes that are initialised.
-    let room = unsafe { slice::from_raw_parts_mut(buf.as_mut_ptr().cast(), buf.len()) };
-    receive(socket, room, wait.flags())
 }
 
 /// Ends the direction in which `socket` sends: its peer reads the end once it has read what came before; shutdown(2).

@@ -15,7 +15,7 @@ use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut, Bytes, BytesMut};
 use serde::Serialize;
 
 use crate::channel::value;
@@ -95,7 +95,7 @@ pub(super) fn recv(
         let mut buffer = buffer.lock().unwrap_or_else(PoisonError::into_inner);
         buffer.clear();
         buffer.reserve(PACKET);
-        match socket::recv_into(&socket, &mut buffer, PACKET, Wait::No) {
+        match socket::recv_into(&socket, &mut *buffer, PACKET, Wait::No) {
             // So reads the end, and so does an empty packet, which no sender of ours sends. Others may lie behind that.
             Ok(Received { len: 0, .. }) if socket::has_ended(&socket)? && socket::is_drained(&socket)? => {
                 return Ok(None);
@@ -135,20 +135,20 @@ fn parse(mut bytes: BytesMut, received: Received, limits: Limits) -> Result<Fram
 
 /// A body of `len` bytes that begins in a packet and goes on in a memfd.
 fn continued(begin: &[u8], len: usize, rest: OwnedFd) -> Result<Bytes, RecvError> {
-    let fill = |out: &mut [u8]| {
-        let (first, behind) = out.split_at_mut(begin.len());
-        first.copy_from_slice(begin);
-        memory::read(rest, behind).map_err(|error| RecvError::Decode(error.into()))
-    };
     if len < LARGE {
-        let mut out = vec![0; len];
-        fill(&mut out)?;
+        let mut out = Vec::with_capacity(len);
+        fill(&mut out, begin, len, rest)?;
         return Ok(out.into());
     }
     // What is not there is an error, and not the end of this process.
-    let mut buffer = Buffer::new(len)?;
-    fill(&mut buffer.bytes_mut()[..len])?;
-    Ok(buffer.into_bytes(len))
+    let mut out = Buffer::new(len)?;
+    fill(&mut out, begin, len, rest)?;
+    Ok(out.into_bytes())
+}
+
+fn fill(out: &mut impl BufMut, begin: &[u8], len: usize, rest: OwnedFd) -> Result<(), RecvError> {
+    out.put_slice(begin);
+    memory::read(rest, len - begin.len(), out).map_err(|error| RecvError::Decode(error.into()))
 }
 
 fn refused(reason: &'static str) -> RecvError {

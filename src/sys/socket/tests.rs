@@ -1,3 +1,5 @@
+use bytes::BytesMut;
+
 use super::*;
 
 fn read(socket: &OwnedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
