@@ -22,7 +22,7 @@ use crate::error::RecvError;
 use crate::sys::buffer::{Buffer, LARGE};
 use crate::sys::socket::{self, Ready, Received, Wait};
 use crate::wire::extra::Extra;
-use crate::wire::frame::{Decoder, Frame, HEAD_LEN, Head};
+use crate::wire::frame::{Broken, Decoder, Frame, HEAD_LEN, Head};
 use crate::wire::held::Held;
 use crate::wire::passenger::Passenger;
 
@@ -54,23 +54,7 @@ enum State {
     /// It ended inside a frame.
     Cut,
     /// What came is no frame; nothing behind it can be trusted.
-    Broken(Breach),
-}
-
-/// What the peer did, so that it can be said again at each call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Breach {
-    TooLarge { len: u64, max: u64 },
-    Protocol(&'static str),
-}
-
-impl From<Breach> for RecvError {
-    fn from(breach: Breach) -> Self {
-        match breach {
-            Breach::TooLarge { len, max } => Self::TooLarge { len, max },
-            Breach::Protocol(reason) => Self::Protocol { reason },
-        }
-    }
+    Broken(Broken),
 }
 
 fn would_block<T>(result: &io::Result<T>) -> bool {
@@ -133,7 +117,7 @@ impl Inbox {
     /// What has arrived and is not yet taken. An end of the stream can be seen again, a breach can't: that is an error.
     pub(crate) fn unread(&self) -> Result<(BytesMut, &VecDeque<Batch>), RecvError> {
         match self.state {
-            State::Broken(breach) => Err(breach.into()),
+            State::Broken(broken) => Err(broken.into()),
             State::Open | State::Ended | State::Cut => Ok((self.decoder.unread(self.here()), &self.batches)),
         }
     }
@@ -277,9 +261,7 @@ impl Inbox {
                 Ok(None)
             }
             Ok(Some((head, body))) => self.frame_of(head, body).map(Some),
-            Err(RecvError::TooLarge { len, max }) => Err(self.broken(Breach::TooLarge { len, max })),
-            Err(RecvError::Protocol { reason }) => Err(self.refuse(reason)),
-            Err(other) => Err(other),
+            Err(broken) => Err(self.broken(broken)),
         }
     }
 
@@ -389,22 +371,22 @@ impl Inbox {
 
     /// Ends the stream for what the peer did.
     pub(crate) fn refuse(&mut self, reason: &'static str) -> RecvError {
-        self.broken(Breach::Protocol(reason))
+        self.broken(Broken::Protocol(reason))
     }
 
-    fn broken(&mut self, breach: Breach) -> RecvError {
-        self.state = State::Broken(breach);
+    fn broken(&mut self, broken: Broken) -> RecvError {
+        self.state = State::Broken(broken);
         self.bytes = BytesMut::new();
         self.large = None;
         self.batches.clear();
-        breach.into()
+        broken.into()
     }
 
     fn end(&self) -> Result<Option<Frame>, RecvError> {
         match self.state {
             State::Open | State::Ended => Ok(None),
             State::Cut => Err(RecvError::Truncated),
-            State::Broken(breach) => Err(breach.into()),
+            State::Broken(broken) => Err(broken.into()),
         }
     }
 }

@@ -136,7 +136,7 @@ impl<T: DeserializeOwned> codec::Decoder for Codec<T> {
         if let Some(head) = frame.as_ref().map(|(head, _)| head).or(self.frames.begun())
             && let Some(reason) = misplaced(head)
         {
-            return Err(self.frames.refuse(reason, src));
+            return Err(self.frames.refuse(reason, src).into());
         }
         frame.map(|(_, body)| value(&body)).transpose()
     }

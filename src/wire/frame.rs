@@ -164,8 +164,8 @@ enum State {
     Broken(Broken),
 }
 
-/// Why a stream has no frames any more.
-#[derive(Clone, Copy, Debug)]
+/// Why a stream has no frames any more: what the peer did, so that it can be said again at each call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Broken {
     TooLarge { len: u64, max: u64 },
     Protocol(&'static str),
@@ -199,7 +199,7 @@ impl Decoder {
     /// Takes the next frame from the front of `bytes`, if it is there whole. Its fds are the caller's to add.
     ///
     /// Reserves nothing: the buffer grows only with bytes that came.
-    pub(crate) fn decode(&mut self, bytes: &mut BytesMut) -> Result<Option<(Head, Held)>, RecvError> {
+    pub(crate) fn decode(&mut self, bytes: &mut BytesMut) -> Result<Option<(Head, Held)>, Broken> {
         let head = match self.state {
             State::Body(head) => head,
             State::Head => {
@@ -227,15 +227,15 @@ impl Decoder {
     }
 
     /// Ends the stream because the frame, good in itself, has no place in it.
-    pub(crate) fn refuse(&mut self, reason: &'static str, bytes: &mut BytesMut) -> RecvError {
+    pub(crate) fn refuse(&mut self, reason: &'static str, bytes: &mut BytesMut) -> Broken {
         self.fail(Broken::Protocol(reason), bytes)
     }
 
     /// What came is dropped, and what comes later too: whoever goes on reading must not gather it.
-    fn fail(&mut self, broken: Broken, bytes: &mut BytesMut) -> RecvError {
+    fn fail(&mut self, broken: Broken, bytes: &mut BytesMut) -> Broken {
         self.state = State::Broken(broken);
         bytes.clear();
-        broken.into()
+        broken
     }
 
     /// Ends the frame that has begun, whose body went elsewhere. Gives its header.
@@ -313,7 +313,7 @@ mod tests {
     fn a_length_over_the_limit_is_refused_before_its_body_is_awaited() {
         let mut bytes = wire(1, 0, b"123456");
         let error = Decoder::new(5).decode(&mut bytes).unwrap_err();
-        assert!(matches!(error, RecvError::TooLarge { len: 6, max: 5 }));
+        assert_eq!(error, Broken::TooLarge { len: 6, max: 5 });
     }
 
     #[test]
@@ -322,7 +322,7 @@ mod tests {
         let mut decoder = Decoder::new(5);
         let mut bytes = BytesMut::from(&[&wire(1, 0, b"123456")[..], &good[..]].concat()[..]);
         for _ in 0..3 {
-            assert!(matches!(decoder.decode(&mut bytes), Err(RecvError::TooLarge { len: 6, max: 5 })));
+            assert_eq!(decoder.decode(&mut bytes), Err(Broken::TooLarge { len: 6, max: 5 }));
             assert!(bytes.is_empty() && !decoder.at_boundary(&bytes) && decoder.missing(&bytes) == 0);
             bytes.extend_from_slice(&good);
         }
@@ -330,7 +330,7 @@ mod tests {
         assert!(decoder.decode(&mut BytesMut::from(&good[..HEAD_LEN])).unwrap().is_none());
         assert_eq!(decoder.begun().unwrap().len, 3);
         decoder.refuse("not here", &mut bytes);
-        assert!(matches!(decoder.decode(&mut bytes), Err(RecvError::Protocol { reason: "not here" })));
+        assert_eq!(decoder.decode(&mut bytes), Err(Broken::Protocol("not here")));
     }
 
     #[test]

@@ -189,8 +189,8 @@ fn messages(max: usize, stream: &[u8], piece: usize) -> Vec<String> {
             let (head, body) = match decoder.decode(&mut buffer) {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break,
-                Err(error) => {
-                    seen.push(error.to_string());
+                Err(broken) => {
+                    seen.push(RecvError::from(broken).to_string());
                     return seen;
                 }
             };
