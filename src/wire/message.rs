@@ -156,7 +156,7 @@ impl FromWorker {
             return Err(RecvError::Protocol { reason: "file descriptors where none are expected" });
         }
         // Many may come that say nothing, so each is to be small.
-        if (kind == Kind::Bell as u8 || kind == Kind::Begun as u8) && !frame.body.is_empty() {
+        if [Kind::Ready, Kind::Bell, Kind::Begun].map(|kind| kind as u8).contains(&kind) && !frame.body.is_empty() {
             return Err(RecvError::Protocol { reason: "a body where none is expected" });
         }
         if kind == Kind::Done as u8 {
@@ -164,7 +164,6 @@ impl FromWorker {
         } else if kind == Kind::Failed as u8 {
             Ok(Self::Failed(frame.id, body::decode(&frame.body).map_err(decoded)?))
         } else if kind == Kind::Ready as u8 {
-            body::decode::<ImageId>(&frame.body).map_err(decoded)?;
             Ok(Self::Ready)
         } else if kind == Kind::Refused as u8 {
             Ok(Self::Refused(body::decode(&frame.body).map_err(decoded)?))
@@ -189,4 +188,21 @@ pub(crate) fn frame<T: Serialize>(kind: Kind, id: u64, message: &T) -> Frame {
     // Strings are cut before they get here, and nothing else in these types can fail; an empty body is refused there.
     let _ = body::encode(message, &mut bytes, usize::MAX);
     Frame { kind: kind as u8, id, body: bytes.freeze().into(), ..Frame::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::image;
+
+    #[test]
+    fn what_says_all_by_its_kind_has_no_body() {
+        for kind in [Kind::Ready, Kind::Bell, Kind::Begun] {
+            let parse = |body| FromWorker::parse(Frame { kind: kind as u8, body, ..Frame::default() });
+            assert!(parse(Held::default()).is_ok());
+            // What came with the first of them once.
+            let refused = parse(frame(kind, 0, &image::id()).body);
+            assert!(matches!(refused, Err(RecvError::Protocol { .. })), "{refused:?}");
+        }
+    }
 }

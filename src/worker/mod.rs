@@ -211,7 +211,7 @@ fn serve(socket: &Socket, slot: Slot) -> ! {
     };
     let (hello, ledger) = greet(hello, slot).unwrap_or_else(|reason| refuse(socket, &reason));
     let mut outbox = Outbox::default();
-    outbox.push(message::frame(Kind::Ready, 0, &hello.image));
+    outbox.push(Frame { kind: Kind::Ready as u8, ..Frame::default() });
     // At once, not with the first reply: the first task may never give one.
     if socket.block_when(Ready::Write, || outbox.flush(socket)).is_err() {
         process::exit(start::EXIT_NO_PARENT)
