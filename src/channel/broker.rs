@@ -5,7 +5,7 @@
 //!  Holder ── Client ── socket ──▶ attend: serve ── Desk ──┴── what they share
 //! ```
 //!
-//! It runs on the flusher's thread of the process that made it. A holder that travels is a new socket, whose other end goes
+//! It runs on the background thread of the process that made it. A holder that travels is a new socket, whose other end goes
 //! to the broker, from another process by way of the old holder; so no process needs to wait for another one to hand its own on.
 //! What holders ask is done in the order of `order.rs`; what they only tell, and their end, at once. A holder is killed at any
 //! moment: its desk is dropped, which gives back what it held, and nobody else was ever in the middle of anything.
@@ -26,7 +26,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::order::{Attendance, Order, Turn};
 use super::service::{Bound, last_word, serve_within, turn_away};
-use super::{Client, Duplex, duplex, flusher};
+use super::{Client, Duplex, background, duplex};
 use crate::error::{CallError, RecvError};
 use crate::sys::clock::monotonic_nanos;
 
@@ -98,7 +98,7 @@ impl<D: Desk> Holder<D> {
         let (ours, theirs) = duplex()?;
         let places = Arc::new(Semaphore::new(MOST_FOREIGN));
         let broker = Arc::new(Broker { shared: Arc::new(shared), places, order: Arc::default() });
-        flusher::runtime()?.spawn(attend::<D>(theirs, Arc::clone(&broker), role, None));
+        background::runtime()?.spawn(attend::<D>(theirs, Arc::clone(&broker), role, None));
         Ok(Self::over(ours, Some(broker)))
     }
 
@@ -114,7 +114,7 @@ impl<D: Desk> Holder<D> {
     fn another(&self, role: D::Role) -> io::Result<Duplex<Said<D>, D::Answer>> {
         let (ours, theirs) = duplex()?;
         match &self.broker {
-            Some(broker) => drop(flusher::runtime()?.spawn(attend(theirs, Arc::clone(broker), role, None))),
+            Some(broker) => drop(background::runtime()?.spawn(attend(theirs, Arc::clone(broker), role, None))),
             None => self.client.tell(Said::Share(role, Box::new(theirs))).map_err(io::Error::other)?,
         }
         Ok(ours)

@@ -7,6 +7,7 @@
 //!  parent.rs                       a channel between two programs
 //!  departure.rs  gather.rs         one frame's way out; and when it waits for others
 //!  flusher.rs                      who goes on when the socket is full
+//!  background.rs                   the thread with a runtime of its own on which that, and more, is done
 //!  service/                        calls: requests and their answers, many at once over one duplex
 //!  broker.rs                       one process that keeps something for many; see `sync/`
 //!  listener/                       duplexes between processes that are no relatives
@@ -19,6 +20,7 @@
 //! ```
 
 mod acked;
+pub(crate) mod background;
 mod block;
 pub(crate) mod broker;
 #[cfg(test)]

@@ -15,7 +15,8 @@ use tokio::io::Interest;
 use tokio::runtime::{Handle, Id};
 use tokio::task::{coop, yield_now};
 
-use super::flusher::{self, FD_PAUSE, is_fd_congestion};
+use super::background::{self, PAUSE};
+use super::flusher::is_fd_congestion;
 use super::turns::Turns;
 use crate::sys::home::Home;
 use crate::sys::reactor::Registered;
@@ -150,7 +151,7 @@ impl Socket {
                 result => result,
             };
             match result {
-                Err(error) if is_fd_congestion(&error) => flusher::pause().await?,
+                Err(error) if is_fd_congestion(&error) => background::pause().await?,
                 result => return result,
             }
         }
@@ -286,7 +287,7 @@ impl Socket {
         loop {
             match io() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket::wait(self, ready)?,
-                Err(error) if is_fd_congestion(&error) => thread::sleep(FD_PAUSE),
+                Err(error) if is_fd_congestion(&error) => thread::sleep(PAUSE),
                 result => return result,
             }
         }
@@ -297,9 +298,9 @@ impl Socket {
         loop {
             match io() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    socket::wait_within(self, Ready::Write, FD_PAUSE)?;
+                    socket::wait_within(self, Ready::Write, PAUSE)?;
                 }
-                Err(error) if is_fd_congestion(&error) => thread::sleep(FD_PAUSE),
+                Err(error) if is_fd_congestion(&error) => thread::sleep(PAUSE),
                 result => return result,
             }
         }
@@ -316,7 +317,7 @@ impl Socket {
     async fn readiness_in_time(&self, ready: Ready) -> io::Result<Arc<Readiness>> {
         loop {
             match self.readiness(ready) {
-                Err(error) if is_fd_shortage(&error) => flusher::pause().await?,
+                Err(error) if is_fd_shortage(&error) => background::pause().await?,
                 result => return result,
             }
         }
@@ -371,7 +372,7 @@ fn is_fd_shortage(error: &io::Error) -> bool {
 /// Has who is polled try again after a pause, where what kept it from waiting is that there was no fd. That passes, and an error
 /// would be the end of whoever reads.
 fn poll_again<R>(cx: &Context<'_>, error: io::Error) -> Poll<io::Result<R>> {
-    if is_fd_shortage(&error) && flusher::wake_after_pause(cx.waker().clone()).is_ok() {
+    if is_fd_shortage(&error) && background::wake_after_pause(cx.waker().clone()).is_ok() {
         return Poll::Pending;
     }
     Poll::Ready(Err(error))

@@ -12,7 +12,7 @@ use std::task::{Poll, Waker};
 
 use tokio::task::yield_now;
 
-use super::flusher;
+use super::background;
 use crate::task::unheeded;
 
 /// Each so many rings are for all that wait, and not for the first alone.
@@ -64,7 +64,7 @@ impl Turns {
     fn ring(&self) {
         let line = Arc::clone(&self.0);
         let mut rings = 0;
-        let rung = flusher::repeat(move || {
+        let rung = background::repeat(move || {
             rings += 1;
             let mut line = lock(&line);
             line.is_rung = !line.waiting.is_empty();

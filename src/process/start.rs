@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 use super::keeper::{self, Terms};
 use super::kept::KillOnDrop;
 use super::program::{Born, EnvChange, Launch, Plain, Program, spawn_std};
-use crate::channel::flusher::{self, is_fd_congestion};
+use crate::channel::background;
+use crate::channel::flusher::is_fd_congestion;
 use crate::channel::inbox::Inbox;
 use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
@@ -296,7 +297,7 @@ pub(crate) async fn first_words(
         match outbox.flush(&ours) {
             // Whoever is to take them in may wait for this very start.
             Err(error) if is_fd_congestion(&error) && outbox.sent() == 0 && begun.elapsed() < READY_WITHIN => {
-                flusher::pause().await?;
+                background::pause().await?;
             }
             Err(error)
                 if error.kind() != io::ErrorKind::WouldBlock && (outbox.sent() == 0 || !is_fd_congestion(&error)) =>

@@ -12,7 +12,7 @@ use tokio::task::coop;
 use tokio::time::sleep;
 
 use super::{ACK, AGAIN, ASK, BACK, END, LEAVE, word};
-use crate::channel::flusher;
+use crate::channel::background;
 use crate::channel::inbox::Inbox;
 use crate::channel::sending::Sending;
 use crate::channel::service::last_word;
@@ -156,7 +156,7 @@ impl Broker {
             && !last.state().is_done()
         {
             // Nobody will get what is left.
-            flusher::let_go(last);
+            background::let_go(last);
         }
         if let Err(RecvError::Io(error)) = ended {
             // It would take the end of its socket for that of this process.
@@ -187,7 +187,7 @@ impl Broker {
         self.release(state);
         // The owners of its bytes may use the queue, and wait for what this very thread is to do.
         if let Some(done) = done.filter(|(_, item)| !item.more.is_empty()) {
-            flusher::let_go(done);
+            background::let_go(done);
         }
         true
     }
@@ -223,14 +223,14 @@ impl Broker {
     fn retry(self: &Arc<Self>) {
         let broker = Arc::downgrade(self);
         let again = async move {
-            sleep(flusher::FD_PAUSE).await;
+            sleep(background::PAUSE).await;
             // With nobody left to give to, it is gone.
             let Some(broker) = broker.upgrade() else { return };
             let mut state = broker.state();
             state.retrying = false;
             broker.release(state);
         };
-        match flusher::runtime() {
+        match background::runtime() {
             Ok(runtime) => drop(runtime.spawn(again)),
             // There is none only where there is no receiver either.
             Err(_) => self.state().retrying = false,

@@ -28,7 +28,7 @@ use self::broker::Broker;
 use super::block::block_on;
 use super::sending::Sending;
 use super::socket::Socket;
-use super::{flusher, value};
+use super::{background, value};
 use crate::error::SendError;
 use crate::sys::socket as sys;
 use crate::wire::frame::{Frame, Limits};
@@ -132,7 +132,7 @@ impl<T> AckedQueue<T> {
     pub fn receiver(&self) -> io::Result<AckedReceiver<T>> {
         let (ours, theirs) = sys::stream_pair()?;
         let ours = Arc::new(Sending::new(Arc::new(Socket::new(ours))));
-        flusher::runtime()?.spawn(Arc::clone(&self.broker).serve(ours));
+        background::runtime()?.spawn(Arc::clone(&self.broker).serve(ours));
         Ok(AckedReceiver::new(theirs))
     }
 
@@ -164,7 +164,7 @@ impl<T: Serialize> AckedQueue<T> {
         async move {
             let frame = frame?;
             // One that a copy gave to a receiver nobody would know of.
-            flusher::no_forked_copy()?;
+            background::no_forked_copy()?;
             self.broker.put(frame).await;
             Ok(())
         }
@@ -195,7 +195,7 @@ impl<T> fmt::Debug for AckedQueue<T> {
 impl<T> Drop for AckedQueue<T> {
     fn drop(&mut self) {
         // In a forked copy the receivers are the original's, and a lock may be held for good.
-        if flusher::no_forked_copy().is_ok() {
+        if background::no_forked_copy().is_ok() {
             self.broker.close();
         }
     }

@@ -132,7 +132,7 @@ impl Drop for Scribe {
 fn hold_up() -> mpsc::Sender<()> {
     let (release, released) = mpsc::channel::<()>();
     let (holds, held_up) = mpsc::channel();
-    flusher::runtime().unwrap().spawn(async move {
+    background::runtime().unwrap().spawn(async move {
         holds.send(()).unwrap();
         let _ = released.recv();
     });

@@ -12,7 +12,7 @@ use super::greeting::{Admit, PATIENCE, expect_hello, hello, is_admitted};
 use super::place::split;
 use crate::channel::block::block_on;
 use crate::channel::duplex::Sides;
-use crate::channel::{Duplex, flusher};
+use crate::channel::{Duplex, background};
 use crate::sys::rendezvous::Directory;
 
 /// Connects to a [`Listener`](crate::Listener) of this user: the end sends `A` and receives `B`, so the listener is a
@@ -63,9 +63,9 @@ pub fn blocking_connect<A, B>(path: impl AsRef<Path>) -> io::Result<Duplex<A, B>
     block_on(reach(path.as_ref().to_owned(), None))
 }
 
-/// Connects on the flusher's thread, which has timers.
+/// Connects on the background thread, which has timers.
 async fn reach<A, B>(path: PathBuf, admit: Option<Admit>) -> io::Result<Duplex<A, B>> {
-    let task = flusher::runtime()?.spawn(async move {
+    let task = background::runtime()?.spawn(async move {
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the listener has not answered");
         timeout(PATIENCE, shake_hands(&path, admit)).await.map_err(late)?
     });
@@ -79,7 +79,7 @@ async fn shake_hands(path: &Path, admit: Option<Admit>) -> io::Result<Sides> {
     let socket = loop {
         match dir.connect(name) {
             // As many wait there as may.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(flusher::FD_PAUSE).await,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(background::PAUSE).await,
             connected => break connected?,
         }
     };

@@ -1,6 +1,6 @@
 //! Clients between the kernel's queue and `accept`: who they are, and whether they speak our language.
 //!
-//! It runs on the flusher's thread, so that clients are greeted whatever the program's own runtime is doing.
+//! It runs on the background thread, so that clients are greeted whatever the program's own runtime is doing.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;

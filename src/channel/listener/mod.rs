@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  bind ── place.rs: the directory, the socket's name in it, what an earlier process left there
-//!   └─ greeting.rs, on the flusher's thread: accepts, checks who it is, shakes hands; each client by itself
+//!   └─ greeting.rs, on the background thread: accepts, checks who it is, shakes hands; each client by itself
 //!       └─ accept() takes one that is ready
 //! ```
 
@@ -20,7 +20,7 @@ use std::sync::Arc;
 use self::greeting::{Admit, Greeting};
 use self::place::Place;
 use super::block::block_on;
-use super::{Duplex, flusher};
+use super::{Duplex, background};
 use crate::sys::rendezvous;
 
 pub use connect::{blocking_connect, connect, connect_to};
@@ -120,7 +120,7 @@ impl<A, B> Listener<A, B> {
 
     fn listen(path: &Path, admit: Option<Admit>) -> io::Result<Self> {
         // What may fail comes first: nothing closes the socket that has a place.
-        let runtime = flusher::runtime()?;
+        let runtime = background::runtime()?;
         let (place, socket) = Place::take(path, admit.is_some())?;
         Ok(Self { place, greeting: Greeting::start(&runtime, socket, admit), messages: PhantomData })
     }
@@ -136,7 +136,7 @@ impl<A, B> Listener<A, B> {
     /// Dropping the future loses no client.
     pub async fn accept(&self) -> io::Result<(Duplex<A, B>, Peer)> {
         // Nobody greets clients there.
-        flusher::no_forked_copy()?;
+        background::no_forked_copy()?;
         let (sides, peer) = self.greeting.next().await?;
         Ok((Duplex::over(sides), peer))
     }

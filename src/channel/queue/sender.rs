@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::packet::Packet;
 use crate::channel::socket::Socket;
 use crate::channel::turns::Turns;
-use crate::channel::{flusher, travel};
+use crate::channel::{background, flusher, travel};
 use crate::error::{SendError, TrySendError};
 use crate::sys::socket::Ready;
 use crate::wire::frame::Limits;
@@ -156,7 +156,7 @@ impl Shared {
     async fn send(&self, mut packet: Packet) -> Result<(), SendError> {
         loop {
             match self.socket.when_in_turn(Ready::Write, &self.turns, || packet.send(&self.socket)).await {
-                Err(error) if flusher::is_fd_congestion(&error) => flusher::pause().await?,
+                Err(error) if flusher::is_fd_congestion(&error) => background::pause().await?,
                 result => return result.map_err(sent),
             }
         }

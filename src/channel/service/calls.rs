@@ -1,7 +1,7 @@
 //! The open calls of a client, and the tasks that read their answers.
 //!
 //! A call waits in the table; a reader gives it its answer. Each runtime from which calls are made has a reader of its own,
-//! and plain threads have one on the flusher's; a call that is polled in another runtime than before is waited for there
+//! and plain threads have one on the background thread; a call that is polled in another runtime than before is waited for there
 //! from then on. So whoever can wait for an answer has a reader that runs, and no call is held up by another one that nobody
 //! polls. Readers hold nothing: whichever comes first takes what has arrived.
 
@@ -357,7 +357,7 @@ mod tests {
         std::thread::scope(|scope| {
             let reader = scope.spawn(|| {
                 let mut cx = Context::from_waker(Waker::noop());
-                calls.poll_read(&mut cx, Place::Flusher).is_ready()
+                calls.poll_read(&mut cx, Place::Background).is_ready()
             });
             while !socket::is_drained(&**calls.sending.socket()).unwrap() {
                 std::thread::yield_now();

@@ -117,7 +117,7 @@ impl<Req: Serialize, Resp: DeserializeOwned> Client<Req, Resp> {
     /// As [`call_noting`](Self::call_noting), on this thread.
     pub(crate) fn blocking_call_noting(&self, request: Req, sent: &mut bool) -> Result<Resp, CallError> {
         let request = self.request(request)?;
-        answer(block_on(self.calls.call(request, || Place::Flusher, sent))?)
+        answer(block_on(self.calls.call(request, || Place::Background, sent))?)
     }
 
     /// Sends a request whose answer nobody waits for, without waiting.

@@ -8,7 +8,7 @@ use std::task::Waker;
 use tokio::runtime::{Handle, Id};
 use tokio::task::AbortHandle;
 
-use crate::channel::flusher;
+use crate::channel::background;
 use crate::error::{CallError, RecvError};
 use crate::wire::frame::Frame;
 
@@ -46,28 +46,28 @@ pub(super) struct Reader {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Runtime(Id),
-    Flusher,
+    Background,
 }
 
 impl Place {
     /// The runtime that polls the caller, if there is one.
     pub(super) fn here() -> Self {
-        Handle::try_current().map_or(Self::Flusher, |handle| Self::Runtime(handle.id()))
+        Handle::try_current().map_or(Self::Background, |handle| Self::Runtime(handle.id()))
     }
 
-    /// Where a call that has waited here waits when it is polled. The flusher always runs, and who waits for that one blocks
-    /// the thread that polls.
+    /// Where a call that has waited here waits when it is polled. The background thread always runs, and who waits for that one
+    /// blocks the thread that polls.
     pub(super) fn or_here(self) -> Self {
         match self {
             Self::Runtime(_) => Self::here(),
-            Self::Flusher => self,
+            Self::Background => self,
         }
     }
 
     pub(super) fn handle(self) -> io::Result<Handle> {
         match self {
             Self::Runtime(_) => Handle::try_current().map_err(io::Error::other),
-            Self::Flusher => flusher::runtime(),
+            Self::Background => background::runtime(),
         }
     }
 }
