@@ -60,26 +60,19 @@ pub(super) fn repeat(mut call: impl FnMut() -> bool + Send + 'static) -> io::Res
     })
 }
 
+static HOME: Home = Home::new();
+
 /// Refuses what needs the thread in a copy of the process that it is in: nobody would ever answer there, and what a copy says
 /// through ends that it has with the original is taken for the original's.
 pub(super) fn no_forked_copy() -> io::Result<()> {
-    if HOME.is_elsewhere() { settle() } else { Ok(()) }
-}
-
-static HOME: Home = Home::new();
-
-fn settle() -> io::Result<()> {
-    HOME.settle().map_err(|process| {
-        io::Error::other(format!(
-            "this process is a copy that process {process} forked, without the thread that sends and answers"
-        ))
-    })
+    HOME.check("without the thread that sends and answers")
 }
 
 /// The runtime of that thread. What runs on it must never block.
 pub(super) fn runtime() -> io::Result<Handle> {
     static RUNTIME: Mutex<Option<Handle>> = Mutex::new(None);
-    settle()?;
+    HOME.settle();
+    no_forked_copy()?;
     let mut slot = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(handle) = &*slot {
         return Ok(handle.clone());

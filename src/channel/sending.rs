@@ -128,7 +128,7 @@ impl Sending {
     /// As [`pass_on`](Self::pass_on), when something is dropped. In a forked copy it is the original that sends what was pushed,
     /// and keeps the socket open for what it likes.
     pub(crate) fn let_go(self: &Arc<Self>) -> bool {
-        !self.socket.is_copy() && self.pass_on()
+        !self.socket.is_forked_copy() && self.pass_on()
     }
 
     /// Sees to it that what was pushed leaves without whoever pushed it. Says whether somebody keeps the socket open: for what

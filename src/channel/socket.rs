@@ -94,15 +94,13 @@ impl Socket {
 
     /// Whether this is a copy that fork(2) made of the process that made it. Both have the one connection, and what a copy says
     /// there by dropping something is taken for the original's word.
-    pub(super) fn is_copy(&self) -> bool {
+    pub(super) fn is_forked_copy(&self) -> bool {
         self.home.is_elsewhere()
     }
 
     /// Refuses to go on in such a copy.
-    pub(super) fn no_copy(&self) -> io::Result<()> {
-        self.home.settle().map_err(|process| {
-            io::Error::other(format!("this process is a copy that process {process} forked, whose connection it is"))
-        })
+    pub(super) fn no_forked_copy(&self) -> io::Result<()> {
+        self.home.check("whose connection it is")
     }
 
     /// Gives up the places in all reactors where nobody waits just now. What else happens to it wakes nobody then.

@@ -5,6 +5,7 @@
 //! `madvise(2)` with `MADV_WIPEONFORK`. Also one that was made behind the C library's back, where no handler of `pthread_atfork(3)`
 //! would run.
 
+use std::io;
 use std::process;
 use std::ptr::{self, null_mut};
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -32,14 +33,22 @@ impl Home {
         home != 0 && home != here()
     }
 
-    /// Says that they are here. If this is a copy of the process that they are in, gives the number of that one.
-    pub(crate) fn settle(&self) -> Result<(), u32> {
-        let here = here();
-        match self.0.compare_exchange(0, here, Ordering::Relaxed, Ordering::Relaxed) {
-            #[expect(clippy::cast_possible_truncation, reason = "the process's number is the lower half")]
-            Err(home) if home != here => Err(home as u32),
-            _ => Ok(()),
-        }
+    /// Says that they are here, if nobody has said where they are.
+    pub(crate) fn settle(&self) {
+        let _ = self.0.compare_exchange(0, here(), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Refuses to go on in a copy of the process that they are in. `lacks` ends the sentence that says so.
+    #[inline]
+    pub(crate) fn check(&self, lacks: &str) -> io::Result<()> {
+        if self.is_elsewhere() { Err(self.refusal(lacks)) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn refusal(&self, lacks: &str) -> io::Error {
+        #[expect(clippy::cast_possible_truncation, reason = "the process's number is the lower half")]
+        let home = self.0.load(Ordering::Relaxed) as u32;
+        io::Error::other(format!("this process is a copy that process {home} forked, {lacks}"))
     }
 }
 
@@ -110,6 +119,8 @@ mod tests {
         }
         let home = Home::here();
         assert!(process::id() == 1 && !home.is_elsewhere());
-        assert!(first::holds_in_a_namesake(|| home.is_elsewhere() && home.settle() == Err(1)));
+        assert!(first::holds_in_a_namesake(
+            || home.is_elsewhere() && home.check("").is_err_and(|error| error.to_string().contains(" 1 "))
+        ));
     }
 }

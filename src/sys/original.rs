@@ -6,13 +6,12 @@ static HOME: Home = Home::new();
 
 /// Marks this process as the original of all copies that are made of it.
 pub(crate) fn mark() {
-    // It is the first time, so this is the original.
-    let _ = HOME.settle();
+    HOME.settle();
 }
 
 /// Whether this is a copy of the process that was marked.
 #[inline]
-pub(crate) fn is_copy() -> bool {
+pub(crate) fn is_forked_copy() -> bool {
     HOME.is_elsewhere()
 }
 
@@ -20,7 +19,7 @@ pub(crate) fn is_copy() -> bool {
 /// with the original is touched, neither by a destructor nor by an exit handler; `_exit(2)`.
 #[inline]
 pub(crate) fn end_copy(code: i32) {
-    if is_copy() {
+    if is_forked_copy() {
         // SAFETY: it ends the process; nothing of it runs after that.
         unsafe { libc::_exit(code) }
     }

@@ -69,7 +69,7 @@ pub(crate) fn catch<R>(task: impl FnOnce() -> R) -> Result<R, Panic> {
     RUNNING.set(was_running);
     let survived = NOTED.replace(before);
     // A copy that the task forked has the notes of the original, which prints them.
-    if !survived.is_empty() && !original::is_copy() {
+    if !survived.is_empty() && !original::is_forked_copy() {
         survived.iter().for_each(print);
     }
     result

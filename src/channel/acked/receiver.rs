@@ -208,7 +208,7 @@ impl<T> fmt::Debug for AckedReceiver<T> {
 impl<T> Drop for AckedReceiver<T> {
     fn drop(&mut self) {
         // Deliveries may keep the socket open for a while, so its end does not say this.
-        if self.stage == Stage::Asked && !self.sending.socket().is_copy() {
+        if self.stage == Stage::Asked && !self.sending.socket().is_forked_copy() {
             let _ = self.sending.post(word(LEAVE, 0));
         }
     }
@@ -282,7 +282,7 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         // In a forked copy it is the original's, which works on it.
-        if self.id != Self::SETTLED && !self.sending.socket().is_copy() {
+        if self.id != Self::SETTLED && !self.sending.socket().is_forked_copy() {
             let _ = self.sending.post(word(BACK, self.id));
         }
     }

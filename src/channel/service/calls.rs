@@ -58,7 +58,7 @@ impl Calls {
         sent: &mut bool,
     ) -> Result<Frame, CallError> {
         // The original has calls with the same numbers, and each of the two might read the other's answers.
-        self.sending.socket().no_copy()?;
+        self.sending.socket().no_forked_copy()?;
         // Given back after the cancellation was posted: then the server never has more than it may.
         let _one_of_them = match self.bound {
             Bound::Wait(_) => self.free.acquire().await.map_err(|_| CallError::Closed)?,
@@ -74,7 +74,7 @@ impl Calls {
     /// Posts a request whose answer nobody waits for.
     pub(crate) fn tell(&self, request: Frame) -> Result<(), SendError> {
         // What a copy gives back by dropping it the original still has.
-        self.sending.socket().no_copy()?;
+        self.sending.socket().no_forked_copy()?;
         let id = self.table().next();
         self.sending.post(Frame { id, ..request })
     }
@@ -272,7 +272,7 @@ struct Call<'a> {
 impl Call<'_> {
     fn poll(&mut self, cx: &mut Context<'_>, leaving: &mut Option<Departure<'_>>) -> Poll<Result<Frame, CallError>> {
         // It may have been begun by the original.
-        self.calls.sending.socket().no_copy()?;
+        self.calls.sending.socket().no_forked_copy()?;
         if let Some(departure) = leaving {
             let polled = Pin::new(&mut *departure).poll(cx);
             *self.sent = departure.is_in();
@@ -325,7 +325,7 @@ impl Drop for Call<'_> {
         let mut table = self.calls.table();
         let is_unanswered = matches!(table.open.get(&self.id), Some(Slot::Waiting { .. } | Slot::Abandoned));
         // In a forked copy the original waits on.
-        if is_unanswered && *self.sent && table.end.is_none() && !self.calls.sending.socket().is_copy() {
+        if is_unanswered && *self.sent && table.end.is_none() && !self.calls.sending.socket().is_forked_copy() {
             drop(table);
             // While it is in the table: else the client may be another process's by now, which knows nothing of this call.
             // If it can't be told, it is going to see the end.

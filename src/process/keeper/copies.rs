@@ -13,9 +13,6 @@ pub(crate) fn is_forked_copy() -> bool {
 
 /// Refuses to go on in a copy of the process that our threads are in: nobody would ever start or reap anything there.
 pub(in crate::process) fn no_forked_copy() -> io::Result<()> {
-    HOME.settle().map_err(|process| {
-        io::Error::other(format!(
-            "this process is a copy that process {process} forked, without the threads that start and reap children"
-        ))
-    })
+    HOME.settle();
+    HOME.check("without the threads that start and reap children")
 }
