@@ -18,7 +18,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::receiving::Receiving;
 use super::sending::Sending;
 use super::socket::Socket;
-use super::{travel, value};
+use super::travel::{BothIn, BothOut};
+use super::value;
 use crate::error::{RecvError, SendError};
 use crate::sys::socket as sys;
 use crate::wire::frame::Limits;
@@ -235,13 +236,13 @@ impl<A, B> fmt::Debug for Duplex<A, B> {
 
 impl Serialize for Sides {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        travel::serialize_both(&self.sending, &self.receiving, serializer)
+        BothOut(&self.sending, &self.receiving).serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Sides {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        travel::deserialize_both(deserializer).map(|(sending, receiving)| Self::with(sending, receiving))
+        BothIn::deserialize(deserializer).map(|BothIn(sending, receiving)| Self::with(sending, receiving))
     }
 }
 

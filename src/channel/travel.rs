@@ -82,19 +82,24 @@ fn resume<E: serde::de::Error>(ReceivingIn(fd, bounds, unread, batches): Receivi
     Ok(Receiving::resume(Arc::new(stream(fd)?), limits(bounds), BytesMut::from(unread), batches))
 }
 
-/// Both sides of one socket; the limits are the receiving side's.
-pub(super) fn serialize_both<S: Serializer>(
-    sending: &Sending,
-    receiving: &Receiving,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    sending.hand_over(|state| serialize_behind(state, receiving, serializer))
+/// Both sides of one socket, on their way out; the limits are the receiving side's.
+pub(super) struct BothOut<'a>(pub(super) &'a Sending, pub(super) &'a Receiving);
+
+impl Serialize for BothOut<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.hand_over(|state| serialize_behind(state, self.1, serializer))
+    }
 }
 
-pub(super) fn deserialize_both<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(Sending, Receiving), D::Error> {
-    let (state, receiving) = Deserialize::deserialize(deserializer)?;
-    let receiving = resume(receiving)?;
-    Ok((Sending::resume(Arc::clone(receiving.socket()), state), receiving))
+/// Both sides of one socket that came.
+pub(super) struct BothIn(pub(super) Sending, pub(super) Receiving);
+
+impl<'de> Deserialize<'de> for BothIn {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (state, receiving) = Deserialize::deserialize(deserializer)?;
+        let receiving = resume(receiving)?;
+        Ok(Self(Sending::resume(Arc::clone(receiving.socket()), state), receiving))
+    }
 }
 
 /// An end of a queue, which stays as it is: any number of processes may hold it.

@@ -20,7 +20,8 @@ use super::{ACK, AGAIN, ASK, BACK, END, LEAVE, word};
 use crate::channel::receiving::Receiving;
 use crate::channel::sending::Sending;
 use crate::channel::socket::Socket;
-use crate::channel::{travel, value};
+use crate::channel::travel::{BothIn, BothOut};
+use crate::channel::value;
 use crate::error::{RecvError, SendError};
 use crate::wire::frame::{Frame, Limits, REFUSAL, VALUE};
 
@@ -188,13 +189,13 @@ impl<T> Serialize for AckedReceiver<T> {
                 "an item of this receiver is still out: acknowledge or drop it before sending the receiver",
             ));
         }
-        (Sides(&self.sending, &self.receiving), self.stage).serialize(serializer)
+        (BothOut(&self.sending, &self.receiving), self.stage).serialize(serializer)
     }
 }
 
 impl<'de, T> Deserialize<'de> for AckedReceiver<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (Both(sending, receiving), stage) = Deserialize::deserialize(deserializer)?;
+        let (BothIn(sending, receiving), stage) = Deserialize::deserialize(deserializer)?;
         Ok(Self::with(sending, receiving, stage))
     }
 }
@@ -285,22 +286,5 @@ impl Drop for Claim {
         if self.id != Self::SETTLED && !self.sending.socket().is_forked_copy() {
             let _ = self.sending.post(word(BACK, self.id));
         }
-    }
-}
-
-/// The two sides of its socket, on their way out.
-struct Sides<'a>(&'a Sending, &'a Receiving);
-
-impl Serialize for Sides<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        travel::serialize_both(self.0, self.1, serializer)
-    }
-}
-
-struct Both(Sending, Receiving);
-
-impl<'de> Deserialize<'de> for Both {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        travel::deserialize_both(deserializer).map(|(sending, receiving)| Self(sending, receiving))
     }
 }
