@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::mem;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -45,7 +45,7 @@ impl Departure<'_> {
     fn attempt(&mut self, line: &mut Line, socket: &Socket, waker: Option<&Waker>) -> Attempt {
         if let Step::Enter(frame) = &mut self.step {
             match line.attempt(socket, Until::Room) {
-                Err(Ok(())) => {
+                ControlFlow::Break(Ok(())) => {
                     let begin = line.outbox.pushed();
                     // It is dropped where it lies: most often its bytes are copied, and to move it took longer than that.
                     let (body, fds) = ((&frame.body, &frame.more[..]), mem::take(&mut frame.fds));
@@ -53,7 +53,7 @@ impl Departure<'_> {
                     let due = self.sending.due.fetch_sub(1, Ordering::Relaxed) - 1;
                     if waker.is_some_and(|waker| line.may_gather() && line.gathering.join(waker, due)) {
                         self.step = Step::Gathered(place);
-                        return Ok(Until::Return);
+                        return ControlFlow::Continue(Until::Return);
                     }
                     self.step = Step::Leave(place);
                 }
@@ -62,7 +62,7 @@ impl Departure<'_> {
         }
         match &self.step {
             Step::Leave(place) | Step::Gathered(place) => line.attempt(socket, Until::Left(place.end)),
-            Step::Enter(_) => Ok(Until::Room),
+            Step::Enter(_) => ControlFlow::Continue(Until::Room),
         }
     }
 }
@@ -97,28 +97,28 @@ impl<'a> Departure<'a> {
             }
             let attempted = self.attempt(&mut line, self.sending.socket(), None);
             let (mut former, mut start) = (None, false);
-            moving = attempted.is_ok() && line.mover == Mover::None && !line.congested;
+            moving = attempted.is_continue() && line.mover == Mover::None && !line.congested;
             if moving {
                 line.mover = Mover::Thread;
-            } else if let Ok(until) = attempted {
+            } else if let ControlFlow::Continue(until) = attempted {
                 former = line.wait(&mut self.ticket, until, waker.clone());
                 start = line.appoint_flusher();
             }
             self.sending.release(line, start);
             drop(former);
             match attempted {
-                Err(result) => {
+                ControlFlow::Break(result) => {
                     self.over = true;
                     // What others have let in meanwhile needs somebody else now.
                     self.sending.pass_on();
                     return result;
                 }
-                Ok(_) if moving => {
+                ControlFlow::Continue(_) if moving => {
                     if let Err(error) = socket::wait(&**self.sending.socket(), Ready::Write) {
                         self.sending.fail(&error);
                     }
                 }
-                Ok(_) => thread::park(),
+                ControlFlow::Continue(_) => thread::park(),
             }
         }
     }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::ControlFlow;
 use std::task::Waker;
 
 use bytes::Bytes;
@@ -33,10 +34,8 @@ pub(super) struct Line {
     pub(super) outbox: Outbox,
     pub(super) gathering: Gathering,
     pub(super) state: State,
-    /// Behind [`State::Moved`].
+    /// Whether another process has this end now.
     pub(super) moved: Moved,
-    /// How it stood before that, and stands again when that is called off.
-    pub(super) before: State,
     pub(super) mover: Mover,
     /// The flusher's task for this end, while it is the mover.
     pub(super) task: Option<AbortHandle>,
@@ -66,9 +65,6 @@ pub(super) enum State {
     Closed,
     /// The system failed us in a way that may have cut a frame; the raw error.
     Failed(i32),
-    /// Another process has this end now.
-    #[serde(skip)]
-    Moved,
 }
 
 /// Who waits for the socket and moves what is under way, once the socket was full.
@@ -97,8 +93,8 @@ pub(super) enum Until {
     Return,
 }
 
-/// What an attempt gives: what is still to be waited for, or the end of it.
-pub(super) type Attempt = Result<Until, Result<(), SendError>>;
+/// What an attempt gives: what is still to be waited for, or how it has ended.
+pub(super) type Attempt = ControlFlow<Result<(), SendError>, Until>;
 
 impl Line {
     pub(super) fn new(state: State) -> Self {
@@ -106,29 +102,35 @@ impl Line {
     }
 
     pub(super) fn check(&self) -> Result<(), SendError> {
+        if self.moved.is_set() {
+            return Err(moved::away().into());
+        }
         match self.state {
             State::Open => Ok(()),
             State::Closed => Err(SendError::Closed),
             State::Failed(error) => Err(io::Error::from_raw_os_error(error).into()),
-            State::Moved => Err(moved::away().into()),
         }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.state == State::Open && !self.moved.is_set()
     }
 
     /// Waits for `until`, after moving what can be moved.
     pub(super) fn attempt(&mut self, socket: &Socket, until: Until) -> Attempt {
         if self.is_met(until) {
-            return Err(Ok(()));
+            return ControlFlow::Break(Ok(()));
         }
-        if self.mover != Mover::Thread && self.state == State::Open {
+        if self.mover != Mover::Thread && self.is_open() {
             // Whatever it says, the state and the outbox say it too.
             let _ = self.flush(socket);
         }
-        self.outcome(until).map_or(Ok(until), Err)
+        self.outcome(until).map_or(ControlFlow::Continue(until), ControlFlow::Break)
     }
 
     fn is_met(&self, until: Until) -> bool {
         match until {
-            Until::Room => self.outbox.len() < ROOM && self.state == State::Open,
+            Until::Room => self.outbox.len() < ROOM && self.is_open(),
             Until::Left(end) => self.outbox.sent() >= end,
             Until::Return => false,
         }
@@ -167,7 +169,7 @@ impl Line {
     }
 
     pub(super) fn end(&mut self, socket: &Socket, error: &io::Error) {
-        if self.state != State::Open {
+        if !self.is_open() {
             return;
         }
         self.state = match error.kind() {

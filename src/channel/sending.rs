@@ -12,6 +12,7 @@
 
 use std::io;
 use std::mem;
+use std::ops::ControlFlow;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -68,9 +69,9 @@ impl Sending {
         line.check()?;
         let end = line.outbox.push(frame);
         let attempted = line.attempt(&self.socket, Until::Left(end));
-        let start = attempted.is_ok() && line.appoint_flusher();
+        let start = attempted.is_continue() && line.appoint_flusher();
         self.release(line, start);
-        attempted.map_or_else(|result| result, |_| Ok(()))
+        attempted.break_value().unwrap_or(Ok(()))
     }
 
     /// Whether all that was let in has left.
@@ -106,9 +107,11 @@ impl Sending {
     /// Waits until all that was pushed has left; for a `Sink`.
     pub(crate) fn poll_left(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         self.settle(cx, &mut Some(SINK), |line, socket, _| {
-            if line.lost {
+            if line.lost
+                && let Err(error) = line.check()
+            {
                 // Nothing is under way any more, but it did not leave.
-                line.check().map_err(Err)?;
+                return ControlFlow::Break(Err(error));
             }
             let end = line.outbox.pushed();
             line.attempt(socket, Until::Left(end))
@@ -118,7 +121,7 @@ impl Sending {
     /// Says to the peer that nothing more will come. What is under way has left before this.
     pub(crate) fn close(&self) -> Result<(), SendError> {
         let mut line = self.line();
-        if line.state == State::Open {
+        if line.is_open() {
             line.state = State::Closed;
             socket::end_sending(&*self.socket)?;
         }
@@ -141,7 +144,7 @@ impl Sending {
         }
         let start = !line.outbox.is_empty() && line.appoint_flusher();
         // Of one that was moved the socket is another process's, too.
-        let stays = line.mover != Mover::None && line.state != State::Moved;
+        let stays = line.mover != Mover::None && !line.moved.is_set();
         self.release(line, start);
         stays
     }
@@ -149,14 +152,13 @@ impl Sending {
     /// Hands this side to another process, by way of `give`, with how it stands. Frames that are under way can't go along.
     pub(super) fn hand_over<R, E: serde::ser::Error>(&self, give: impl FnOnce(State) -> Result<R, E>) -> Result<R, E> {
         let mut line = self.line();
-        if line.state == State::Moved {
+        if line.moved.is_set() {
             return Err(E::custom(moved::away()));
         }
         if !line.outbox.is_empty() {
             return Err(E::custom("a message of this end is still under way: await its send before sending the end"));
         }
         let given = give(line.state)?;
-        line.before = mem::replace(&mut line.state, State::Moved);
         line.moved.set();
         // A flusher whose work others have done waits for much room before it sees that, and keeps the socket open here.
         if let Some(task) = line.task.take() {
@@ -204,7 +206,7 @@ impl Sending {
         let attempted = loop {
             let mut line = self.line();
             let attempted = attempt(&mut line, &self.socket, cx.waker());
-            let Ok(until @ (Until::Room | Until::Left(_))) = attempted else {
+            let ControlFlow::Continue(until @ (Until::Room | Until::Left(_))) = attempted else {
                 self.release(line, false);
                 break attempted;
             };
@@ -222,13 +224,13 @@ impl Sending {
             break attempted;
         };
         match attempted {
-            Ok(Until::Return) => {
+            ControlFlow::Continue(Until::Return) => {
                 // Not tokio's `yield_now`, which leaves it to the runtime: a thread of that may be blocked in this very poll.
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
-            Ok(_) => Poll::Pending,
-            Err(result) => Poll::Ready(result),
+            ControlFlow::Continue(_) => Poll::Pending,
+            ControlFlow::Break(result) => Poll::Ready(result),
         }
     }
 
@@ -270,10 +272,6 @@ impl Sending {
     }
 
     pub(super) fn line(&self) -> MutexGuard<'_, Line> {
-        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
-        if line.state == State::Moved && !line.moved.is_set() {
-            line.state = line.before;
-        }
-        line
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
