@@ -116,7 +116,7 @@ impl<A, B> Duplex<A, B> {
     #[must_use]
     pub fn max_message(mut self, bytes: usize) -> Self {
         let receiving = &mut self.sides.receiving;
-        receiving.set_limits(Limits::new(bytes, receiving.limits().fds));
+        receiving.set_limits(receiving.limits().with_body(bytes));
         self
     }
 
@@ -126,7 +126,7 @@ impl<A, B> Duplex<A, B> {
     #[must_use]
     pub fn max_fds(mut self, count: usize) -> Self {
         let receiving = &mut self.sides.receiving;
-        receiving.set_limits(Limits::new(receiving.limits().body, count));
+        receiving.set_limits(receiving.limits().with_fds(count));
         self
     }
 }

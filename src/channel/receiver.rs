@@ -49,7 +49,7 @@ impl<T> Receiver<T> {
     /// A sender that announces a longer message than `bytes` ends the channel: [`RecvError::TooLarge`].
     #[must_use]
     pub fn max_message(mut self, bytes: usize) -> Self {
-        self.side.set_limits(Limits::new(bytes, self.side.limits().fds));
+        self.side.set_limits(self.side.limits().with_body(bytes));
         self
     }
 
@@ -58,7 +58,7 @@ impl<T> Receiver<T> {
     /// A sender that sends more in one message ends the channel: [`RecvError::Protocol`]. They are closed.
     #[must_use]
     pub fn max_fds(mut self, count: usize) -> Self {
-        self.side.set_limits(Limits::new(self.side.limits().body, count));
+        self.side.set_limits(self.side.limits().with_fds(count));
         self
     }
 }

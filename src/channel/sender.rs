@@ -52,7 +52,7 @@ impl<T> Sender<T> {
     /// It bounds what this end sends; what the receiver takes is the receiver's to bound.
     #[must_use]
     pub fn max_message(mut self, bytes: usize) -> Self {
-        self.limits = Limits::new(bytes, self.limits.fds);
+        self.limits = self.limits.with_body(bytes);
         self
     }
 
@@ -61,7 +61,7 @@ impl<T> Sender<T> {
     /// It bounds what this end sends: more is a [`SendError::Encode`]. What the receiver takes is the receiver's to bound.
     #[must_use]
     pub fn max_fds(mut self, count: usize) -> Self {
-        self.limits = Limits::new(self.limits.body, count);
+        self.limits = self.limits.with_fds(count);
         self
     }
 }

@@ -41,6 +41,14 @@ impl Limits {
     pub(crate) fn new(body: usize, fds: usize) -> Self {
         Self { body: body.min(DEFAULT_MAX_BODY), fds: fds.min(MAX_FDS) }
     }
+
+    pub(crate) fn with_body(self, body: usize) -> Self {
+        Self::new(body, self.fds)
+    }
+
+    pub(crate) fn with_fds(self, fds: usize) -> Self {
+        Self::new(self.body, fds)
+    }
 }
 
 impl Default for Limits {

@@ -113,14 +113,14 @@ impl<T> AckedQueue<T> {
     /// Bounds each item to `bytes` when encoded; 2 GiB by default and at the most.
     #[must_use]
     pub fn max_message(mut self, bytes: usize) -> Self {
-        self.limits = Limits::new(bytes, self.limits.fds);
+        self.limits = self.limits.with_body(bytes);
         self
     }
 
     /// Bounds the file descriptors in each item; 64 by default and at the most. More are an `Encode` error.
     #[must_use]
     pub fn max_fds(mut self, count: usize) -> Self {
-        self.limits = Limits::new(self.limits.body, count);
+        self.limits = self.limits.with_fds(count);
         self
     }
 

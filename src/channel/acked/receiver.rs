@@ -70,7 +70,7 @@ impl<T> AckedReceiver<T> {
     /// A larger one ends this receiver, [`RecvError::TooLarge`], and goes back to the queue when that is dropped.
     #[must_use]
     pub fn max_message(mut self, bytes: usize) -> Self {
-        self.receiving.set_limits(Limits::new(bytes, self.receiving.limits().fds));
+        self.receiving.set_limits(self.receiving.limits().with_body(bytes));
         self
     }
 
@@ -79,7 +79,7 @@ impl<T> AckedReceiver<T> {
     /// An item with more ends this receiver, [`RecvError::Protocol`], and goes back to the queue when that is dropped.
     #[must_use]
     pub fn max_fds(mut self, count: usize) -> Self {
-        self.receiving.set_limits(Limits::new(self.receiving.limits().body, count));
+        self.receiving.set_limits(self.receiving.limits().with_fds(count));
         self
     }
 

@@ -59,7 +59,7 @@ impl<T> QueueReceiver<T> {
     /// Bounds each item to `bytes` when encoded; 2 GiB by default and at the most. A larger one is a `Decode` error.
     #[must_use]
     pub fn max_message(mut self, bytes: usize) -> Self {
-        self.limits = Limits::new(bytes, self.limits.fds);
+        self.limits = self.limits.with_body(bytes);
         self
     }
 
@@ -67,7 +67,7 @@ impl<T> QueueReceiver<T> {
     /// are closed.
     #[must_use]
     pub fn max_fds(mut self, count: usize) -> Self {
-        self.limits = Limits::new(self.limits.body, count);
+        self.limits = self.limits.with_fds(count);
         self
     }
 }
