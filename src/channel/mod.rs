@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  Sender  Receiver  Duplex        typed ends; travel.rs makes them values, moved.rs says whether they have gone
+//!  value.rs                        what goes through them: a value in a frame
 //!  sending.rs  receiving.rs        one direction each: who waits, who moves, what is an end
 //!  line.rs                         what of a sending side is behind its lock
 //!  parent.rs                       a channel between two programs
@@ -13,10 +14,11 @@
 //!  listener/                       duplexes between processes that are no relatives
 //!  queue/                          many to many: items as packets, on a socket that all holders share
 //!  acked/                          items that are done when a consumer says so, by a broker
-//!  shared.rs                       bytes that are not copied at all
+//!  shared.rs   slice.rs            bytes that are not copied at all, and as numbers
 //!  fd.rs                           files, sockets and pipes as values
 //!  outbox.rs   inbox.rs            frames that leave and arrive, gathered
 //!  socket.rs                       a socket that tasks and threads can wait for
+//!  turns.rs    block.rs            whose turn it is of the tasks that wait for one; and how a thread waits for a future
 //! ```
 
 mod acked;

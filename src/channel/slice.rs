@@ -148,8 +148,5 @@ impl<T> fmt::Debug for SharedSlice<T> {
 
 /// Shared memory begins at a page; an element must have a size, to say how many there are.
 const fn aligned<T>() {
-    assert!(
-        align_of::<T>() <= 4096 && size_of::<T>() > 0,
-        "an element is larger than nothing, and aligned to a page at most"
-    );
+    assert!(align_of::<T>() <= 4096 && size_of::<T>() > 0, "an element has a size, and is aligned to a page at most");
 }

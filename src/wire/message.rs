@@ -7,7 +7,10 @@
 //!    │                            Ready, or   │
 //!    │◀───────────────────────────────────────┤
 //!    │ Run(id) …          Refused(reason)     │
-//!    ├───────────────────────────────────────▶│ one after the other
+//!    ├───────────────────────────────────────▶│ one after the other; before one that is
+//!    │                                        │ not tried for the first time, an Attempt
+//!    │         Begun(id), if it came with fds │
+//!    │◀───────────────────────────────────────┤
 //!    │       Done(id) | Failed(id), or in the │
 //!    │◀───────────────────────────────────────┤ ledger and a Bell
 //!    │ end of stream                          │ exits

@@ -1,8 +1,9 @@
 //! Pure bytes: values as frames, for a connection of your own.
 //!
-//! Channels and pools frame their messages by themselves; [`Codec`] is for those who have a stream of bytes already. No
-//! I/O and no runtime in here, so all of it can be fuzzed. The bytes come from another process and are not trusted:
-//! limits are checked before memory is taken, and nothing panics.
+//! Channels and pools frame their messages by themselves; [`Codec`] is for those who have a stream of bytes already. Nothing
+//! is read or written in here, and there is no runtime, so all of it can be fuzzed; of fds there are only the duplicates that
+//! travel. The bytes come from another process and are not trusted: limits are checked before memory is taken, and nothing
+//! panics.
 
 pub(crate) mod body;
 mod budget;
