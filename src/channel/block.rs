@@ -8,7 +8,7 @@ use std::thread::{self, Thread};
 use tokio::task::unconstrained;
 
 /// Runs a future to its end on this thread, which it blocks.
-pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+pub(super) fn block_on<F: Future>(future: F) -> F::Output {
     // The budget of a task that blocks its thread is never renewed.
     let mut future = pin!(unconstrained(future));
     let waker = unparker();

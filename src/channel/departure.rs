@@ -22,7 +22,7 @@ use crate::wire::frame::Frame;
 /// A frame on its way out; see [`Sending::send`].
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
-pub(crate) struct Departure<'a> {
+pub(super) struct Departure<'a> {
     sending: &'a Arc<Sending>,
     ticket: Option<u64>,
     step: Step,

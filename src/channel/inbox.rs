@@ -63,12 +63,12 @@ fn would_block<T>(result: &io::Result<T>) -> bool {
 
 /// The fds of one frame.
 #[derive(Debug)]
-pub(crate) struct Batch {
-    pub(crate) fds: Vec<OwnedFd>,
+pub(super) struct Batch {
+    pub(super) fds: Vec<OwnedFd>,
     /// Some of them could not be taken in.
-    pub(crate) lost: bool,
+    pub(super) lost: bool,
     /// The frame that they belong to begins less than so many bytes behind the first one that is not taken.
-    pub(crate) within: usize,
+    pub(super) within: usize,
 }
 
 /// A body in memory of its own, of which pages are taken as bytes come: it is read straight to where it stays.
@@ -104,18 +104,18 @@ impl Inbox {
     }
 
     /// An inbox that goes on where another one stood; see [`unread`](Self::unread).
-    pub(crate) fn resume(max_body: usize, bytes: BytesMut, batches: VecDeque<Batch>) -> Self {
+    pub(super) fn resume(max_body: usize, bytes: BytesMut, batches: VecDeque<Batch>) -> Self {
         let decoder = Decoder::new(max_body);
         Self { bytes, batches, decoder, large: None, state: State::Open, drained: false }
     }
 
     /// Bounds the bodies that come from now on, in bytes.
-    pub(crate) fn set_max_body(&mut self, max_body: usize) {
+    pub(super) fn set_max_body(&mut self, max_body: usize) {
         self.decoder.set_max_body(max_body);
     }
 
     /// What has arrived and is not yet taken. An end of the stream can be seen again, a breach can't: that is an error.
-    pub(crate) fn unread(&self) -> Result<(BytesMut, &VecDeque<Batch>), RecvError> {
+    pub(super) fn unread(&self) -> Result<(BytesMut, &VecDeque<Batch>), RecvError> {
         match self.state {
             State::Broken(broken) => Err(broken.into()),
             State::Open | State::Ended | State::Cut => Ok((self.decoder.unread(self.here()), &self.batches)),
@@ -124,7 +124,7 @@ impl Inbox {
 
     /// The next frame, or `None` once the stream has ended between two frames. After the end and after an error, the
     /// same again. Calls `herald` each time before it reads what may begin a frame.
-    pub(crate) fn poll_frame(
+    pub(super) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
         socket: &Socket,
@@ -149,7 +149,7 @@ impl Inbox {
     }
 
     /// Waits until nothing more comes than is in the socket, without taking any of it.
-    pub(crate) fn poll_end(&mut self, cx: &mut Context<'_>, socket: &Socket) -> Poll<io::Result<()>> {
+    pub(super) fn poll_end(&mut self, cx: &mut Context<'_>, socket: &Socket) -> Poll<io::Result<()>> {
         // What comes meanwhile is not told of again.
         self.drained = false;
         socket.poll_end(cx)
@@ -236,7 +236,7 @@ impl Inbox {
     }
 
     /// Whether the end of the stream was read, or it has broken.
-    pub(crate) fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         self.state != State::Open
     }
 
@@ -370,7 +370,7 @@ impl Inbox {
     }
 
     /// Ends the stream for what the peer did.
-    pub(crate) fn refuse(&mut self, reason: &'static str) -> RecvError {
+    pub(super) fn refuse(&mut self, reason: &'static str) -> RecvError {
         self.broken(Broken::Protocol(reason))
     }
 

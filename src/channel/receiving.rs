@@ -19,7 +19,7 @@ use crate::wire::frame::{Frame, Limits, VALUE};
 
 /// The receiving side of a socket.
 #[derive(Debug)]
-pub(crate) struct Receiving {
+pub(super) struct Receiving {
     socket: Arc<Socket>,
     inbox: Inbox,
     limits: Limits,
@@ -30,25 +30,25 @@ pub(crate) struct Receiving {
 }
 
 impl Receiving {
-    pub(crate) fn new(socket: Arc<Socket>, limits: Limits) -> Self {
+    pub(super) fn new(socket: Arc<Socket>, limits: Limits) -> Self {
         Self::resume(socket, limits, BytesMut::new(), VecDeque::new())
     }
 
     /// A side that goes on where another one stood; see [`hand_over`](Self::hand_over).
-    pub(crate) fn resume(socket: Arc<Socket>, limits: Limits, unread: BytesMut, batches: VecDeque<Batch>) -> Self {
+    pub(super) fn resume(socket: Arc<Socket>, limits: Limits, unread: BytesMut, batches: VecDeque<Batch>) -> Self {
         let inbox = Inbox::resume(limits.body, unread, batches);
         Self { socket, inbox, limits, moved: Moved::default(), over: false }
     }
 
-    pub(crate) fn socket(&self) -> &Arc<Socket> {
+    pub(super) fn socket(&self) -> &Arc<Socket> {
         &self.socket
     }
 
-    pub(crate) fn limits(&self) -> Limits {
+    pub(super) fn limits(&self) -> Limits {
         self.limits
     }
 
-    pub(crate) fn set_limits(&mut self, limits: Limits) {
+    pub(super) fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
         self.inbox.set_max_body(limits.body);
     }
@@ -57,7 +57,7 @@ impl Receiving {
     ///
     /// # Cancel safety
     /// What came stays here.
-    pub(crate) fn poll_value<T: DeserializeOwned>(
+    pub(super) fn poll_value<T: DeserializeOwned>(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<T>, RecvError>> {
@@ -66,7 +66,7 @@ impl Receiving {
     }
 
     /// As [`poll_value`](Self::poll_value), for a `Stream`: after its end, and after an error that is one, `None`.
-    pub(crate) fn poll_item<T: DeserializeOwned>(
+    pub(super) fn poll_item<T: DeserializeOwned>(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<T, RecvError>>> {
@@ -82,7 +82,7 @@ impl Receiving {
     ///
     /// # Cancel safety
     /// What came stays here.
-    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, RecvError>> {
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, RecvError>> {
         self.check()?;
         // A peer that is always ahead must not keep the other tasks of this thread from running.
         let budget = ready!(coop::poll_proceed(cx));
@@ -92,26 +92,26 @@ impl Receiving {
     }
 
     /// Waits until the peer can send nothing more, without reading what it has sent.
-    pub(crate) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.inbox.poll_end(cx, &self.socket)
     }
 
     /// As [`poll_frame`](Self::poll_frame), on this thread.
-    pub(crate) fn blocking_frame(&mut self) -> Result<Option<Frame>, RecvError> {
+    pub(super) fn blocking_frame(&mut self) -> Result<Option<Frame>, RecvError> {
         self.check()?;
         let frame = self.inbox.blocking_frame(&self.socket);
         self.within(frame)
     }
 
     /// The next frame if it has arrived already: `Ok(None)` says nothing about the end.
-    pub(crate) fn try_frame(&mut self) -> Result<Option<Frame>, RecvError> {
+    pub(super) fn try_frame(&mut self) -> Result<Option<Frame>, RecvError> {
         self.check()?;
         let frame = self.inbox.try_frame(&self.socket);
         self.within(frame)
     }
 
     /// Whether the end was read, behind which nothing comes.
-    pub(crate) fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         self.inbox.is_over()
     }
 
@@ -126,18 +126,18 @@ impl Receiving {
     }
 
     /// Ends the stream for what the peer did.
-    pub(crate) fn refuse(&mut self, reason: &'static str) -> RecvError {
+    pub(super) fn refuse(&mut self, reason: &'static str) -> RecvError {
         self.inbox.refuse(reason)
     }
 
     /// As [`poll_value`](Self::poll_value), on this thread.
-    pub(crate) fn blocking_value<T: DeserializeOwned>(&mut self) -> Result<Option<T>, RecvError> {
+    pub(super) fn blocking_value<T: DeserializeOwned>(&mut self) -> Result<Option<T>, RecvError> {
         let frame = self.blocking_frame();
         self.value(frame)
     }
 
     /// Hands this side to another process, by way of `give`, with what has arrived and is not yet taken.
-    pub(crate) fn hand_over<R, E: serde::ser::Error>(
+    pub(super) fn hand_over<R, E: serde::ser::Error>(
         &self,
         give: impl FnOnce(BytesMut, &VecDeque<Batch>) -> Result<R, E>,
     ) -> Result<R, E> {
@@ -151,7 +151,7 @@ impl Receiving {
     }
 
     /// Whether another process has this side now.
-    pub(crate) fn is_moved(&self) -> bool {
+    pub(super) fn is_moved(&self) -> bool {
         self.moved.is_set()
     }
 

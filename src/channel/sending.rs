@@ -28,7 +28,7 @@ use crate::wire::frame::Frame;
 
 /// The sending side of a socket.
 #[derive(Debug)]
-pub(crate) struct Sending {
+pub(super) struct Sending {
     socket: Arc<Socket>,
     line: Mutex<Line>,
     /// How many sends were begun and have not yet let their frame in.
@@ -36,7 +36,7 @@ pub(crate) struct Sending {
 }
 
 impl Sending {
-    pub(crate) fn new(socket: Arc<Socket>) -> Self {
+    pub(super) fn new(socket: Arc<Socket>) -> Self {
         Self::resume(socket, State::Open)
     }
 
@@ -45,7 +45,7 @@ impl Sending {
         Self { socket, line: Mutex::new(Line::new(state)), due: AtomicUsize::new(0) }
     }
 
-    pub(crate) fn socket(&self) -> &Arc<Socket> {
+    pub(super) fn socket(&self) -> &Arc<Socket> {
         &self.socket
     }
 
@@ -53,18 +53,18 @@ impl Sending {
     ///
     /// # Cancel safety
     /// Dropped before the frame was let in, it is not sent; after that it is sent whole.
-    pub(crate) fn send(self: &Arc<Self>, frame: Frame) -> Departure<'_> {
+    pub(super) fn send(self: &Arc<Self>, frame: Frame) -> Departure<'_> {
         Departure::new(self, frame)
     }
 
     /// As [`send`](Self::send), on this thread.
-    pub(crate) fn blocking_send(self: &Arc<Self>, frame: Frame) -> Result<(), SendError> {
+    pub(super) fn blocking_send(self: &Arc<Self>, frame: Frame) -> Result<(), SendError> {
         self.send(frame).block()
     }
 
     /// Sends a frame without waiting, and without regard to how much is under way: for small ones whose number
     /// something else bounds.
-    pub(crate) fn post(self: &Arc<Self>, frame: Frame) -> Result<(), SendError> {
+    pub(super) fn post(self: &Arc<Self>, frame: Frame) -> Result<(), SendError> {
         let mut line = self.line();
         line.check()?;
         let end = line.outbox.push(frame);
@@ -75,13 +75,13 @@ impl Sending {
     }
 
     /// Whether all that was let in has left.
-    pub(crate) fn has_left(&self) -> bool {
+    pub(super) fn has_left(&self) -> bool {
         self.line().outbox.is_empty()
     }
 
     /// How many bytes were let in and have not left.
     #[cfg(test)]
-    pub(crate) fn under_way(&self) -> usize {
+    pub(super) fn under_way(&self) -> usize {
         self.line().outbox.len()
     }
 
@@ -92,12 +92,12 @@ impl Sending {
     }
 
     /// Waits until a frame may be pushed; for a `Sink`.
-    pub(crate) fn poll_room(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+    pub(super) fn poll_room(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         self.settle(cx, &mut Some(SINK), |line, socket, _| line.attempt(socket, Until::Room))
     }
 
     /// Lets a frame in without sending it; for a `Sink`.
-    pub(crate) fn push(&self, frame: Frame) -> Result<(), SendError> {
+    pub(super) fn push(&self, frame: Frame) -> Result<(), SendError> {
         let mut line = self.line();
         line.check()?;
         line.outbox.push(frame);
@@ -105,7 +105,7 @@ impl Sending {
     }
 
     /// Waits until all that was pushed has left; for a `Sink`.
-    pub(crate) fn poll_left(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+    pub(super) fn poll_left(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         self.settle(cx, &mut Some(SINK), |line, socket, _| {
             if line.lost
                 && let Err(error) = line.check()
@@ -119,7 +119,7 @@ impl Sending {
     }
 
     /// Says to the peer that nothing more will come. What is under way has left before this.
-    pub(crate) fn close(&self) -> Result<(), SendError> {
+    pub(super) fn close(&self) -> Result<(), SendError> {
         let mut line = self.line();
         if line.is_open() {
             line.state = State::Closed;
@@ -130,7 +130,7 @@ impl Sending {
 
     /// As [`pass_on`](Self::pass_on), when something is dropped. In a forked copy it is the original that sends what was pushed,
     /// and keeps the socket open for what it likes.
-    pub(crate) fn let_go(self: &Arc<Self>) -> bool {
+    pub(super) fn let_go(self: &Arc<Self>) -> bool {
         !self.socket.is_forked_copy() && self.pass_on()
     }
 

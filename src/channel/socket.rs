@@ -183,7 +183,7 @@ impl Socket {
     ///
     /// The kernel says that there is room once most is free, and until then nothing at all: whoever waits for some tries again now
     /// and then.
-    pub(crate) async fn when_in_turn<R>(
+    pub(super) async fn when_in_turn<R>(
         &self,
         ready: Ready,
         turns: &Turns,

@@ -20,7 +20,7 @@ const ALL: u32 = 20;
 
 /// The tasks of this process that wait, by when they came.
 #[derive(Debug, Default)]
-pub(crate) struct Turns(Arc<Mutex<Line>>);
+pub(super) struct Turns(Arc<Mutex<Line>>);
 
 #[derive(Debug, Default)]
 struct Line {
@@ -41,13 +41,13 @@ struct Wait {
 
 /// A place in the line, for as long as it is held.
 #[derive(Debug)]
-pub(crate) struct Turn<'a> {
+pub(super) struct Turn<'a> {
     turns: &'a Turns,
     ticket: u64,
 }
 
 impl Turns {
-    pub(crate) fn enter(&self) -> Turn<'_> {
+    pub(super) fn enter(&self) -> Turn<'_> {
         let mut line = self.line();
         line.tickets += 1;
         let ticket = line.tickets;
@@ -96,13 +96,13 @@ impl Wait {
 
 impl Turn<'_> {
     /// Whether nobody came before.
-    pub(crate) fn is_first(&self) -> bool {
+    pub(super) fn is_first(&self) -> bool {
         self.turns.line().waiting.first_key_value().is_some_and(|(first, _)| *first == self.ticket)
     }
 
     /// Waits until it is time to try again, although nobody has said that there is anything: at once for who is the first by now, and
     /// then every few milliseconds. Who came before may never be polled again, so now and then it is everybody's time.
-    pub(crate) async fn when_again(&self) {
+    pub(super) async fn when_again(&self) {
         poll_fn(|cx| {
             // Other people's code, as it is to drop one: not under the lock.
             let waker = cx.waker().clone();
@@ -124,7 +124,7 @@ impl Turn<'_> {
     }
 
     /// Lets those who came before try before us. Says whether there may still be something after that.
-    pub(crate) async fn give_way(&self) -> bool {
+    pub(super) async fn give_way(&self) -> bool {
         let before = self.turns.line().failures;
         self.is_first() || {
             yield_now().await;
@@ -133,7 +133,7 @@ impl Turn<'_> {
     }
 
     /// Tells the others that a try failed.
-    pub(crate) fn found_nothing(&self) {
+    pub(super) fn found_nothing(&self) {
         self.turns.line().failures += 1;
     }
 }

@@ -26,7 +26,7 @@ use crate::task::unheeded;
 use crate::wire::frame::{ANSWER, CANCEL, Frame, REFUSAL};
 
 #[derive(Debug)]
-pub(crate) struct Calls {
+pub(super) struct Calls {
     sending: Arc<Sending>,
     sides: Mutex<Sides>,
     table: Mutex<Table>,
@@ -36,7 +36,7 @@ pub(crate) struct Calls {
 
 impl Calls {
     /// `last` is the number of the last call that was made through these sides before, or 0.
-    pub(crate) fn new(sides: Sides, bound: Bound, last: u64) -> Arc<Self> {
+    pub(super) fn new(sides: Sides, bound: Bound, last: u64) -> Arc<Self> {
         Arc::new(Self {
             sending: Arc::clone(&sides.sending),
             sides: Mutex::new(sides),
@@ -51,7 +51,7 @@ impl Calls {
     ///
     /// # Cancel safety
     /// Dropping it cancels the call.
-    pub(crate) async fn call(
+    pub(super) async fn call(
         self: &Arc<Self>,
         request: Frame,
         place: impl FnOnce() -> Place,
@@ -72,7 +72,7 @@ impl Calls {
     }
 
     /// Posts a request whose answer nobody waits for.
-    pub(crate) fn tell(&self, request: Frame) -> Result<(), SendError> {
+    pub(super) fn tell(&self, request: Frame) -> Result<(), SendError> {
         // What a copy gives back by dropping it the original still has.
         self.sending.socket().no_forked_copy()?;
         let id = self.table().next();
@@ -85,7 +85,7 @@ impl Calls {
     }
 
     /// Hands the client to another process, by way of `give`, with the number of its last call.
-    pub(crate) fn hand_over<R, E: serde::ser::Error>(
+    pub(super) fn hand_over<R, E: serde::ser::Error>(
         &self,
         give: impl FnOnce(u64, &Sides) -> Result<R, E>,
     ) -> Result<R, E> {

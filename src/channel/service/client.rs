@@ -64,7 +64,7 @@ impl<Req, Resp> Client<Req, Resp> {
     }
 
     /// As [`new`](Self::new), with another bound on the calls that are open.
-    pub(crate) fn bounded(end: Duplex<Req, Resp>, bound: Bound) -> Self {
+    pub(in crate::channel) fn bounded(end: Duplex<Req, Resp>, bound: Bound) -> Self {
         Self::over(end.into_sides(), bound, 0)
     }
 
@@ -96,7 +96,7 @@ impl<Req: Serialize, Resp: DeserializeOwned> Client<Req, Resp> {
     }
 
     /// As [`call`](Self::call), and says whether the server gets the request, also where this is dropped.
-    pub(crate) fn call_noting(
+    pub(in crate::channel) fn call_noting(
         &self,
         request: Req,
         sent: &mut bool,
@@ -115,13 +115,13 @@ impl<Req: Serialize, Resp: DeserializeOwned> Client<Req, Resp> {
     }
 
     /// As [`call_noting`](Self::call_noting), on this thread.
-    pub(crate) fn blocking_call_noting(&self, request: Req, sent: &mut bool) -> Result<Resp, CallError> {
+    pub(in crate::channel) fn blocking_call_noting(&self, request: Req, sent: &mut bool) -> Result<Resp, CallError> {
         let request = self.request(request)?;
         answer(block_on(self.calls.call(request, || Place::Background, sent))?)
     }
 
     /// Sends a request whose answer nobody waits for, without waiting.
-    pub(crate) fn tell(&self, request: Req) -> Result<(), CallError> {
+    pub(in crate::channel) fn tell(&self, request: Req) -> Result<(), CallError> {
         Ok(self.calls.tell(self.request(request)?)?)
     }
 

@@ -17,7 +17,7 @@ mod table;
 
 pub use client::Client;
 pub use serve::{blocking_serve, serve};
-pub(crate) use serve::{last_word, serve_within, turn_away};
+pub(in crate::channel) use serve::{last_word, serve_within, turn_away};
 
 /// How many calls a client has open at once; more wait in it.
 const MAX_CALLS: usize = 1024;
@@ -27,7 +27,7 @@ const ALL: u64 = 0;
 
 /// How many calls a client may have open, and what becomes of one more.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Bound {
+pub(in crate::channel) enum Bound {
     /// It waits until one of them is over.
     Wait(usize),
     /// It fails.
@@ -35,7 +35,7 @@ pub(crate) enum Bound {
 }
 
 impl Bound {
-    pub(crate) fn most(self) -> usize {
+    pub(in crate::channel) fn most(self) -> usize {
         match self {
             Self::Wait(most) | Self::Refuse(most) => most,
         }

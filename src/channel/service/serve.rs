@@ -86,7 +86,7 @@ where
 
 /// As [`serve`], for a client that has at most so many calls open, and tells things: where `handler` gives `None`, nothing is
 /// answered.
-pub(crate) async fn serve_within<Req, Resp, F, Fut>(
+pub(in crate::channel) async fn serve_within<Req, Resp, F, Fut>(
     most: usize,
     end: Duplex<Resp, Req>,
     mut handler: F,
@@ -166,7 +166,7 @@ where
 }
 
 /// Serves a client none of its calls, and says why.
-pub(crate) fn turn_away<Req, Resp>(end: Duplex<Resp, Req>, reason: &str) {
+pub(in crate::channel) fn turn_away<Req, Resp>(end: Duplex<Resp, Req>, reason: &str) {
     let sides = end.into_sides();
     // One that has filled its own socket is told nothing and sees the end: nothing of it may stay, for it has no place here.
     let mut outbox = Outbox::default();
@@ -175,7 +175,7 @@ pub(crate) fn turn_away<Req, Resp>(end: Duplex<Resp, Req>, reason: &str) {
 }
 
 /// Says to a client, behind the answers that it has, why there are no more.
-pub(crate) fn last_word(sending: &Arc<Sending>, reason: &str) {
+pub(in crate::channel) fn last_word(sending: &Arc<Sending>, reason: &str) {
     // Whoever can't be told has gone.
     let _ = sending.post(refusal(ALL, reason));
 }
