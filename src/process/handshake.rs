@@ -125,8 +125,10 @@ mod tests {
         let socket = Socket::new(std::fs::File::open("/dev/null").unwrap().into());
         let (inbox, outbox) = (Inbox::new(1), Outbox::default());
         let mut worker = Worker { child, socket, inbox, outbox, stdin: None, stdout: None, stderr: None, ledger: None };
+        // In the C library's words.
+        let why = std::io::Error::from_raw_os_error(libc::ENOTSOCK).to_string();
         match worker.shake_hands(&Plan::new(Life::OneTask)).await {
-            Err(SpawnError::Handshake { reason, .. }) => assert!(reason.contains("non-socket"), "{reason}"),
+            Err(SpawnError::Handshake { reason, .. }) => assert!(reason.contains(&why), "{reason}"),
             other => panic!("{other:?}"),
         }
     }

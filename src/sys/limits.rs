@@ -6,8 +6,10 @@ use std::io::{self, Read as _};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit};
 use serde::{Deserialize, Serialize};
+
+use super::raw::{self, call};
 
 /// Limits of one process, and its priority.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +31,7 @@ impl Limits {
     /// As [`apply`](Self::apply), but leaves the hard limit of memory where it is, so that [`with_memory_to_spare`] can lift
     /// the soft one.
     pub(crate) fn apply_to_worker(&self) -> Result<(), (&'static str, io::Error)> {
-        self.apply_with_memory(|bytes| get(libc::RLIMIT_AS).maximum.map_or(libc::RLIM_INFINITY, |hard| hard.max(bytes)))
+        self.apply_with_memory(|bytes| get(Resource::As).maximum.map_or(NONE, |hard| hard.max(bytes)))
     }
 
     fn apply_with_memory(&self, hard: impl FnOnce(u64) -> u64) -> Result<(), (&'static str, io::Error)> {
@@ -40,14 +42,14 @@ impl Limits {
             // The kernel counts in seconds. At the soft limit it sends SIGXCPU, which says what has happened; at the hard
             // one SIGKILL.
             let seconds = time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0));
-            set(libc::RLIMIT_CPU, seconds, seconds.saturating_add(1)).map_err(|error| ("processor time", error))?;
+            set(Resource::Cpu, seconds, seconds.saturating_add(1)).map_err(|error| ("processor time", error))?;
         }
         if let Some(count) = self.open_files {
-            set(libc::RLIMIT_NOFILE, count, count).map_err(|error| ("open files", error))?;
+            set(Resource::Nofile, count, count).map_err(|error| ("open files", error))?;
         }
         // Last, as nothing is sure to work under it.
         if let Some(bytes) = self.memory {
-            set(libc::RLIMIT_AS, bytes, hard(bytes)).map_err(|error| ("memory", error))?;
+            set(Resource::As, bytes, hard(bytes)).map_err(|error| ("memory", error))?;
         }
         Ok(())
     }
@@ -85,13 +87,14 @@ pub(crate) fn with_memory_to_spare<R>(work: impl FnOnce() -> R) -> Option<R> {
 impl Lift {
     /// Says whether there is enough to spare now.
     fn begin() -> bool {
-        let (mut lift, old) = (Self::lock(), get(libc::RLIMIT_AS));
+        let (mut lift, old) = (Self::lock(), get(Resource::As));
         lift.count += 1;
         if lift.count == 1 {
             lift.limit = old.current;
             if lift.limit.is_some() {
                 // Cannot fail: up to the hard limit everybody may go.
-                let _ = setrlimit(Resource::As, Rlimit { current: old.maximum, ..old });
+                let hard = old.maximum.unwrap_or(NONE);
+                let _ = set(Resource::As, hard, hard);
                 lift.used = used_address_space();
             }
         }
@@ -108,10 +111,9 @@ impl Lift {
             // What is not known is nothing: all that is in use would lift the limit for good.
             let kept = lift.used.zip(used_address_space()).map_or(0, |(before, now)| now.saturating_sub(before));
             lift.kept = lift.kept.max(kept);
-            let old = get(libc::RLIMIT_AS);
-            let most = old.maximum.unwrap_or(u64::MAX - 1);
-            let current = Some(laid_on.saturating_add(lift.kept).min(most));
-            let _ = setrlimit(Resource::As, Rlimit { current, ..old });
+            let old = get(Resource::As);
+            let hard = old.maximum.unwrap_or(NONE);
+            let _ = set(Resource::As, laid_on.saturating_add(lift.kept).min(hard), hard);
         }
     }
 
@@ -128,33 +130,45 @@ fn used_address_space() -> Option<u64> {
     Some(pages * rustix::param::page_size() as u64)
 }
 
-/// getrlimit(2). Where that is refused, by a sandbox say, no limit is known; rustix would panic.
-pub(super) fn get(resource: libc::__rlimit_resource_t) -> Rlimit {
-    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: `limit` is live and writable. A call that fails leaves it as it is.
-    unsafe { libc::getrlimit(resource, &raw mut limit) };
-    let known = |value| (value != libc::RLIM_INFINITY).then_some(value);
-    Rlimit { current: known(limit.rlim_cur), maximum: known(limit.rlim_max) }
+/// A limit and the hard one, as the kernel has them for every C library; prlimit(2).
+#[repr(C)]
+struct Pair {
+    soft: u64,
+    hard: u64,
 }
 
-/// setrlimit(2).
-fn set(resource: libc::__rlimit_resource_t, soft: u64, hard: u64) -> io::Result<()> {
-    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+/// The kernel's word for no limit, which is the C libraries' only where a long has 64 bits.
+const NONE: u64 = u64::MAX;
+
+/// The limit as it is; prlimit(2). Where that is refused, by a sandbox say, no limit is known; rustix would panic.
+pub(super) fn get(resource: Resource) -> Rlimit {
+    let mut limit = Pair { soft: NONE, hard: NONE };
+    // SAFETY: `limit` is live and writable. A call that fails leaves it as it is.
+    unsafe { call(libc::SYS_prlimit64, [0, resource as usize, 0, (&raw mut limit).expose_provenance()]) };
+    let known = |value| (value != NONE).then_some(value);
+    Rlimit { current: known(limit.soft), maximum: known(limit.hard) }
+}
+
+/// prlimit(2), of this process.
+fn set(resource: Resource, soft: u64, hard: u64) -> io::Result<()> {
+    let limit = Pair { soft, hard };
     // SAFETY: `limit` is live and only read.
-    check(unsafe { libc::setrlimit(resource, &raw const limit) })
+    check(unsafe { call(libc::SYS_prlimit64, [0, resource as usize, (&raw const limit).expose_provenance(), 0]) })
 }
 
 /// setpriority(2). On Linux each thread has a priority of its own, which those that it starts inherit.
 fn set_priority(nice: i32) -> io::Result<()> {
-    // SAFETY: neither touches memory.
-    let main_thread = unsafe { libc::getpid() }.unsigned_abs();
+    // SAFETY: takes nothing.
+    let main_thread = usize::try_from(unsafe { call(libc::SYS_getpid, [0; 4]) }).unwrap_or(0);
+    // The kernel looks at the lower half of it.
+    let nice = nice.cast_unsigned() as usize;
     for who in [0, main_thread] {
-        // SAFETY: as above.
-        check(unsafe { libc::setpriority(libc::PRIO_PROCESS, who, nice) })?;
+        // SAFETY: takes numbers.
+        check(unsafe { call(libc::SYS_setpriority, [libc::PRIO_PROCESS as usize, who, nice, 0]) })?;
     }
     Ok(())
 }
 
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+fn check(result: i64) -> io::Result<()> {
+    raw::check(result).map_err(io::Error::from_raw_os_error)
 }

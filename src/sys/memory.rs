@@ -14,6 +14,7 @@ use bytes::BufMut;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::process::Resource;
 
 use super::limits;
 use super::socket::above_stdio;
@@ -27,7 +28,7 @@ const UNASKED: usize = 64 << 20;
 /// And of a memfd nothing is taken before it is written, when it is too late for an error: the out-of-memory killer would end
 /// this process, or another one.
 pub(super) fn memfd(len: usize, flags: MemfdFlags) -> io::Result<OwnedFd> {
-    if limits::get(libc::RLIMIT_FSIZE).current.is_some_and(|most| len as u64 > most) {
+    if limits::get(Resource::Fsize).current.is_some_and(|most| len as u64 > most) {
         return Err(Errno::FBIG.into());
     }
     if len > UNASKED && fs::read_to_string("/proc/meminfo").is_ok_and(|info| !has_free(&info, len as u64)) {

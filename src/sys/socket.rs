@@ -105,7 +105,8 @@ fn receive(socket: impl AsFd, buf: &mut [MaybeUninit<u8>], flags: libc::c_int) -
     message.msg_iov = &raw mut iov;
     message.msg_iovlen = 1;
     message.msg_control = control.0.as_mut_ptr().cast();
-    message.msg_controllen = mem::size_of_val(&control.0);
+    // The C libraries do not agree on the type.
+    message.msg_controllen = mem::size_of_val(&control.0) as _;
     let received = loop {
         #[cfg(test)]
         calls::add();
@@ -209,6 +210,8 @@ fn collect(message: &libc::msghdr) -> (Vec<OwnedFd>, bool) {
         // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR only return null or a whole header inside the buffer; checked above.
         let (level, kind, len) = unsafe { ((*header).cmsg_level, (*header).cmsg_type, (*header).cmsg_len) };
         if level == libc::SOL_SOCKET && matches!(kind, libc::SCM_RIGHTS | SCM_PIDFD) {
+            // As above.
+            let len: usize = len as _;
             // SAFETY: only computes a length.
             let data_len = len - unsafe { libc::CMSG_LEN(0) } as usize;
             for index in 0..data_len / mem::size_of::<RawFd>() {
