@@ -88,7 +88,7 @@ impl PoolStatus {
         let (wait, run) = shared.times.quantiles();
         Self {
             workers: details.iter().filter(|worker| is_ready(worker.state)).count(),
-            busy: details.iter().filter(|worker| worker.task.is_some()).count(),
+            busy: details.iter().filter(|worker| is_ready(worker.state) && worker.task.is_some()).count(),
             queued: waiting + assigned + details.iter().map(|worker| worker.ahead).sum::<usize>(),
             limit,
             counts,
@@ -96,5 +96,38 @@ impl PoolStatus {
             run,
             details,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::ProcessPool;
+    use crate::pool::job::{Awaits, Job, Wishes};
+    use crate::pool::life::Event;
+    use crate::pool::seat::Seat;
+
+    /// Whoever subtracted one from the other got a negative number.
+    #[test]
+    fn no_more_workers_are_busy_than_are_ready() {
+        let pool = ProcessPool::new(1);
+        let seat = Seat::new(0, None);
+        pool.shared().state().seats.push(Arc::clone(&seat));
+        let count = || {
+            let status = pool.status();
+            (status.workers, status.busy)
+        };
+        assert_eq!(count(), (0, 0));
+        seat.desk().apply(Event::Ready);
+        assert_eq!(count(), (1, 0));
+        let parcel = crate::task::pack(&crate::call(|()| (), ()), 1024).unwrap();
+        let job = Job::new("pool", parcel, Wishes::default(), Awaits::Outcome(None), None);
+        seat.give(Arc::clone(&job)).unwrap();
+        assert_eq!(count(), (1, 1));
+        // Its task is on its desk until it has ended.
+        seat.desk().apply(Event::Kill);
+        assert_eq!((count(), pool.status().details[0].task.is_some()), ((0, 0), true));
+        job.abandon();
+        pool.shared().state().seats.clear();
     }
 }
