@@ -46,7 +46,7 @@ where
     A: Serialize + DeserializeOwned + Send + 'static,
     R: Serialize + DeserializeOwned + Send + 'static,
 {
-    const ENTRY: &'static Entry<Runner> = &Entry::new(type_name::<Self>, run::<F, A, R>);
+    const ENTRY: &'static Entry<Runner> = &Entry::new(run::<F, A, R>);
 }
 
 /// Encodes calls of a function on the first of these inputs: on as many as one message has room for, by its bytes (`max`) and

@@ -1,8 +1,9 @@
 //! Places in this executable: how a function is named to another process that runs the same one.
 //!
-//! What travels is the distance of an [`Entry`] from the executable's load address. An entry is a constant that starts
-//! with a mark, so a distance that is wrong is found out by reading, before anything is called.
+//! What travels are the distances of an [`Entry`] and of the function that it holds from the executable's load address. An entry
+//! is a constant that starts with a mark, so a distance that is wrong is found out by reading, before anything is called.
 
+use std::any::TypeId;
 use std::ffi::{c_int, c_void};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::mem;
@@ -11,23 +12,35 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-/// What another process calls: a function of this executable, and the name of what it does.
-///
-/// The crate makes entries with one `F` only, which is what makes [`entry_at`] sound.
+/// What another process calls: a function of this executable.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Entry<F: Copy + 'static> {
-    mark: [u64; 2],
-    pub(crate) name: fn() -> &'static str,
+    mark: Mark,
     pub(crate) run: F,
+}
+
+/// What an entry begins with, whatever it holds; and what that is.
+#[derive(Debug)]
+#[repr(C)]
+struct Mark {
+    words: [u64; 2],
+    holds: TypeId,
 }
 
 const MARK: [u64; 2] = [0x6d75_6c74_6970_726f, 0x9f31_c7d2_5be8_04a6];
 
 impl<F: Copy + 'static> Entry<F> {
-    pub(crate) const fn new(name: fn() -> &'static str, run: F) -> Self {
-        Self { mark: MARK, name, run }
+    pub(crate) const fn new(run: F) -> Self {
+        Self { mark: Mark { words: MARK, holds: TypeId::of::<F>() }, run }
     }
+}
+
+/// Where an entry lies, and what it calls: distances from the executable's load address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) entry: u64,
+    pub(crate) run: u64,
 }
 
 /// Where the executable lies in this process.
@@ -123,31 +136,41 @@ pub(crate) fn id() -> ImageId {
 }
 
 /// Where the entry lies in the executable, or `None` if it, or what it calls, is in a shared library.
-pub(crate) fn offset_of<F: Copy + 'static>(entry: &'static Entry<F>) -> Option<u64> {
-    const { assert!(mem::size_of::<F>() == mem::size_of::<usize>(), "an entry holds a function pointer") };
+pub(crate) fn place_of<F: Copy + 'static>(entry: &'static Entry<F>) -> Option<Place> {
     let image = image();
-    let address = std::ptr::from_ref(entry) as usize;
-    // SAFETY: F is as large as a pointer (asserted above), and every function pointer is a valid integer.
-    let run = unsafe { mem::transmute_copy::<F, usize>(&entry.run) };
+    let (address, run) = (std::ptr::from_ref(entry) as usize, address_of(entry.run));
     let inside = within(&image.data, address, mem::size_of::<Entry<F>>()) && within(&image.text, run, 1);
-    inside.then(|| (address - image.base) as u64)
+    inside.then(|| Place { entry: (address - image.base) as u64, run: (run - image.base) as u64 })
 }
 
-/// The entry at this place of the executable, or `None` if there is none.
-pub(crate) fn entry_at<F: Copy + 'static>(offset: u64) -> Option<&'static Entry<F>> {
+/// The entry at this place of the executable, or `None` if there is none, or one that calls something else.
+pub(crate) fn entry_at<F: Copy + 'static>(place: Place) -> Option<&'static Entry<F>> {
     let image = image();
-    let address = image.base.checked_add(usize::try_from(offset).ok()?)?;
+    let address = image.base.checked_add(usize::try_from(place.entry).ok()?)?;
     if !within(&image.data, address, mem::size_of::<Entry<F>>()) || address % mem::align_of::<Entry<F>>() != 0 {
         return None;
     }
     // SAFETY: the address is aligned and inside a readable segment of the executable (checked above), which is mapped for
     // as long as the process lives; any bytes are valid u64s.
-    let mark = unsafe { std::ptr::read(address as *const [u64; 2]) };
-    if mark != MARK {
+    let words = unsafe { std::ptr::read(address as *const [u64; 2]) };
+    if words != MARK {
         return None;
     }
-    // SAFETY: as above; and the mark says that `Entry::new` made this constant, with the only `F` that the crate uses.
-    Some(unsafe { &*(address as *const Entry<F>) })
+    // SAFETY: as above; and the words say that `Entry::new` made this constant, so it begins with a whole `Mark`.
+    let mark = unsafe { &*(address as *const Mark) };
+    if mark.holds != TypeId::of::<F>() {
+        return None;
+    }
+    // SAFETY: as above; and the mark says that what the entry holds is an `F`.
+    let entry = unsafe { &*(address as *const Entry<F>) };
+    (address_of(entry.run).wrapping_sub(image.base) as u64 == place.run).then_some(entry)
+}
+
+/// Where a function lies in this process.
+fn address_of<F: Copy + 'static>(function: F) -> usize {
+    const { assert!(mem::size_of::<F>() == mem::size_of::<usize>(), "an entry holds a function pointer") };
+    // SAFETY: F is as large as a pointer (asserted above), and every function pointer is a valid integer.
+    unsafe { mem::transmute_copy::<F, usize>(&function) }
 }
 
 fn within(ranges: &[Range<usize>], start: usize, len: usize) -> bool {
@@ -168,15 +191,11 @@ pub(crate) fn conjure<F: Copy + 'static>() -> F {
 mod tests {
     use super::*;
 
-    fn name() -> &'static str {
-        "seven"
-    }
-
     fn seven() -> u8 {
         7
     }
 
-    static ENTRY: Entry<fn() -> u8> = Entry::new(name, seven);
+    static ENTRY: Entry<fn() -> u8> = Entry::new(seven);
 
     #[test]
     fn an_executable_looks_like_its_segments_and_its_build_id() {
@@ -191,27 +210,37 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_found_again_by_its_offset() {
-        let offset = offset_of(&ENTRY).unwrap();
-        let found = entry_at::<fn() -> u8>(offset).unwrap();
-        assert_eq!(((found.name)(), (found.run)()), ("seven", 7));
+    fn an_entry_is_found_again_by_its_place() {
+        let place = place_of(&ENTRY).unwrap();
+        assert_eq!((entry_at::<fn() -> u8>(place).unwrap().run)(), 7);
     }
 
     #[test]
-    fn a_wrong_offset_finds_nothing() {
-        let offset = offset_of(&ENTRY).unwrap();
-        for wrong in [0, 1, offset + 1, offset + 8, offset - 8, u64::MAX, u64::MAX / 2, 1 << 40] {
-            assert!(entry_at::<fn() -> u8>(wrong).is_none(), "{wrong}");
+    fn a_wrong_place_finds_nothing() {
+        let place = place_of(&ENTRY).unwrap();
+        let Place { entry, run } = place;
+        for wrong in [0, 1, entry + 1, entry + 8, entry - 8, u64::MAX, u64::MAX / 2, 1 << 40] {
+            assert!(entry_at::<fn() -> u8>(Place { entry: wrong, ..place }).is_none(), "{wrong}");
+        }
+        for wrong in [0, run + 1, run - 1, u64::MAX] {
+            assert!(entry_at::<fn() -> u8>(Place { run: wrong, ..place }).is_none(), "{wrong}");
         }
     }
 
+    /// Nothing but a habit said that all entries hold the same type.
     #[test]
-    fn code_outside_the_executable_has_no_offset() {
-        let leaked: &'static Entry<fn() -> u8> = Box::leak(Box::new(Entry::new(name, seven as fn() -> u8)));
-        assert!(offset_of(leaked).is_none());
+    fn an_entry_of_another_type_is_none() {
+        let place = place_of(&ENTRY).unwrap();
+        assert!(entry_at::<fn() -> u16>(place).is_none());
+    }
+
+    #[test]
+    fn code_outside_the_executable_has_no_place() {
+        let leaked: &'static Entry<fn() -> u8> = Box::leak(Box::new(Entry::new(seven as fn() -> u8)));
+        assert!(place_of(leaked).is_none());
         // SAFETY: only the address of the libc function is used, never called.
         let foreign = unsafe { mem::transmute::<unsafe extern "C" fn() -> i32, fn() -> u8>(libc::getpid) };
-        let entry: &'static Entry<fn() -> u8> = Box::leak(Box::new(Entry::new(name, foreign)));
-        assert!(offset_of(entry).is_none());
+        let entry: &'static Entry<fn() -> u8> = Box::leak(Box::new(Entry::new(foreign)));
+        assert!(place_of(entry).is_none());
     }
 }

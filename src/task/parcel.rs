@@ -30,7 +30,7 @@ trait HasEntry {
 }
 
 impl<T: Task> HasEntry for T {
-    const ENTRY: &'static Entry<Runner> = &Entry::new(type_name::<T>, run::<T>);
+    const ENTRY: &'static Entry<Runner> = &Entry::new(run::<T>);
 }
 
 fn run<T: Task>(
@@ -55,7 +55,7 @@ fn run<T: Task>(
 
 /// Finds what a Run message names. A wrong place or another function than meant is `None`.
 pub(crate) fn resolve(run: &Run) -> Option<&'static Entry<Runner>> {
-    image::entry_at::<Runner>(run.entry).filter(|entry| check((entry.name)()) == run.check)
+    image::entry_at(run.place)
 }
 
 /// A task on its way: encoded, and free of its type.
@@ -104,15 +104,15 @@ pub(crate) fn pack<T: Task>(task: &T, max: usize) -> Result<Parcel, PackError> {
     pack_for((T::ENTRY, type_name::<T>()), task.task_name(), |parts| parts.encode(task, max))
 }
 
-/// Makes a parcel for an entry and its name; `encode` appends the arguments.
+/// Makes a parcel for an entry and the name of its type; `encode` appends the arguments.
 pub(crate) fn pack_for(
     (entry, of): (&'static Entry<Runner>, &'static str),
     name: &'static str,
     encode: impl FnOnce(&mut Parts) -> Result<(), EncodeError>,
 ) -> Result<Parcel, PackError> {
-    let entry = image::offset_of(entry).ok_or(PackError::Foreign { task: of })?;
+    let place = image::place_of(entry).ok_or(PackError::Foreign { task: of })?;
     let mut parts = Parts::scratch();
-    Run::begin(&mut parts.written, entry, check(of));
+    Run::begin(&mut parts.written, place);
     match catch_unwind(AssertUnwindSafe(|| fds::collect(|| encode(&mut parts)))) {
         Ok(Ok(((), fds))) => {
             let (body, more) = parts.finish();
@@ -134,8 +134,20 @@ pub(crate) fn unpack<R: DeserializeOwned>(frame: &mut Frame) -> Result<R, TaskEr
     }
 }
 
-/// A few bits of a name: enough to find out that a place is another function's, and cheap at each task.
-fn check(name: &str) -> u64 {
-    let end = name.as_bytes().last_chunk::<8>().map_or(0, |end| u64::from_le_bytes(*end));
-    end.rotate_left(8) ^ name.len() as u64
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call;
+
+    fn run_of<T: Task>(task: T) -> Run {
+        Run::parse(pack(&task, 1024).unwrap().body).unwrap()
+    }
+
+    /// By their names, as closures of one function, they were the same.
+    #[test]
+    fn the_place_of_one_task_with_the_code_of_another_is_none() {
+        let (one, other) = (run_of(call(|x: u32| x + 1, 1)), run_of(call(|x: u32| x * 7, 1)));
+        assert!(resolve(&one).is_some() && resolve(&other).is_some());
+        assert!(resolve(&Run { place: image::Place { run: other.place.run, ..one.place }, ..one }).is_none());
+    }
 }

@@ -24,7 +24,7 @@ use bytes::{Buf as _, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{BoxError, Panic, RecvError, TaskError};
-use crate::sys::image::ImageId;
+use crate::sys::image::{ImageId, Place};
 use crate::sys::limits::Limits;
 use crate::wire::body;
 use crate::wire::frame::{Frame, Head};
@@ -85,12 +85,10 @@ pub(crate) enum Life {
     UntilEnd,
 }
 
-/// What is to run: where the entry lies, what it should be, and its encoded arguments behind that.
+/// What is to run: where the entry lies, what it calls, so that a wrong place is found out, and its encoded arguments behind that.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Run {
-    pub(crate) entry: u64,
-    /// A hash of the entry's name, so that a wrong place is found out.
-    pub(crate) check: u64,
+    pub(crate) place: Place,
     pub(crate) arguments: Held,
 }
 
@@ -99,18 +97,18 @@ impl Run {
     pub(crate) const HEAD_LEN: usize = 16;
 
     /// Begins a body; the arguments are appended to it.
-    pub(crate) fn begin(body: &mut BytesMut, entry: u64, check: u64) {
+    pub(crate) fn begin(body: &mut BytesMut, place: Place) {
         // In one piece: a buffer that may have to grow looks at its room for each.
         let mut head = [0; Self::HEAD_LEN];
-        head[..8].copy_from_slice(&entry.to_le_bytes());
-        head[8..].copy_from_slice(&check.to_le_bytes());
+        head[..8].copy_from_slice(&place.entry.to_le_bytes());
+        head[8..].copy_from_slice(&place.run.to_le_bytes());
         body.extend_from_slice(&head);
     }
 
     pub(crate) fn parse(body: Held) -> Option<Self> {
         let mut head = body.get(..Self::HEAD_LEN)?;
-        let (entry, check) = (head.get_u64_le(), head.get_u64_le());
-        Some(Self { entry, check, arguments: body.behind(Self::HEAD_LEN) })
+        let place = Place { entry: head.get_u64_le(), run: head.get_u64_le() };
+        Some(Self { place, arguments: body.behind(Self::HEAD_LEN) })
     }
 }
 
