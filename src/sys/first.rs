@@ -3,8 +3,10 @@
 use std::panic::{self, AssertUnwindSafe};
 use std::process::{self, Command};
 
+use super::socket::stream_pair;
+
 /// Whether the calling test is in such a process. If not, it has been run again in one, alone, where this user may make one; who is
-/// not root may not.
+/// not root may not. Its stdin is a socket that was made outside.
 pub(crate) fn is_first_process() -> bool {
     const MARK: &str = "MULTIPROC_TEST_FIRST_PROCESS";
     if std::env::var_os(MARK).is_some() {
@@ -20,7 +22,8 @@ pub(crate) fn is_first_process() -> bool {
         let name = std::thread::current().name().unwrap().to_owned();
         let mut again = unshare();
         again.arg(std::env::current_exe().unwrap()).args([&*name, "--exact", "--nocapture"]).env(MARK, "");
-        let output = again.output().unwrap();
+        let (_here, there) = stream_pair().unwrap();
+        let output = again.stdin(there).output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(
             output.status.success() && said.contains("1 passed"),

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::Pid;
 
 use crate::sys::socket::above_stdio;
 
@@ -149,10 +150,12 @@ pub(crate) fn accept(socket: impl AsFd) -> io::Result<OwnedFd> {
     }
 }
 
-/// The process id, user and group at the other end when the connection was made; `SO_PEERCRED` in unix(7).
+/// The process id, user and group at the other end when the connection was made; of one end of a socketpair, of who made the
+/// pair. `SO_PEERCRED` in unix(7).
 ///
-/// There is no process id for a process of another PID namespace.
-pub(crate) fn peer(socket: impl AsFd) -> io::Result<(Option<u32>, u32, u32)> {
+/// There is no process id for a process of another PID namespace: the kernel says 0 then, which is no `Pid` (and what rustix has for
+/// this takes the number for one that is not 0).
+pub(crate) fn peer_credentials(socket: impl AsFd) -> io::Result<(Option<Pid>, u32, u32)> {
     let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut len = libc::socklen_t::try_from(mem::size_of::<libc::ucred>()).unwrap_or(0);
     // SAFETY: `credentials` and `len` are valid for the call and say their true size.
@@ -168,11 +171,27 @@ pub(crate) fn peer(socket: impl AsFd) -> io::Result<(Option<u32>, u32, u32)> {
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
-    let pid = u32::try_from(credentials.pid).ok().filter(|&pid| pid != 0);
-    Ok((pid, credentials.uid, credentials.gid))
+    Ok((Pid::from_raw(credentials.pid), credentials.uid, credentials.gid))
 }
 
 /// The user in whose name this process acts; geteuid(2).
 pub(crate) fn own_user() -> u32 {
     rustix::process::geteuid().as_raw()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::first::is_first_process;
+    use crate::sys::socket::stream_pair;
+
+    #[test]
+    fn who_is_at_the_other_end_has_a_number_unless_it_is_in_another_pid_namespace() {
+        let (here, _there) = stream_pair().unwrap();
+        assert_eq!(peer_credentials(here).unwrap().0, Some(rustix::process::getpid()));
+        if is_first_process() {
+            let (pid, user, _) = peer_credentials(rustix::stdio::stdin()).unwrap();
+            assert_eq!((pid, user), (None, own_user()));
+        }
+    }
 }

@@ -16,6 +16,7 @@ use rustix::process::{Pid, Signal};
 
 use super::process::SignalMask;
 use super::raw::{Stack, call, clone3, no_clone_args};
+use super::rendezvous::peer_credentials;
 
 /// How often a worker whose task has closed the watch's fd asks who its parent is, in nanoseconds.
 const PARENT_LOOK: i64 = 200_000_000;
@@ -48,7 +49,7 @@ enum Sign {
 impl ParentWatch {
     /// Watches the process that made the socket's other end: by `SO_PEERPIDFD`, else by pidfd_open(2) of the parent.
     pub(crate) fn new(socket: &'static impl AsFd) -> Self {
-        let maker = rustix::net::sockopt::socket_peercred(socket).ok().map(|maker| maker.pid);
+        let maker = peer_credentials(socket).ok().and_then(|(maker, ..)| maker);
         let hang_up = Sign::HangUp(socket.as_fd().as_raw_fd());
         let sign = match peer_pidfd(socket) {
             Some(pidfd) => Some(Sign::Pidfd(pidfd.into_raw_fd())),

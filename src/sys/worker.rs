@@ -3,13 +3,14 @@
 use std::ffi::CString;
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, IntoRawFd as _, OwnedFd, RawFd};
 use std::sync::OnceLock;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::RecvFlags;
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 
+use crate::sys::rendezvous::peer_credentials;
 use crate::sys::socket;
 use crate::sys::stdio::has_stdio;
 
@@ -46,29 +47,10 @@ impl Slot {
             && rustix::net::sockopt::socket_type(self.fd()).is_ok_and(|kind| kind == rustix::net::SocketType::STREAM)
     }
 
-    /// Whether the socket was made by this process's parent; `SO_PEERCRED` in unix(7).
-    ///
-    /// For one end of a socketpair the kernel names the process that made the pair.
+    /// Whether the socket was made by this process's parent.
     pub(crate) fn is_from_parent(self) -> bool {
-        self.maker().is_some_and(|maker| Some(maker) == rustix::process::getppid())
-    }
-
-    /// The process that made the socket; `SO_PEERCRED` in unix(7).
-    fn maker(self) -> Option<Pid> {
-        let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
-        let mut len = libc::socklen_t::try_from(mem::size_of::<libc::ucred>()).unwrap_or(0);
-        // SAFETY: `credentials` and `len` are valid for the call and say their true size.
-        let result = unsafe {
-            libc::getsockopt(
-                self.fd().as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_PEERCRED,
-                (&raw mut credentials).cast(),
-                &raw mut len,
-            )
-        };
-        // The number is 0 for a process that has none in our PID namespace.
-        if result == 0 { Pid::from_raw(credentials.pid) } else { None }
+        let maker = peer_credentials(self.fd()).ok().and_then(|(maker, ..)| maker);
+        maker.is_some_and(|maker| Some(maker) == rustix::process::getppid())
     }
 
     /// The first bytes that wait in the socket, which stay there; recv(2) with `MSG_PEEK`.

@@ -39,8 +39,8 @@ pub struct Peer {
 
 impl Peer {
     fn of(socket: impl std::os::fd::AsFd) -> io::Result<Self> {
-        let (pid, uid, gid) = rendezvous::peer(socket)?;
-        Ok(Self { pid, uid, gid })
+        let (pid, uid, gid) = rendezvous::peer_credentials(socket)?;
+        Ok(Self { pid: pid.map(|pid| pid.as_raw_nonzero().get().unsigned_abs()), uid, gid })
     }
 
     fn is_our_user(&self) -> bool {
