@@ -3,14 +3,16 @@
 //! Where `spawn` starts the program it is a part of the child's orders. Where std has to, it is a `pre_exec`: std then forks,
 //! which copies this process's page tables.
 
+use std::ffi::c_int;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use rustix::fs::{Mode, OFlags};
 
 use super::limits::Limits;
+use super::raw::{call, check};
 
 /// What the child does to itself before it becomes the program.
 #[derive(Debug, Default)]
@@ -42,7 +44,7 @@ impl InChild {
         let reserved = self.reserve_numbers()?;
         let set_up = move || {
             let _ = &reserved;
-            self.apply()
+            self.apply().map_err(io::Error::from_raw_os_error)
         };
         // SAFETY: `set_up` runs in a fork of a process that may have other threads. It only makes system calls on numbers
         // that were made before the fork: it takes no lock, and it neither allocates nor frees.
@@ -76,29 +78,26 @@ impl InChild {
         Ok(reserved)
     }
 
-    /// Runs in the child: it takes no lock, and neither allocates nor frees.
-    pub(super) fn apply(&self) -> io::Result<()> {
+    /// Runs in the child, which may be in this process's memory and on a small stack: it makes system calls, and nothing else.
+    pub(super) fn apply(&self) -> Result<(), c_int> {
         if self.new_session {
-            // SAFETY: setsid has no arguments.
-            check(unsafe { libc::setsid() })?;
+            // SAFETY: takes nothing.
+            check(unsafe { call(libc::SYS_setsid, [0; 4]) })?;
         }
         if self.stderr_to_stdout {
-            // SAFETY: dup2 on the child's own 1 and 2, which are std's to set up and have been set up before this runs.
-            check(unsafe { libc::dup2(1, 2) })?;
+            // SAFETY: the child's own 1 and 2, which have been set up before this runs.
+            check(unsafe { call(libc::SYS_dup3, [1, 2, 0, 0]) })?;
         }
         for (fd, number) in &self.inherited {
+            let (fd, number) = (fd.as_raw_fd().cast_unsigned() as usize, number.cast_unsigned() as usize);
             // SAFETY: `number` is 3 or more (checked when it was set) and below every source (see `reserve_numbers`), so this
             // overwrites nothing that is still needed in this child.
-            check(unsafe { libc::dup2(fd.as_fd().as_raw_fd(), *number) })?;
+            check(unsafe { call(libc::SYS_dup3, [fd, number, 0, 0]) })?;
         }
         if let Some(mask) = self.umask {
-            // SAFETY: umask cannot fail and touches no memory.
-            unsafe { libc::umask(mask) };
+            // SAFETY: takes a number, and cannot fail.
+            unsafe { call(libc::SYS_umask, [mask as usize, 0, 0, 0]) };
         }
         self.limits.apply().map_err(|(_, error)| error)
     }
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

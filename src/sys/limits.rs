@@ -1,15 +1,16 @@
 //! What a process lays on itself: resource limits and its priority. When that happens is decided elsewhere: between fork
 //! and exec for a program (`in_child`), at the handshake for a worker.
 
+use std::ffi::c_int;
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::Read as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit};
 use serde::{Deserialize, Serialize};
 
-use super::raw::{self, call};
+use super::raw::{call, check};
 
 /// Limits of one process, and its priority.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,18 +24,18 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// Lays them on this process; on an error it says with which one. It neither takes a lock nor allocates.
-    pub(crate) fn apply(&self) -> Result<(), (&'static str, io::Error)> {
+    /// Lays them on this process; on an error it says with which one, and the number. It makes system calls, and nothing else.
+    pub(crate) fn apply(&self) -> Result<(), (&'static str, c_int)> {
         self.apply_with_memory(|bytes| bytes)
     }
 
     /// As [`apply`](Self::apply), but leaves the hard limit of memory where it is, so that [`with_memory_to_spare`] can lift
     /// the soft one.
-    pub(crate) fn apply_to_worker(&self) -> Result<(), (&'static str, io::Error)> {
+    pub(crate) fn apply_to_worker(&self) -> Result<(), (&'static str, c_int)> {
         self.apply_with_memory(|bytes| get(Resource::As).maximum.map_or(NONE, |hard| hard.max(bytes)))
     }
 
-    fn apply_with_memory(&self, hard: impl FnOnce(u64) -> u64) -> Result<(), (&'static str, io::Error)> {
+    fn apply_with_memory(&self, hard: impl FnOnce(u64) -> u64) -> Result<(), (&'static str, c_int)> {
         if let Some(nice) = self.nice {
             set_priority(nice).map_err(|error| ("priority", error))?;
         }
@@ -150,14 +151,14 @@ pub(super) fn get(resource: Resource) -> Rlimit {
 }
 
 /// prlimit(2), of this process.
-fn set(resource: Resource, soft: u64, hard: u64) -> io::Result<()> {
+fn set(resource: Resource, soft: u64, hard: u64) -> Result<(), c_int> {
     let limit = Pair { soft, hard };
     // SAFETY: `limit` is live and only read.
     check(unsafe { call(libc::SYS_prlimit64, [0, resource as usize, (&raw const limit).expose_provenance(), 0]) })
 }
 
 /// setpriority(2). On Linux each thread has a priority of its own, which those that it starts inherit.
-fn set_priority(nice: i32) -> io::Result<()> {
+fn set_priority(nice: i32) -> Result<(), c_int> {
     // SAFETY: takes nothing.
     let main_thread = usize::try_from(unsafe { call(libc::SYS_getpid, [0; 4]) }).unwrap_or(0);
     // The kernel looks at the lower half of it.
@@ -167,8 +168,4 @@ fn set_priority(nice: i32) -> io::Result<()> {
         check(unsafe { call(libc::SYS_setpriority, [libc::PRIO_PROCESS as usize, who, nice, 0]) })?;
     }
     Ok(())
-}
-
-fn check(result: i64) -> io::Result<()> {
-    raw::check(result).map_err(io::Error::from_raw_os_error)
 }

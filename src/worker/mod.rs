@@ -242,6 +242,9 @@ fn greet(frame: Frame, slot: Slot) -> Result<(Hello, Option<Arc<Ledger>>), Strin
     context::set_place(hello.seat.clone(), ledger.clone());
     start::set_depth(hello.depth);
     start::allow();
-    hello.limits.apply_to_worker().map_err(|(what, error)| format!("cannot limit its {what}: {error}"))?;
+    hello.limits.apply_to_worker().map_err(|(what, error)| {
+        let error = io::Error::from_raw_os_error(error);
+        format!("cannot limit its {what}: {error}")
+    })?;
     Ok((hello, ledger))
 }

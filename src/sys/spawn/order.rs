@@ -117,9 +117,8 @@ impl Order {
                 }
             }
         }
-        // Only where the parent's thread stands still: it writes that thread's errno.
         if let Some(in_child) = in_child {
-            in_child.apply().map_err(|error| error.raw_os_error().unwrap_or(libc::EINVAL))?;
+            in_child.apply()?;
             if in_child.new_session {
                 forget_group_signals();
             }
