@@ -174,8 +174,13 @@ impl Shared {
             }
             _ => usize::MAX,
         };
-        while state.starting < state.assigned.len().min(most) && state.seats.len() < state.target {
-            Self::open_seat(state);
+        let wanted = state.assigned.len().min(most);
+        // Mostly there is none, and those that are starting need not be counted.
+        if wanted > 0 {
+            let room = state.target.saturating_sub(state.seats.len());
+            for _ in 0..wanted.saturating_sub(state.starting()).min(room) {
+                Self::open_seat(state);
+            }
         }
     }
 
@@ -209,7 +214,6 @@ impl Shared {
         let index = index.unwrap_or(state.seats.len());
         let seat = Seat::new(index, state.runtime.clone());
         state.seats.insert(index, Arc::clone(&seat));
-        state.starting += 1;
         state.supervisors += 1;
         state.after.supervise.push(seat);
     }
@@ -317,7 +321,7 @@ impl Shared {
     /// Never more than its share: what one worker has ahead, another would have to wait for.
     fn send_ahead(state: &mut State, seat: &Arc<Seat>) {
         // Older tasks go first whose workers are not needed any more: they go to whoever has nothing.
-        if state.waiting.is_empty() || state.assigned.len() > state.starting {
+        if state.waiting.is_empty() || !state.assigned.is_empty() && state.assigned.len() > state.starting() {
             return;
         }
         let mut desk = seat.desk();

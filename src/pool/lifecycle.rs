@@ -15,9 +15,9 @@ use crate::error::{SpawnError, TaskError};
 
 impl Shared {
     /// A process is ready.
-    pub(super) fn started(self: &Arc<Self>) {
+    pub(super) fn started(self: &Arc<Self>, seat: &Arc<Seat>) {
         let mut state = self.state();
-        state.starting -= 1;
+        seat.desk().apply(Event::Ready);
         state.failures = 0;
         state.last_cause = None;
         Self::ring_surplus(&state);
@@ -104,8 +104,6 @@ impl Shared {
             Phase::Cancelled => false,
         };
         if wanted {
-            // One with the other: who gives the seat up counts it off by what its desk says.
-            state.starting += 1;
             seat.desk().restart();
             state.counts.restarts += 1;
             Next::Restart
@@ -126,7 +124,6 @@ impl Shared {
         }
         if state.needs_no_start() {
             // It was given up, or may as well have been.
-            state.starting -= 1;
             self.leave(&mut state, seat);
             return Next::Leave;
         }
@@ -154,7 +151,6 @@ impl Shared {
         if wanted && !over {
             return Next::Restart;
         }
-        state.starting -= 1;
         self.leave(&mut state, seat);
         Next::Leave
     }
@@ -201,9 +197,6 @@ impl Shared {
     pub(super) fn abandoned(self: &Arc<Self>, seat: &Arc<Seat>) {
         let mut state = self.state();
         let mut desk = seat.desk();
-        if desk.state == WorkerState::Starting {
-            state.starting = state.starting.saturating_sub(1);
-        }
         let (begun, rest) = desk.take_all();
         if desk.holds_permit {
             self.release(&mut state);
@@ -356,7 +349,7 @@ mod tests {
     fn a_worker_that_has_ended_and_is_not_started_again_yet_does_not_count_as_starting() {
         let pool = ProcessPool::new(2);
         let shared = pool.shared();
-        let (ended, _starting) = {
+        let (ended, starting) = {
             let mut state = shared.state();
             Shared::open_seat(&mut state);
             Shared::open_seat(&mut state);
@@ -364,12 +357,11 @@ mod tests {
             state.after.supervise.clear();
             (Arc::clone(&state.seats[0]), Arc::clone(&state.seats[1]))
         };
-        ended.desk().apply(Event::Ready);
-        shared.started();
+        shared.started(&ended);
         shared.lost(&ended, &[], [], Ending::Died, |_| TaskError::Cancelled);
         shared.abandoned(&ended);
-        assert_eq!(shared.state().starting, 1);
-        shared.started();
-        assert_eq!(shared.state().starting, 0);
+        assert_eq!(shared.state().starting(), 1);
+        shared.started(&starting);
+        assert_eq!(shared.state().starting(), 0);
     }
 }

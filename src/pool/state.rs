@@ -60,8 +60,6 @@ pub(super) struct State {
     pub(super) supervisors: usize,
     /// Those that wait for a task; the last one worked last.
     pub(super) idle: Vec<Arc<Seat>>,
-    /// How many of `seats` have no ready process.
-    pub(super) starting: usize,
     /// How many workers there may be.
     pub(super) target: usize,
     /// Permits to swallow, because the pool shrank while they were out.
@@ -172,7 +170,6 @@ impl Shared {
                 seats: Vec::new(),
                 supervisors: 0,
                 idle: Vec::new(),
-                starting: 0,
                 target,
                 surplus: 0,
                 failures: 0,
@@ -226,6 +223,11 @@ impl Shared {
 }
 
 impl State {
+    /// How many workers have no process yet that is ready.
+    pub(super) fn starting(&self) -> usize {
+        self.seats.iter().filter(|seat| seat.desk().state == WorkerState::Starting).count()
+    }
+
     /// How many workers live, and are not about to end. One that is starting may never be ready.
     pub(super) fn staying(&self) -> usize {
         use WorkerState::{Busy, Idle, Stalled};
@@ -235,12 +237,12 @@ impl State {
     /// Whether there is nothing to wait for before all workers are ready: none is being started, and none that has nothing to do any
     /// more is about to end, in whose place another one may be.
     pub(super) fn is_settled(&self) -> bool {
-        use WorkerState::{Dead, Draining, Dying};
-        let is_leaving = |seat: &Arc<Seat>| {
+        use WorkerState::{Dead, Draining, Dying, Starting};
+        let is_on_its_way = |seat: &Arc<Seat>| {
             let desk = seat.desk();
-            matches!(desk.state, Dying | Dead) || desk.state == Draining && desk.load() == 0
+            matches!(desk.state, Starting | Dying | Dead) || desk.state == Draining && desk.load() == 0
         };
-        self.starting == 0 && !self.seats.iter().any(is_leaving)
+        !self.seats.iter().any(is_on_its_way)
     }
 
     /// That runtime was looked at, which costs more than a task does, and has what a worker needs.

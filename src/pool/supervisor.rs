@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use super::answers::Ring;
 use super::apart::Apart;
 use super::job::{Job, Outcome};
-use super::life::Event;
 use super::output::Listening;
 use super::seat::Seat;
 use super::state::{End, Ending, Next, Phase, Shared};
@@ -194,8 +193,7 @@ impl Supervisor {
 
     /// Serves until the process has ended.
     async fn serve(&self, mut process: Process, listening: &mut Vec<Listening>) -> End {
-        self.seat.desk().apply(Event::Ready);
-        self.shared.started();
+        self.shared.started(&self.seat);
         let turn = self.shared.next_task(&self.seat);
         let cause = self.work(&mut process, turn).await;
         self.end(process, cause, listening).await
