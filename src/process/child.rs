@@ -10,7 +10,7 @@ use super::command::{Command, GRACE};
 use super::exchange::{Exchange, Pipes, Want};
 use super::kept::{Exit, Kept, KillOnDrop};
 use super::launch::{Launched, Place};
-use super::phase::{Event, Phase, Send, Why};
+use super::phase::{Event, Phase, Signal, Why};
 use super::pipes::{ChildStderr, ChildStdin, ChildStdout};
 use crate::error::CommandError;
 use crate::sys::process::Usage;
@@ -341,9 +341,9 @@ impl Child {
             self.members.iter().for_each(|member| member.kept.kill_group_in(left));
         }
         let result = match send {
-            Send::Nothing => Ok(()),
-            Send::Term => self.each(Kept::ask_group),
-            Send::Kill => self.kill(),
+            Signal::Nothing => Ok(()),
+            Signal::Term => self.each(Kept::ask_group),
+            Signal::Kill => self.kill(),
         };
         match (result, self.exchange.phase.why()) {
             // Nobody has asked for the signal, but for the time or the output to be kept to.
@@ -361,7 +361,7 @@ impl Child {
 
 /// Whether all have, for who has no time to wait until it is told.
 fn have_ended(members: &[Member]) -> bool {
-    members.iter().all(|member| member.kept.has_ended())
+    members.iter().all(|member| member.kept.learn_end())
 }
 
 async fn all_exited(members: &[Member], want: Want) {

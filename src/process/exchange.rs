@@ -14,7 +14,7 @@ use tokio::task::coop;
 use tokio::time::Instant;
 
 use super::input::Input;
-use super::phase::{Event, Phase, Send};
+use super::phase::{Event, Phase, Signal};
 use super::pipes::{ChildStderr, ChildStdin, ChildStdout, Pipe};
 use super::timer::Timer;
 use crate::sys::buffer;
@@ -71,7 +71,7 @@ const SITTING: usize = 2 << 20;
 const TURNS: usize = 32;
 
 impl Exchange {
-    pub(super) fn change(&mut self, event: Event) -> Send {
+    pub(super) fn change(&mut self, event: Event) -> Signal {
         let (phase, send) = self.phase.on(event, Instant::now(), self.grace);
         self.phase = phase;
         send

@@ -27,7 +27,6 @@ use std::io;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -63,7 +62,7 @@ pub(super) fn spawn(command: Box<dyn Launch>, terms: Terms) -> io::Result<Starte
 pub(super) fn start(request: Request) -> Result<Started, Box<Refused>> {
     match Keeper::get() {
         Ok(keeper) => keeper.start(request),
-        Err(error) => Err(Box::new(Refused { error, request })),
+        Err(error) => Err(Box::new(Refused { error, request: Some(request) })),
     }
 }
 
@@ -288,7 +287,7 @@ impl Keeper {
     fn start(&self, mut request: Request) -> Result<Started, Box<Refused>> {
         let born = match request.command.launch() {
             Ok(born) => born,
-            Err(error) => return Err(Box::new(Refused { error, request })),
+            Err(error) => return Err(Box::new(Refused { error, request: Some(request) })),
         };
         let Request { command, terms } = request;
         // With it go its copies of the child's ends of pipes, which would look like another writer.
@@ -308,11 +307,7 @@ impl Keeper {
             Err(error) => {
                 // No fd for the pidfd, say.
                 kill_and_reap(born.pid);
-                // Nothing tries again after what can go wrong here.
-                Err(Box::new(Refused {
-                    error,
-                    request: Request { command: Box::new(Command::new("")), terms: Terms::default() },
-                }))
+                Err(Box::new(Refused { error, request: None }))
             }
         }
     }

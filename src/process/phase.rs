@@ -55,7 +55,7 @@ pub(super) enum Event {
 
 /// What is to be sent to the process groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Send {
+pub(super) enum Signal {
     Nothing,
     Term,
     Kill,
@@ -97,37 +97,37 @@ impl Phase {
     }
 
     /// The one place where a phase changes. `grace` is what a timeout leaves between SIGTERM and SIGKILL.
-    pub(super) fn on(self, event: Event, now: Instant, grace: Duration) -> (Self, Send) {
+    pub(super) fn on(self, event: Event, now: Instant, grace: Duration) -> (Self, Signal) {
         let terminate = |why, grace: Duration| match now.checked_add(grace) {
-            _ if grace.is_zero() => (Self::Killed { why }, Send::Kill),
-            Some(kill_at) => (Self::Terminating { why, kill_at }, Send::Term),
+            _ if grace.is_zero() => (Self::Killed { why }, Signal::Kill),
+            Some(kill_at) => (Self::Terminating { why, kill_at }, Signal::Term),
             // The end of time: never.
-            None => (Self::Terminating { why, kill_at: now + FOREVER }, Send::Term),
+            None => (Self::Terminating { why, kill_at: now + FOREVER }, Signal::Term),
         };
         match (self, event) {
             (Self::Running, Event::Due) => terminate(Why::TimedOut, grace),
             (Self::Running, Event::Stop { grace }) => terminate(Why::Stopped, grace),
-            (Self::Terminating { why, .. }, Event::Due) => (Self::Killed { why }, Send::Kill),
+            (Self::Terminating { why, .. }, Event::Due) => (Self::Killed { why }, Signal::Kill),
             (Self::Terminating { why, kill_at }, Event::Stop { grace }) => match now.checked_add(grace) {
-                Some(sooner) if sooner < kill_at => (Self::Terminating { why, kill_at: sooner }, Send::Nothing),
-                _ => (self, Send::Nothing),
+                Some(sooner) if sooner < kill_at => (Self::Terminating { why, kill_at: sooner }, Signal::Nothing),
+                _ => (self, Signal::Nothing),
             },
 
             (Self::Running | Self::Terminating { .. }, Event::Overflow) => {
-                (Self::Killed { why: self.too_large() }, Send::Kill)
+                (Self::Killed { why: self.too_large() }, Signal::Kill)
             }
-            (Self::Killed { .. }, Event::Overflow) => (Self::Killed { why: self.too_large() }, Send::Nothing),
+            (Self::Killed { .. }, Event::Overflow) => (Self::Killed { why: self.too_large() }, Signal::Nothing),
             // It is what it left behind that writes too much.
-            (Self::Draining { .. }, Event::Overflow) => (Self::Finished { why: Some(self.too_large()) }, Send::Kill),
+            (Self::Draining { .. }, Event::Overflow) => (Self::Finished { why: Some(self.too_large()) }, Signal::Kill),
 
             (Self::Running | Self::Terminating { .. } | Self::Killed { .. }, Event::Exited) => {
-                (Self::Draining { why: self.why(), until: now + DRAIN }, Send::Nothing)
+                (Self::Draining { why: self.why(), until: now + DRAIN }, Signal::Nothing)
             }
-            (Self::Draining { why, .. }, Event::PipesEnded | Event::Due) => (Self::Finished { why }, Send::Nothing),
+            (Self::Draining { why, .. }, Event::PipesEnded | Event::Due) => (Self::Finished { why }, Signal::Nothing),
 
             // Nothing ends it but itself, and a stop says so.
             (Self::Killed { why: why @ (Why::TimedOut | Why::TooLarge) }, Event::Refused) => {
-                (Self::Finished { why: Some(why) }, Send::Nothing)
+                (Self::Finished { why: Some(why) }, Signal::Nothing)
             }
 
             // Pipes can end long before the program does.
@@ -135,7 +135,7 @@ impl Phase {
             | (_, Event::Read | Event::Refused)
             | (Self::Running | Self::Terminating { .. } | Self::Killed { .. }, Event::PipesEnded)
             | (Self::Killed { .. }, Event::Due | Event::Stop { .. })
-            | (Self::Draining { .. }, Event::Exited | Event::Stop { .. }) => (self, Send::Nothing),
+            | (Self::Draining { .. }, Event::Exited | Event::Stop { .. }) => (self, Signal::Nothing),
         }
     }
 }
@@ -166,41 +166,41 @@ mod tests {
         let asked = |why, after| Phase::Terminating { why, kill_at: now + after };
         let drained = |why| Phase::Draining { why, until };
         let table = [
-            (running, Event::PipesEnded, running, Send::Nothing),
-            (running, Event::Overflow, Phase::Killed { why: Why::TooLarge }, Send::Kill),
-            (running, Event::Exited, draining, Send::Nothing),
-            (running, Event::Due, asked(Why::TimedOut, GRACE), Send::Term),
-            (running, stop, asked(Why::Stopped, Duration::from_secs(2)), Send::Term),
-            (ending, Event::PipesEnded, ending, Send::Nothing),
-            (ending, Event::Overflow, killed, Send::Kill),
-            (ending, Event::Exited, drained(timed_out), Send::Nothing),
-            (ending, Event::Due, killed, Send::Kill),
-            (ending, stop, asked(Why::TimedOut, Duration::from_secs(2)), Send::Nothing),
-            (killed, Event::PipesEnded, killed, Send::Nothing),
-            (killed, Event::Overflow, killed, Send::Nothing),
-            (killed, Event::Exited, drained(timed_out), Send::Nothing),
-            (killed, Event::Due, killed, Send::Nothing),
-            (killed, stop, killed, Send::Nothing),
-            (draining, Event::PipesEnded, done, Send::Nothing),
-            (draining, Event::Overflow, Phase::Finished { why: Some(Why::TooLarge) }, Send::Kill),
-            (draining, Event::Exited, draining, Send::Nothing),
-            (draining, Event::Due, done, Send::Nothing),
-            (draining, stop, draining, Send::Nothing),
-            (done, Event::PipesEnded, done, Send::Nothing),
-            (done, Event::Overflow, done, Send::Nothing),
-            (done, Event::Exited, done, Send::Nothing),
-            (done, Event::Due, done, Send::Nothing),
-            (done, stop, done, Send::Nothing),
-            (stopped, Event::Overflow, cut_off, Send::Kill),
-            (Phase::Killed { why: Why::Stopped }, Event::Overflow, cut_off, Send::Nothing),
-            (drained(Some(Why::Stopped)), Event::Overflow, Phase::Finished { why: Some(Why::TooLarge) }, Send::Kill),
+            (running, Event::PipesEnded, running, Signal::Nothing),
+            (running, Event::Overflow, Phase::Killed { why: Why::TooLarge }, Signal::Kill),
+            (running, Event::Exited, draining, Signal::Nothing),
+            (running, Event::Due, asked(Why::TimedOut, GRACE), Signal::Term),
+            (running, stop, asked(Why::Stopped, Duration::from_secs(2)), Signal::Term),
+            (ending, Event::PipesEnded, ending, Signal::Nothing),
+            (ending, Event::Overflow, killed, Signal::Kill),
+            (ending, Event::Exited, drained(timed_out), Signal::Nothing),
+            (ending, Event::Due, killed, Signal::Kill),
+            (ending, stop, asked(Why::TimedOut, Duration::from_secs(2)), Signal::Nothing),
+            (killed, Event::PipesEnded, killed, Signal::Nothing),
+            (killed, Event::Overflow, killed, Signal::Nothing),
+            (killed, Event::Exited, drained(timed_out), Signal::Nothing),
+            (killed, Event::Due, killed, Signal::Nothing),
+            (killed, stop, killed, Signal::Nothing),
+            (draining, Event::PipesEnded, done, Signal::Nothing),
+            (draining, Event::Overflow, Phase::Finished { why: Some(Why::TooLarge) }, Signal::Kill),
+            (draining, Event::Exited, draining, Signal::Nothing),
+            (draining, Event::Due, done, Signal::Nothing),
+            (draining, stop, draining, Signal::Nothing),
+            (done, Event::PipesEnded, done, Signal::Nothing),
+            (done, Event::Overflow, done, Signal::Nothing),
+            (done, Event::Exited, done, Signal::Nothing),
+            (done, Event::Due, done, Signal::Nothing),
+            (done, stop, done, Signal::Nothing),
+            (stopped, Event::Overflow, cut_off, Signal::Kill),
+            (Phase::Killed { why: Why::Stopped }, Event::Overflow, cut_off, Signal::Nothing),
+            (drained(Some(Why::Stopped)), Event::Overflow, Phase::Finished { why: Some(Why::TooLarge) }, Signal::Kill),
         ];
         for (phase, event, next, send) in table {
             assert_eq!(phase.on(event, now, GRACE), (next, send), "{phase:?} on {event:?}");
-            assert_eq!(phase.on(Event::Read, now, GRACE), (phase, Send::Nothing));
+            assert_eq!(phase.on(Event::Read, now, GRACE), (phase, Signal::Nothing));
             // Who can't be killed is left behind; until then it may end.
             let left = if phase == killed || phase == cut_off { Phase::Finished { why: phase.why() } } else { phase };
-            assert_eq!(phase.on(Event::Refused, now, GRACE), (left, Send::Nothing));
+            assert_eq!(phase.on(Event::Refused, now, GRACE), (left, Signal::Nothing));
         }
     }
 
@@ -208,9 +208,9 @@ mod tests {
     fn no_grace_kills_at_once_and_an_endless_one_is_no_panic() {
         let now = Instant::now();
         let (phase, send) = Phase::Running.on(Event::Stop { grace: Duration::ZERO }, now, GRACE);
-        assert_eq!((phase, send), (Phase::Killed { why: Why::Stopped }, Send::Kill));
+        assert_eq!((phase, send), (Phase::Killed { why: Why::Stopped }, Signal::Kill));
         let (phase, send) = Phase::Running.on(Event::Due, now, Duration::MAX);
         assert!(matches!(phase, Phase::Terminating { .. }));
-        assert_eq!(send, Send::Term);
+        assert_eq!(send, Signal::Term);
     }
 }

@@ -36,11 +36,9 @@ pub(super) async fn spawn_async(command: Box<dyn Launch>, terms: Terms) -> io::R
         Err(refused) => refused,
     };
     for pause in [1, 2, 5, 10, 25, 50, 100] {
-        if !may_pass(&refused.error) {
-            break;
-        }
+        let Some(request) = refused.request.filter(|_| may_pass(&refused.error)) else { break };
         tokio::time::sleep(Duration::from_millis(pause)).await;
-        refused = match ask(refused.request).await? {
+        refused = match ask(request).await? {
             Ok(started) => return Ok(started),
             Err(refused) => refused,
         };
@@ -100,7 +98,7 @@ fn order(order: Order) -> Result<(), Box<Refused>> {
                 desk.threads += 1;
                 desk.free += 1;
             }
-            Err(error) if desk.threads == 0 => return Err(Box::new(Refused { error, request: order.request })),
+            Err(error) if desk.threads == 0 => return Err(Box::new(Refused { error, request: Some(order.request) })),
             // Those that there are have to do.
             Err(_) => break,
         }

@@ -49,8 +49,8 @@ pub(in crate::process) struct Request {
     pub(in crate::process) terms: Terms,
 }
 
-/// The error, and the request to try again.
+/// The error, and the request, where it can be tried again.
 pub(in crate::process) struct Refused {
     pub(in crate::process) error: io::Error,
-    pub(in crate::process) request: Request,
+    pub(in crate::process) request: Option<Request>,
 }

@@ -1,6 +1,6 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
@@ -215,7 +215,7 @@ fn who_asks_for_an_end_need_not_wait_until_it_is_told() {
     let kept = started.child.kept();
     let pidfd = open_pidfd(kept.pid()).unwrap();
     rustix::event::poll(&mut [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)], None).unwrap();
-    assert!(kept.has_ended());
+    assert!(kept.learn_end());
     assert_eq!(kept.try_exit().unwrap().status.unwrap().code(), Some(5));
 }
 

@@ -27,8 +27,8 @@ impl Kept {
         }
     }
 
-    /// Whether it has ended, for who can't wait until that is told: then [`try_exit`](Self::try_exit) says how.
-    pub(crate) fn has_ended(&self) -> bool {
+    /// Whether it has ended. For who can't wait until that is told: by this it is, and [`try_exit`](Self::try_exit) says how.
+    pub(crate) fn learn_end(&self) -> bool {
         if self.try_exit().is_some() {
             return true;
         }
