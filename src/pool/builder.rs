@@ -1,7 +1,6 @@
 //! What a pool is to be like: its settings and their defaults.
 
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -10,7 +9,6 @@ use super::ProcessPool;
 use super::chore::Chore;
 use super::output::Listener;
 use crate::error::SpawnError;
-use crate::process::program::{EnvChange, is_env_name};
 use crate::process::start::Plan;
 use crate::sys::worker::Slot;
 use crate::task::Task;
@@ -216,21 +214,17 @@ impl PoolBuilder {
     /// Sets an environment variable of the workers. A name that is empty or has a `=` in it, or a NUL in either, makes
     /// [`build`](Self::build) fail.
     pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        if !is_env_name(key.as_ref()) {
-            self.refuse("an environment variable's name is empty or has a `=`");
-        } else if key.as_ref().as_bytes().contains(&0) || value.as_ref().as_bytes().contains(&0) {
-            self.refuse("an environment variable has a NUL");
+        if let Err(reason) = self.settings.plan.set_env(key.as_ref(), value.as_ref()) {
+            self.refuse(reason);
         }
-        self.settings.plan.env(EnvChange::Set(key.as_ref().into(), value.as_ref().into()));
         self
     }
 
     /// The workers' working directory. Default: this process's. A NUL in it makes [`build`](Self::build) fail.
     pub fn current_dir(mut self, directory: impl AsRef<Path>) -> Self {
-        if directory.as_ref().as_os_str().as_bytes().contains(&0) {
-            self.refuse("the working directory has a NUL");
+        if let Err(reason) = self.settings.plan.current_dir(directory.as_ref()) {
+            self.refuse(reason);
         }
-        self.settings.plan.current_dir(directory.as_ref());
         self
     }
 

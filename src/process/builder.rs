@@ -3,14 +3,13 @@
 use std::ffi::OsStr;
 use std::future::Future;
 use std::io;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use super::program::{EnvChange, is_env_name};
+use super::program::EnvChange;
 use super::spawn::Process;
 use super::start::{self, Plan};
 use crate::error::SpawnError;
@@ -43,12 +42,9 @@ impl ProcessBuilder {
     /// Sets an environment variable. A name that is empty or has a `=` in it, or a NUL in either, makes
     /// [`spawn`](Self::spawn) fail.
     pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        if !is_env_name(key.as_ref()) {
-            self.wrong = Some("an environment variable's name is empty or has a `=`");
-        } else if key.as_ref().as_bytes().contains(&0) || value.as_ref().as_bytes().contains(&0) {
-            self.wrong = Some("an environment variable has a NUL");
+        if let Err(reason) = self.plan.set_env(key.as_ref(), value.as_ref()) {
+            self.wrong = Some(reason);
         }
-        self.plan.env(EnvChange::Set(key.as_ref().into(), value.as_ref().into()));
         self
     }
 
@@ -66,10 +62,9 @@ impl ProcessBuilder {
 
     /// The working directory. A relative one is relative to this process's.
     pub fn current_dir(mut self, directory: impl AsRef<Path>) -> Self {
-        if directory.as_ref().as_os_str().as_bytes().contains(&0) {
-            self.wrong = Some("the working directory has a NUL");
+        if let Err(reason) = self.plan.current_dir(directory.as_ref()) {
+            self.wrong = Some(reason);
         }
-        self.plan.current_dir(directory.as_ref());
         self
     }
 

@@ -41,7 +41,7 @@ pub(crate) enum EnvChange {
 }
 
 /// Whether something can be the name of an environment variable. What is none would get lost on the way, or mean another.
-pub(crate) fn is_env_name(name: &OsStr) -> bool {
+pub(super) fn is_env_name(name: &OsStr) -> bool {
     !name.is_empty() && !name.as_bytes().contains(&b'=')
 }
 

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use super::keeper::{self, Terms};
 use super::kept::KillOnDrop;
-use super::program::{Born, EnvChange, Launch, Plain, Program, spawn_std};
+use super::program::{Born, EnvChange, Launch, Plain, Program, is_env_name, spawn_std};
 use crate::channel::background;
 use crate::channel::flusher::is_fd_congestion;
 use crate::channel::inbox::Inbox;
@@ -121,8 +121,25 @@ impl Plan {
         self.program.env.push(change);
     }
 
-    pub(crate) fn current_dir(&mut self, directory: &Path) {
+    /// Sets an environment variable, or says why it can't be.
+    pub(crate) fn set_env(&mut self, name: &OsStr, value: &OsStr) -> Result<(), &'static str> {
+        if !is_env_name(name) {
+            return Err("an environment variable's name is empty or has a `=`");
+        }
+        if name.as_bytes().contains(&0) || value.as_bytes().contains(&0) {
+            return Err("an environment variable has a NUL");
+        }
+        self.env(EnvChange::Set(name.to_owned(), value.to_owned()));
+        Ok(())
+    }
+
+    /// Sets the working directory, or says why it can't be.
+    pub(crate) fn current_dir(&mut self, directory: &Path) -> Result<(), &'static str> {
+        if directory.as_os_str().as_bytes().contains(&0) {
+            return Err("the working directory has a NUL");
+        }
         self.program.current_dir = Some(directory.to_owned());
+        Ok(())
     }
 
     pub(crate) fn stdio(&mut self, place: Slot, stdio: Stdio) {
