@@ -159,12 +159,14 @@ impl PoolBuilder {
     /// How long a worker that has finished a task looks for the next one before it sleeps, and whoever awaits a task that an idle
     /// worker was given looks for its result: 50 µs, say. Default: not at all.
     ///
-    /// To wake a sleeping processor takes a virtual machine some 20 µs, and a task there and back wakes two. It is for tiny tasks in a
-    /// chain, each made from the result of the one before; others find the next one there already. The price is CPU time, up to
-    /// this much a task in a worker, and here of one at a time of all who wait. Both look between calls of sched_yield(2), so whoever
-    /// else has work for that processor does it first, and so do this runtime's other tasks; its paused clock stands still
-    /// meanwhile. With one processor when a worker starts, see sched_setaffinity(2), neither looks: there it would only keep the
-    /// other from its work.
+    /// It is for tiny tasks in a chain, each made from the result of the one before: to wake a sleeping processor takes some 20 µs in a
+    /// virtual machine, and a task there and back wakes two. Where many tasks are under way, a worker finds the next one there already.
+    ///
+    /// The price is CPU time: up to `window` for each task in its worker, and as much here, for one at a time of all who wait. Between
+    /// two looks both call sched_yield(2), so whoever else has work for that processor goes first, and so do this runtime's other
+    /// tasks. Where this runtime's clock is paused, it stands still meanwhile.
+    ///
+    /// With only one processor when a worker starts, see sched_setaffinity(2), neither looks: it would keep the other from its work.
     pub fn busy_poll(mut self, window: Duration) -> Self {
         self.settings.plan.busy_poll = window;
         self
@@ -291,7 +293,8 @@ impl PoolBuilder {
     ///
     /// # Errors
     ///
-    /// `Invalid` for zero workers, or an environment or directory that can't be; `Encode`, `TooLarge` or `ForeignCode` if the start or exit task can't be sent.
+    /// `Invalid` for zero workers, or an environment or directory that can't be; `Encode`, `TooLarge` or `ForeignCode` if the start or
+    /// exit task can't be sent.
     pub fn build(self) -> Result<ProcessPool, SpawnError> {
         if let Some(error) = self.refused {
             return Err(error);

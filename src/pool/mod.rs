@@ -187,7 +187,8 @@ impl ProcessPool {
     ///
     /// The future resolves to a [`TaskError`]: `Panicked`, `Died`, `TimedOut`, `Cancelled`, `Encode`, `Decode` and
     /// `TooLarge` concern this task alone; `Closed` after [`close`](Self::close); `Spawn` if no process can be started
-    /// by this program at all, or it is polled outside a runtime, `Broken` if starts failed past the [restart limit](PoolBuilder::restart_limit).
+    /// by this program at all, or it is polled outside a runtime, `Broken` if starts failed past the
+    /// [restart limit](PoolBuilder::restart_limit).
     ///
     /// # Panics
     ///

@@ -238,14 +238,14 @@ impl Child {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for what is no signal, `EPERM` for a program of another user; the others get it all the same. A program that
+    /// `InvalidInput` (`EINVAL`) for what is no signal's number, `EPERM` for a program of another user; the others get it all the same. A program that
     /// has ended is no error.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         self.each(|kept| kept.signal(signal))
     }
 
-    /// Sends SIGTERM to its process group, and SIGCONT, so that what is stopped comes to it. At the program's end what is left of the group is killed; [`stop`](Self::stop)
-    /// gives it time.
+    /// Sends SIGTERM to its process group, and SIGCONT, so that what is stopped comes to it. At the program's end what is left of
+    /// the group is killed; [`stop`](Self::stop) gives it time.
     ///
     /// # Errors
     ///

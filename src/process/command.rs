@@ -260,13 +260,15 @@ impl Command {
 
     /// How long it may take to end after a SIGTERM, before it is killed; zero kills at once.
     ///
-    /// Unless set that is 1 s for a timeout, and nothing for a [`Child`](crate::Child) or a verb's future that is dropped.
-    /// Set, it is for both; if this process itself ends within it, nobody kills the program any more. With a dropped future go
-    /// the pipes that captured output: what a program then prints at its SIGTERM gets it a SIGPIPE.
+    /// It is for a program that runs into its [`timeout`](Self::timeout), and for one whose [`Child`](crate::Child) or verb's future
+    /// is dropped. Default: 1 s after a timeout, and none after a drop.
     ///
-    /// It is the whole group's, also if the program itself ends sooner; what the verb gives comes when nobody is left in the
-    /// group. Where /proc does not show every process, that includes zombies that nobody reaps. With a kernel before Linux 6.9
-    /// the program's end is also that of the grace.
+    /// After a drop, the pipes that captured output are gone: a program that still prints gets a SIGPIPE. And if this process ends
+    /// within the grace, nobody kills the program any more.
+    ///
+    /// The grace is the whole group's. If the program ends sooner, it goes on until nobody is left in the group, and what the verb
+    /// gives comes then. Where /proc does not show every process, a zombie that nobody reaps counts as one that is left. With a
+    /// kernel before Linux 6.9 the program's end is the end of the grace.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = Some(grace);
         self
@@ -281,8 +283,8 @@ impl Command {
         self
     }
 
-    /// The longest line, in bytes and without its end, that [`Child::lines`](crate::Child::lines) and its kin take in; only memory bounds it
-    /// otherwise.
+    /// The longest line, in bytes and without its end, that [`Child::lines`](crate::Child::lines) and its kin take in; only memory
+    /// bounds it otherwise.
     pub fn max_line(mut self, bytes: usize) -> Self {
         self.max_line = bytes;
         self

@@ -33,7 +33,7 @@ impl Command {
         self
     }
 
-    /// Runs it as another user; setuid(2), which also drops supplementary groups.
+    /// Runs it as another user; setuid(2). Where this process is root's, it is without supplementary groups then.
     ///
     /// The other settings are made as that user then: what takes a privilege, such as a negative `nice`, fails.
     pub fn uid(mut self, uid: u32) -> Self {

@@ -230,7 +230,7 @@ impl<T> Process<T> {
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for what is no signal's number, and what pidfd_send_signal(2) reports. `Ok` if the process has
+    /// `InvalidInput` (`EINVAL`) for what is no signal's number, and what pidfd_send_signal(2) reports. `Ok` if the process has
     /// ended already: a recycled process id is never signalled.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         self.kept().signal(signal)

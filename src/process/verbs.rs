@@ -15,9 +15,9 @@ use crate::error::CommandError;
 /// # Running it
 ///
 /// No async verb holds up its thread until the program runs, which takes about a millisecond and on a slow file system more.
-/// It tries again for a while where the system says that it can't be started just now (`EAGAIN`, `ETXTBSY`). Where a program could not be started, the error
-/// is [`CommandError::Spawn`], which names the program or the working directory, whichever is at fault, and whose source has
-/// the system's reason: `NotFound`, `PermissionDenied`, or `InvalidInput` for a NUL byte in an argument, say. What can't be
+/// It tries again for a while where the system says that it can't be started just now (`EAGAIN`, `ETXTBSY`). Where a program could
+/// not be started, the error is [`CommandError::Spawn`], which names the program or the working directory, whichever is at fault,
+/// and whose source has the system's reason: `NotFound`, `PermissionDenied`, or `InvalidInput` for a NUL byte in an argument, say. What can't be
 /// meant, such as two places for stdout, is [`CommandError::Invalid`].
 impl Command {
     /// Runs it and returns its status, whatever that is. Streams that were not set are inherited.

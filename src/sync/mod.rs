@@ -8,8 +8,8 @@
 //!
 //! Each one that was sent, in whatever process and also while it waits in a queue, is a socket of the process that made it,
 //! which so bounds how many there are by the files that it may have open: where it can have no more, what it sends is
-//! an `Encode` error, and what another process passes on arrives as one that is `Closed`. Other processes can pass on 4,096 of one at a time; one more arrives, but each call of it says
-//! [`SyncError::Refused`](crate::SyncError::Refused).
+//! an `Encode` error, and what another process passes on arrives as one that is `Closed`. Other processes can pass on 4,096 of one
+//! at a time; one more arrives, but each call of it says [`SyncError::Refused`](crate::SyncError::Refused).
 //!
 //! What is asked comes after all that one can know of when one asks: that somebody has given a permit back or given up to wait,
 //! has asked before, or has ended, be it that a message says so or that [`Process::wait`](crate::Process::wait) has returned.

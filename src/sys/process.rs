@@ -1,7 +1,8 @@
 //! Child processes: pidfds, exit status without reaping, reaping with resource usage, signals to a process or its group.
 //!
-//! A pidfd names one process for good, so nothing here can hit a stranger that got a recycled number, except by
-//! `kill_group`, which says what its caller must know. Who may reap, and when, is the keeper's business.
+//! A pidfd names one process for good, so nothing here can hit a stranger that got a recycled number, except by `kill_group` and
+//! `kill_and_reap`, which say what their callers must know. Where a kernel or a sandbox knows no signal to a pidfd, its number is
+//! used, and only as long as the child, or its zombie, is there to hold that. Who may reap, and when, is the keeper's business.
 
 use std::io;
 use std::mem;

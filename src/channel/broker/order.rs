@@ -39,7 +39,7 @@ struct Line {
     since: u64,
 }
 
-/// When a question was asked, and the how manieth it is that has come.
+/// When a question was asked, and which it is in the order in which they came.
 type Key = (u64, u64);
 
 impl Order {

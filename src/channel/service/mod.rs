@@ -8,7 +8,8 @@
 //!
 //! A client has at most [`MAX_CALLS`] calls open, so that is all that a server holds, and a cancellation never waits
 //! behind more requests than that. Where a call may be what ends other calls, as with `broker.rs`, such a bound would have
-//! it wait behind them: there the bound is far away and is an error. `table.rs` is what a client knows of them, `calls.rs` how that changes.
+//! it wait behind them: there the bound is far away and is an error. `table.rs` is what a client knows of them, `calls.rs` how that
+//! changes.
 
 mod calls;
 mod client;
