@@ -222,6 +222,7 @@ fn a_shortage_of_processes_is_waited_for_and_then_an_error() {
         Command::new("true").output().await.unwrap();
         // Root has no such limit.
         if rustix::process::geteuid().is_root() {
+            // SAFETY: takes numbers.
             assert_eq!(unsafe { libc::setresuid(65534, 65534, 65534) }, 0);
         }
         let old = rustix::process::getrlimit(Resource::Nproc);
@@ -244,6 +245,7 @@ fn a_shortage_of_processes_is_waited_for_and_then_an_error() {
 fn a_shortage_of_threads_at_the_very_first_start_is_waited_for_too() {
     alone("a_shortage_of_threads_at_the_very_first_start_is_waited_for_too", async || {
         if rustix::process::geteuid().is_root() {
+            // SAFETY: takes numbers.
             assert_eq!(unsafe { libc::setresuid(65534, 65534, 65534) }, 0);
         }
         let old = rustix::process::getrlimit(Resource::Nproc);
@@ -309,6 +311,7 @@ fn any_of_stdio_may_be_closed_in_the_host() {
                 std::mem::forget(null);
             }
             for fd in (0..3).filter(|fd| closed & (1 << fd) != 0) {
+                // SAFETY: stdio has no owner.
                 drop(unsafe { OwnedFd::from_raw_fd(fd) });
             }
             let output = Command::shell("cat; echo err >&2").input("in").output().await.unwrap();
@@ -344,8 +347,10 @@ fn stdio_may_be_swapped_in_any_way() {
             files[input].write_all(b"in").unwrap();
             files[input].rewind().unwrap();
             for (fd, file) in (0..).zip(&files) {
+                // SAFETY: stdio has no owner.
                 assert_eq!(unsafe { libc::dup2(file.as_raw_fd(), fd) }, fd);
             }
+            // SAFETY: as above, and each is taken once.
             let stdio = |fd: usize| unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap()) };
             let command = Command::shell("cat; echo err >&2").stdin(stdio(input)).stdout(stdio(out)).stderr(stdio(err));
             assert!(command.status().await.unwrap().success());
@@ -363,6 +368,7 @@ fn stdio_may_be_swapped_in_any_way() {
 #[test]
 fn a_host_that_ignores_sigchld_gets_no_status_and_no_trouble() {
     alone("a_host_that_ignores_sigchld_gets_no_status_and_no_trouble", async || {
+        // SAFETY: no code of ours.
         unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
         for _ in 0..50 {
             assert!(matches!(Command::new("true").status().await, Err(CommandError::StatusUnknown)));
@@ -399,6 +405,7 @@ fn a_host_that_ignores_sigchld_gets_no_status_and_no_trouble() {
             assert_eq!(rest, "cleaned\n");
         }
         // And when it no longer does, the status is back.
+        // SAFETY: no code of ours.
         unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
         assert_eq!(Command::shell("exit 47").status().await.unwrap().code(), Some(47));
     });
@@ -462,6 +469,7 @@ fn a_dead_child_that_a_debugger_holds_costs_no_processor_time() {
     const TO_TRACE: &str = "CHILD_HOST_TEST_TO_TRACE";
     if let Some(pid) = std::env::var_os(TO_TRACE) {
         let pid: libc::pid_t = pid.to_str().unwrap().parse().unwrap();
+        // SAFETY: touches no memory of this process.
         assert_eq!(unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, 0, 0) }, 0, "{}", std::io::Error::last_os_error());
         eprintln!("traced");
         std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
@@ -498,6 +506,7 @@ fn a_dead_child_that_a_debugger_holds_costs_no_processor_time() {
 #[test]
 fn a_host_that_minds_sigpipe_gets_none_from_us() {
     alone("a_host_that_minds_sigpipe_gets_none_from_us", async || {
+        // SAFETY: no code of ours.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
         for _ in 0..20 {
             assert!(Command::new("true").input(vec![0; 1 << 20]).output().await.unwrap().status.success());
@@ -508,14 +517,17 @@ fn a_host_that_minds_sigpipe_gets_none_from_us() {
         let error = tokio::io::AsyncWriteExt::write_all(&mut stdin, b"x").await.unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
         // It still gets its own.
+        // SAFETY: this test is alone in its process; the copy writes into a pipe, and ends.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
             let (read, write) = std::io::pipe().unwrap();
             drop(read);
             let _ = (&write).write(b"x");
+            // SAFETY: it ends the copy.
             unsafe { libc::_exit(0) };
         }
         let mut status = 0;
+        // SAFETY: `status` is live.
         assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
         assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGPIPE);
     });
@@ -530,6 +542,7 @@ fn a_mask_of_blocked_signals_is_the_callers_as_with_std() {
             u64::from_str_radix(&mask, 16).unwrap()
         };
         assert_eq!(blocked().await, 0);
+        // SAFETY: all-zero is a valid, empty set, and it is live.
         unsafe {
             let mut set = std::mem::zeroed();
             libc::sigaddset(&raw mut set, libc::SIGUSR1);

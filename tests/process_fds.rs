@@ -114,6 +114,7 @@ fn a_host_without_stdio_has_workers_that_cannot_mistake_a_file_for_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file").to_str().unwrap().to_owned();
         for closed in [vec![1], vec![2], vec![0], vec![0, 1, 2]] {
+            // SAFETY: takes a number.
             let kept: Vec<_> = (0..3).map(|fd| unsafe { libc::dup(fd) }).collect();
             for fd in &closed {
                 // SAFETY: stdio has no owner.

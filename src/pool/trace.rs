@@ -90,7 +90,7 @@ mod on {
 
 #[cfg(not(feature = "tracing"))]
 mod off {
-    #![allow(clippy::unused_self, reason = "they stand in for the others")]
+    #![expect(clippy::unused_self, reason = "they stand in for the others")]
 
     use std::process::ExitStatus;
     use std::time::Duration;

@@ -1,7 +1,7 @@
 //! System calls, and the only place with `unsafe`: most are a wrapper with its man page, and each block says what makes it sound.
 //! No policy, no protocol, and nothing async but what registers an fd with a runtime.
 
-#![allow(unsafe_code, reason = "this is the one folder where it is allowed; each block says why it is sound")]
+#![expect(unsafe_code, reason = "this is the one folder where it is allowed; each block says why it is sound")]
 
 pub(crate) mod buffer;
 pub(crate) mod clock;
