@@ -99,6 +99,25 @@ impl PoolBuilder {
     ///   [`Duplex`](crate::Duplex), [`Client`](crate::Client), [`AckedReceiver`](crate::AckedReceiver)) goes to the first
     ///   worker. The start of any other, and of the one that takes its place, fails with [`SpawnError::Encode`]: make one for
     ///   each task, or use a queue.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::sync::OnceLock;
+    /// use multiproc::{ProcessPool, call};
+    ///
+    /// static TABLE: OnceLock<Vec<u64>> = OnceLock::new();
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// multiproc::init();
+    /// let load = call(|len: u64| TABLE.set((0..len).map(|n| n * n).collect()).unwrap(), 100);
+    /// let pool = ProcessPool::builder().workers(2).on_worker_start(load).build()?;
+    /// assert_eq!(pool.submit(call(|n: usize| TABLE.get().unwrap()[n], 9)).await?, 81);
+    /// # pool.close().await;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn on_worker_start<T: Task>(mut self, task: T) -> Self {
         self.settings.on_start = self.chore(task);
         self
@@ -150,7 +169,7 @@ impl PoolBuilder {
     }
 
     /// How long a task may run, from its start, where [`Submit::timeout`](crate::Submit::timeout) says nothing else.
-    /// Default: for ever.
+    /// Default: for ever. What zero means is said there.
     pub fn task_timeout(mut self, timeout: Duration) -> Self {
         self.settings.task_timeout = Some(timeout);
         self
@@ -172,13 +191,14 @@ impl PoolBuilder {
         self
     }
 
-    /// Ends a worker that had nothing to do for so long; a later task starts a new one. Default: never.
+    /// Ends a worker that had nothing to do for so long; a later task starts a new one. Default: never. With zero it ends as soon as
+    /// there is no task for it, and [`start`](ProcessPool::start) starts workers that end at once.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.settings.idle_timeout = Some(timeout);
         self
     }
 
-    /// How many workers the idle timeout leaves. Default: 0.
+    /// How many workers the idle timeout leaves; of as many as there may be, or more, it ends none. Default: 0.
     pub fn min_workers(mut self, workers: usize) -> Self {
         self.settings.min_workers = workers;
         self

@@ -17,6 +17,7 @@ mod chore;
 mod chunk;
 mod dispatch;
 mod ending;
+mod handle;
 mod job;
 mod life;
 mod lifecycle;
@@ -45,18 +46,16 @@ use serde::de::DeserializeOwned;
 
 pub use builder::PoolBuilder;
 use builder::Settings;
-
-use job::{Awaits, Wishes};
+pub use handle::TaskHandle;
 pub use life::WorkerState;
 pub use map::Map;
 pub use state::Counts;
 use state::{Phase, Shared};
 pub use status::{PoolStatus, WorkerStatus};
-use submit::Claim;
-pub use submit::{Submit, TaskHandle};
+pub use submit::Submit;
 pub use times::Quantiles;
 
-use crate::error::{SpawnError, TaskError, TrySubmitError};
+use crate::error::SpawnError;
 use crate::process::keeper::is_forked_copy;
 use crate::process::start;
 use crate::task::Task;
@@ -92,6 +91,9 @@ use crate::task::Task;
 /// In a copy that fork(2) makes of the process, a pool that had workers by then takes no task: that is a [`TaskError::Spawn`]. To close,
 /// to cancel or to resize it there has no effect, and ends at once; the original's goes on.
 ///
+/// [`TaskError::Cancelled`]: crate::TaskError::Cancelled
+/// [`TaskError::Spawn`]: crate::TaskError::Spawn
+///
 /// # Examples
 ///
 /// ```
@@ -116,15 +118,6 @@ pub struct ProcessPool {
 
 /// Cancels the pool when the last handle is gone; futures and supervisors hold the shared state, not this.
 struct Owner(Arc<Shared>);
-
-/// A slot for a task that is being encoded; other people's code may panic there.
-struct Reserved<'a>(&'a Arc<Shared>);
-
-impl Drop for Reserved<'_> {
-    fn drop(&mut self) {
-        self.0.unreserve();
-    }
-}
 
 impl Drop for Owner {
     fn drop(&mut self) {
@@ -185,7 +178,7 @@ impl ProcessPool {
     ///
     /// # Errors
     ///
-    /// The future resolves to a [`TaskError`]: `Panicked`, `Died`, `TimedOut`, `Cancelled`, `Encode`, `Decode` and
+    /// The future resolves to a [`TaskError`](crate::TaskError): `Panicked`, `Died`, `TimedOut`, `Cancelled`, `Encode`, `Decode` and
     /// `TooLarge` concern this task alone; `Closed` after [`close`](Self::close); `Spawn` if no process can be started
     /// by this program at all, or it is polled outside a runtime, `Broken` if starts failed past the
     /// [restart limit](PoolBuilder::restart_limit).
@@ -201,59 +194,11 @@ impl ProcessPool {
         Submit::new(Arc::clone(self.shared()), task)
     }
 
-    /// Submits a task and waits until it has a slot: this is the backpressure for callers that don't wait for results
-    /// one by one.
-    ///
-    /// # Errors
-    ///
-    /// As for [`submit`](Self::submit), as far as they occur before the task has a slot.
-    ///
-    /// # Panics
-    ///
-    /// As for `submit`.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future cancels the task.
-    pub async fn spawn<T: Task>(&self, task: T) -> Result<TaskHandle<T::Output>, TaskError> {
-        let job = submit::prepare(self.shared(), &task, Wishes::default(), Awaits::Slot)?;
-        drop(task);
-        self.shared().submit(Arc::clone(&job))?;
-        let claim = Claim::looking(self.shared(), Arc::clone(&job));
-        std::future::poll_fn(|cx| job.poll_assigned(cx)).await.map_err(|error| *error)?;
-        Ok(TaskHandle::new(claim))
-    }
-
-    /// Submits a task if there is a free slot for it and nobody waits for one.
-    ///
-    /// # Errors
-    ///
-    /// `Full` and `Closed` give the task back; `Refused` says why it can't be sent at all.
-    ///
-    /// # Panics
-    ///
-    /// In a runtime without time or I/O.
-    pub fn try_submit<T: Task>(&self, task: T) -> Result<TaskHandle<T::Output>, TrySubmitError<T>> {
-        start::permitted().map_err(|error| TrySubmitError::Refused(error.into()))?;
-        match self.shared().try_reserve() {
-            Ok(true) => {}
-            Ok(false) => return Err(TrySubmitError::Full(task)),
-            Err(TaskError::Closed) => return Err(TrySubmitError::Closed(task)),
-            Err(error) => return Err(TrySubmitError::Refused(error)),
-        }
-        let slot = Reserved(self.shared());
-        let job = submit::prepare(self.shared(), &task, Wishes::default(), Awaits::Slot);
-        let job = job.map_err(TrySubmitError::Refused)?;
-        std::mem::forget(slot);
-        self.shared().submit_reserved(&job);
-        Ok(TaskHandle::new(Claim::looking(self.shared(), job)))
-    }
-
     /// Runs a function on each input and streams the results, in the order of the inputs.
     ///
     /// The function captures nothing, as for [`call`](crate::call). Inputs are taken only so far ahead of the consumer
     /// as [`read_ahead`](Map::read_ahead) says, so they may be endless. A failure is an item of the stream; the others
-    /// go on. On a pool that is closed the stream ends: the inputs that find it so are [`Closed`](TaskError::Closed), and no
+    /// go on. On a pool that is closed the stream ends: the inputs that find it so are [`Closed`](crate::TaskError::Closed), and no
     /// more are taken.
     ///
     /// # Panics
@@ -300,8 +245,8 @@ impl ProcessPool {
         self.end(Shared::begin_close).await;
     }
 
-    /// Ends the pool now: what waits or runs resolves with [`TaskError::Cancelled`], every worker is killed. Resolves
-    /// when they are reaped.
+    /// Ends the pool now: what waits or runs resolves with [`TaskError::Cancelled`](crate::TaskError::Cancelled), every worker is
+    /// killed. Resolves when they are reaped.
     ///
     /// With a [`cancel_grace`](PoolBuilder::cancel_grace) that takes until tasks that run have stopped by themselves or it is
     /// over: they are asked to stop for half of it, then comes SIGTERM, and SIGKILL at the end. With [`Duration::MAX`] only

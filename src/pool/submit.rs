@@ -1,9 +1,8 @@
-//! Submitted tasks seen from their callers: the `Submit` future and the `TaskHandle`.
+//! Submitted tasks seen from their callers: how they get into the pool, the `Submit` future, and who waits for an outcome.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
-use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -11,10 +10,12 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
+use super::ProcessPool;
+use super::handle::TaskHandle;
 use super::job::{Awaits, Job, Outcome, Wishes};
 use super::look::Look;
 use super::state::Shared;
-use crate::error::TaskError;
+use crate::error::{TaskError, TrySubmitError};
 use crate::process::keeper::is_forked_copy;
 use crate::process::start;
 use crate::task::{self, Task};
@@ -48,7 +49,25 @@ impl<T: Task> Submit<T> {
     /// Bounds how long the task may run, counted from its start in a worker: waiting for a slot takes none of it. After
     /// that its worker is killed, and this resolves to [`TimedOut`](TaskError::TimedOut).
     ///
+    /// Zero is over as soon as the task is seen to run, which is some time later: a short one may be done by then, and has its result.
+    ///
     /// Once it has been polled this has no effect.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use multiproc::{TaskError, call};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// multiproc::init();
+    /// let pool = multiproc::ProcessPool::new(1);
+    /// let endless = call(|()| loop { std::thread::park() }, ());
+    /// let result: Result<(), _> = pool.submit(endless).timeout(Duration::from_millis(20)).await;
+    /// assert!(matches!(result, Err(TaskError::TimedOut)));
+    /// # }
+    /// ```
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.wishes.timeout = Some(timeout);
         self
@@ -63,6 +82,22 @@ impl<T: Task> Submit<T> {
     /// A task that holds an end of a channel, a client, or an object of [`sync`](crate::sync) is not begun again: nobody knows how
     /// far the conversation had come that its first run had on it. Files, shared bytes and ends of a
     /// [`queue`](crate::queue) are no such thing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// multiproc::init();
+    /// let pool = multiproc::ProcessPool::new(1);
+    /// let fragile = multiproc::call(|()| match multiproc::worker().attempt() {
+    ///     1 => std::process::abort(),
+    ///     attempt => attempt,
+    /// }, ());
+    /// assert_eq!(pool.submit(fragile).retries(1).await?, 2);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn retries(mut self, retries: u32) -> Self {
         self.wishes.retries = retries;
         self
@@ -117,6 +152,100 @@ impl<T: Task> Future for Submit<T> {
 impl<T: Task> fmt::Debug for Submit<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Submit").field("task", &std::any::type_name::<T>()).finish_non_exhaustive()
+    }
+}
+
+impl ProcessPool {
+    /// Submits a task and waits until it has a slot: this is the backpressure for callers that don't wait for results
+    /// one by one.
+    ///
+    /// # Errors
+    ///
+    /// As for [`submit`](Self::submit), as far as they occur before the task has a slot.
+    ///
+    /// # Panics
+    ///
+    /// As for `submit`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future cancels the task.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// multiproc::init();
+    /// let pool = multiproc::ProcessPool::new(2);
+    /// let mut handles = Vec::new();
+    /// for n in 0..10_u64 {
+    ///     // No more than two of them run, and the loop is no further ahead than that.
+    ///     handles.push(pool.spawn(multiproc::call(|n| n * n, n)).await?);
+    /// }
+    /// assert_eq!(handles.pop().unwrap().await?, 81);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn spawn<T: Task>(&self, task: T) -> Result<TaskHandle<T::Output>, TaskError> {
+        let job = prepare(self.shared(), &task, Wishes::default(), Awaits::Slot)?;
+        drop(task);
+        self.shared().submit(Arc::clone(&job))?;
+        let claim = Claim::looking(self.shared(), Arc::clone(&job));
+        std::future::poll_fn(|cx| job.poll_assigned(cx)).await.map_err(|error| *error)?;
+        Ok(TaskHandle::new(claim))
+    }
+
+    /// Submits a task if there is a free slot for it and nobody waits for one.
+    ///
+    /// # Errors
+    ///
+    /// `Full` and `Closed` give the task back; `Refused` says why it can't be sent at all.
+    ///
+    /// # Panics
+    ///
+    /// In a runtime without time or I/O.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use multiproc::{TrySubmitError, call};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// multiproc::init();
+    /// let pool = multiproc::ProcessPool::new(1);
+    /// let task = || call(|n: u64| n + 1, 41);
+    /// let running = pool.try_submit(task())?;
+    /// // The only slot is taken.
+    /// assert!(matches!(pool.try_submit(task()), Err(TrySubmitError::Full(_))));
+    /// assert_eq!(running.await?, 42);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn try_submit<T: Task>(&self, task: T) -> Result<TaskHandle<T::Output>, TrySubmitError<T>> {
+        start::permitted().map_err(|error| TrySubmitError::Refused(error.into()))?;
+        match self.shared().try_reserve() {
+            Ok(true) => {}
+            Ok(false) => return Err(TrySubmitError::Full(task)),
+            Err(TaskError::Closed) => return Err(TrySubmitError::Closed(task)),
+            Err(error) => return Err(TrySubmitError::Refused(error)),
+        }
+        let slot = Reserved(self.shared());
+        let job = prepare(self.shared(), &task, Wishes::default(), Awaits::Slot);
+        let job = job.map_err(TrySubmitError::Refused)?;
+        std::mem::forget(slot);
+        self.shared().submit_reserved(&job);
+        Ok(TaskHandle::new(Claim::looking(self.shared(), job)))
+    }
+}
+
+/// A slot for a task that is being encoded; other people's code may panic there.
+struct Reserved<'a>(&'a Arc<Shared>);
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.0.unreserve();
     }
 }
 
@@ -183,7 +312,7 @@ impl Claim {
     }
 
     /// Gives the claim up and lets the job go on. The queue and the worker hold it for as long as they need.
-    fn forget(&mut self) {
+    pub(super) fn forget(&mut self) {
         if let Some(job) = self.job.take() {
             job.detach();
         }
@@ -202,68 +331,9 @@ impl Drop for Claim {
     }
 }
 
-fn result_of<R: DeserializeOwned>(outcome: Outcome) -> Result<R, TaskError> {
+pub(super) fn result_of<R: DeserializeOwned>(outcome: Outcome) -> Result<R, TaskError> {
     match outcome {
         Ok(mut frame) => task::unpack(&mut frame),
         Err(error) => Err(*error),
-    }
-}
-
-/// A task that has its slot: from [`ProcessPool::spawn`](crate::ProcessPool::spawn) and
-/// [`try_submit`](crate::ProcessPool::try_submit). Await it for the result.
-///
-/// # Cancel safety
-///
-/// Dropping it cancels the task, as [`abort`](Self::abort) does; [`detach`](Self::detach) doesn't. A pending
-/// `(&mut handle).await` may be dropped and taken up again.
-///
-/// Polled again after it gave its result, it gives [`Cancelled`](TaskError::Cancelled).
-#[must_use = "dropping it cancels the task"]
-pub struct TaskHandle<R> {
-    claim: Claim,
-    result: PhantomData<fn() -> R>,
-}
-
-impl<R> TaskHandle<R> {
-    pub(super) fn new(claim: Claim) -> Self {
-        Self { claim, result: PhantomData }
-    }
-
-    /// Cancels the task: awaiting it gives [`Cancelled`](TaskError::Cancelled), unless it has ended already. If it runs,
-    /// its worker is killed and replaced.
-    pub fn abort(&self) {
-        if let Some(seat) = self.claim.job().and_then(Job::cancel) {
-            seat.bell.notify_one();
-        }
-    }
-
-    /// Lets the task run on; its result is thrown away.
-    pub fn detach(mut self) {
-        self.claim.forget();
-    }
-
-    /// The id of the process that runs it; `None` before a worker has begun it, and after it has ended.
-    pub fn worker_id(&self) -> Option<u32> {
-        self.claim.job().and_then(Job::worker_id)
-    }
-
-    /// Whether it has ended, in whatever way.
-    pub fn is_finished(&self) -> bool {
-        self.claim.job().is_none_or(|job| !job.is_wanted())
-    }
-}
-
-impl<R: DeserializeOwned> Future for TaskHandle<R> {
-    type Output = Result<R, TaskError>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let outcome = ready!(self.claim.poll(cx));
-        Poll::Ready(result_of(outcome))
-    }
-}
-
-impl<R> fmt::Debug for TaskHandle<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TaskHandle").field("worker_id", &self.worker_id()).finish_non_exhaustive()
     }
 }

@@ -68,6 +68,28 @@ impl Child {
     /// # Cancel safety
     ///
     /// As `lines`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use futures::StreamExt as _;
+    /// use std::process::Stdio;
+    /// use multiproc::{Command, Source};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let script = Command::shell("echo out; echo err >&2");
+    /// let mut child = script.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    /// let mut lines = child.tagged_lines();
+    /// while let Some(line) = lines.next().await {
+    ///     match line? {
+    ///         (Source::Stdout, line) => assert_eq!(line, "out"),
+    ///         (Source::Stderr, line) => assert_eq!(line, "err"),
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn tagged_lines(&mut self) -> impl Stream<Item = io::Result<(Source, String)>> + Send + Unpin {
         Reader::new(self, true).into_stream()
     }
