@@ -48,7 +48,7 @@ impl Shared {
         let (begun, rest) = desk.take_all();
         let worked = desk.done > 0 || !begun.is_empty();
         if let Some(pid) = desk.pid() {
-            self.times.note(desk.since, desk.since.elapsed(), begun.iter().map(|job| &**job), pid);
+            self.times.note(desk.clock.since, desk.clock.since.elapsed(), begun.iter().map(|job| &**job), pid);
         }
         if std::mem::take(&mut desk.holds_permit) {
             self.release(&mut state);

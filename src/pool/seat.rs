@@ -16,6 +16,7 @@ use bytes::Bytes;
 use tokio::runtime::{Handle, Id};
 use tokio::sync::Notify;
 
+use self::clock::Clock;
 use super::job::{Job, Unsent};
 use super::life::{Event, WorkerState};
 use crate::channel::outbox::Outbox;
@@ -83,8 +84,8 @@ pub(super) struct Desk {
     /// The task that was taken back because the worker did not begin it, if it has not been heard of since; and how often the
     /// task had been suspect by then.
     recalled: Option<(Weak<Job>, u32)>,
-    /// Since when the first of them has been the first.
-    pub(super) since: Instant,
+    /// The time of the first of them.
+    pub(super) clock: Clock,
     /// How long its last tasks took, each; `None` before the first answer.
     pace: Option<Duration>,
     /// Tasks that this process has answered.
@@ -93,12 +94,6 @@ pub(super) struct Desk {
     pub(super) max_tasks: Option<u64>,
     last_id: u64,
     seen: Seen,
-    /// The task for which its worker was asked when it began it, which is done once.
-    clocked: u64,
-    /// The task that was said to have ended although its answer had not come, which is believed once.
-    excused: u64,
-    /// Of the chunk of this number so many calls had been made when somebody looked.
-    call: (u64, u32, Instant),
 }
 
 /// What was seen at the last look, and at how many looks before it.
@@ -141,7 +136,7 @@ impl Seat {
         desk.send(job, self)?;
         desk.apply(Event::Sent);
         desk.holds_permit = true;
-        desk.since = Instant::now();
+        desk.clock.since = Instant::now();
         if let Some(ledger) = &desk.ledger {
             ledger.note_sender();
         }
@@ -178,15 +173,12 @@ impl Desk {
             congested: false,
             sent: VecDeque::new(),
             recalled: None,
-            since: Instant::now(),
+            clock: Clock::new(),
             pace: None,
             done: 0,
             max_tasks: None,
             last_id: 0,
             seen: Seen::default(),
-            clocked: 0,
-            excused: 0,
-            call: (0, 0, Instant::now()),
         }
     }
 
@@ -292,7 +284,7 @@ impl Desk {
     pub(super) fn has_been_silent(&self, time: Duration) -> bool {
         self.has_tasks_ahead()
             && self.ledger.as_ref().is_some_and(|ledger| ledger.has_answers())
-            && self.since.elapsed() >= time
+            && self.clock.since.elapsed() >= time
     }
 
     /// Whether it has not begun its first task.
@@ -366,11 +358,11 @@ impl Desk {
     /// the worker says, who does not count how long they waited for it, nor it for a processor before it began them.
     pub(super) fn answered(&mut self, count: usize, own: Option<Duration>) -> Duration {
         let now = Instant::now();
-        let each = now.duration_since(self.since) / u32::try_from(count.max(1)).unwrap_or(u32::MAX);
+        let each = now.duration_since(self.clock.since) / u32::try_from(count.max(1)).unwrap_or(u32::MAX);
         let new = own.map_or(each, |own| own.max(LEAST).min(each));
         // Half old, half new: one long task must not end the sending ahead, and three must.
         self.pace = Some(self.pace.map_or(new, |pace| (pace + new) / 2));
-        self.since = now;
+        self.clock.since = now;
         each
     }
 }

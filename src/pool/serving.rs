@@ -256,7 +256,7 @@ impl Supervisor {
         if count == 0 {
             return honest;
         }
-        let start = desk.since;
+        let start = desk.clock.since;
         let each = desk.answered(count, process.pace.take());
         drop(desk);
         let jobs = process.answered[answered..].iter().map(|(job, _)| job);

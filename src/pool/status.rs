@@ -70,7 +70,7 @@ impl PoolStatus {
                     index: seat.index,
                     pid: desk.pid().filter(|_| is_ready(desk.state)),
                     state: desk.state,
-                    task: desk.first().map(|job| (job.name.clone(), desk.since.elapsed())),
+                    task: desk.first().map(|job| (job.name.clone(), desk.clock.since.elapsed())),
                     ahead: desk.load().saturating_sub(1),
                     done: desk.done,
                     memory: None,

@@ -11,7 +11,7 @@ use crate::wire::frame::Frame;
 /// As many tasks as a worker is sent after one answer that took so long to come.
 fn room_after(waited: Duration, own: Option<Duration>) -> usize {
     let mut desk = Desk { state: WorkerState::Busy, ..Desk::empty() };
-    desk.since = Instant::now().checked_sub(waited).unwrap();
+    desk.clock.since = Instant::now().checked_sub(waited).unwrap();
     desk.answered(1, own);
     desk.room(usize::MAX)
 }
@@ -38,7 +38,7 @@ fn the_next_task_is_at_hand_unless_tasks_take_long() {
 #[test]
 fn a_worker_that_claims_to_take_no_time_gets_a_bounded_share() {
     let mut desk = Desk { state: WorkerState::Busy, ..Desk::empty() };
-    desk.since = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
+    desk.clock.since = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
     desk.answered(1, Some(Duration::from_nanos(1)));
     assert_eq!(desk.room(1), 250);
 }
@@ -46,7 +46,7 @@ fn a_worker_that_claims_to_take_no_time_gets_a_bounded_share() {
 #[test]
 fn what_takes_longer_than_to_wake_another_worker_is_shared() {
     let mut desk = Desk { state: WorkerState::Busy, ..Desk::empty() };
-    desk.since = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
+    desk.clock.since = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
     desk.answered(1, Some(UNSHARED / 10));
     assert_eq!(desk.room(3), 10);
     assert_eq!(desk.room(12), 12);
@@ -132,14 +132,14 @@ fn a_tasks_time_begins_when_its_worker_begins_it() {
     let mut desk = Desk { ledger: Some(Arc::clone(&ledger)), sent, ..Desk::empty() };
     let long = Duration::from_secs(100);
     let ago = Instant::now().checked_sub(long).unwrap();
-    desk.since = ago;
+    desk.clock.since = ago;
     assert!(!desk.is_too_long(long / 2), "it is not begun");
-    assert!(desk.since > ago);
+    assert!(desk.clock.since > ago);
     ledger.note_began();
     assert!(ledger.claim(1));
-    desk.since = ago;
+    desk.clock.since = ago;
     assert!(!desk.is_too_long(long / 2), "it has just begun");
-    desk.since = ago;
+    desk.clock.since = ago;
     ledger.note_began();
     assert!(desk.is_too_long(long / 2), "its worker can't go on saying so");
 }
