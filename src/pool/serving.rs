@@ -15,7 +15,7 @@ use super::seat::Desk;
 use super::state::{End, Ending};
 use super::supervisor::{Cause, Process, Stopping, Supervisor};
 use crate::error::{RecvError, TaskError};
-use crate::process::kept::{Exit, Kept};
+use crate::process::kept::Exit;
 use crate::process::lost::has_lost_its_thread;
 use crate::process::spawn::died;
 use crate::sys::proc;
@@ -26,118 +26,131 @@ use crate::wire::frame::Frame;
 /// tasks, and what else may happen to the worker.
 const MOST_IN_A_ROW: u32 = 128;
 
+/// What has happened while a worker is served.
+enum Event {
+    /// Something has come from it, or its stream has ended.
+    Heard(Result<Option<Frame>, RecvError>),
+    Exited,
+    /// Somebody has left a word on its desk.
+    Rung,
+    /// What was in its outbox has left, or can't.
+    Written(bool),
+    /// The task's time is up, or the worker's idle time.
+    Due,
+    /// The others have had their turn.
+    Paused,
+}
+
 impl Supervisor {
     /// Reads one answer after the other, until there is a reason to end the process.
-    pub(super) async fn work(&self, process: &mut Process, mut turn: Turn) -> Cause {
+    pub(super) async fn work(&self, process: &mut Process, turn: Turn) -> Cause {
         let kept = process.child.kept().clone();
         let socket = Arc::clone(&process.socket);
         let mut exited = pin!(kept.exited());
         let mut rung = pin!(self.seat.bell.notified());
+        let mut turn = Some(turn);
         // `None`: it stays, however long it is idle.
         let mut idle_until = None;
         let mut in_a_row = 0;
         loop {
             let over = match turn {
-                Turn::Busy => None,
-                Turn::Idle => {
+                None | Some(Turn::Busy) => None,
+                Some(Turn::Idle) => {
                     idle_until = self.shared.settings.idle_timeout.and_then(|most| Instant::now().checked_add(most));
                     None
                 }
-                Turn::Retire => Some(Cause::Retired(End::Other)),
-                Turn::End => Some(Cause::Cancelled),
+                Some(Turn::Retire) => Some(Cause::Retired(End::Other)),
+                Some(Turn::End) => Some(Cause::Cancelled),
             };
-            if let Some(cause) = over {
-                process.resolve();
+            let (drained, unwritten, deadline) = {
+                let desk = self.seat.desk();
+                let deadline = match desk.first() {
+                    Some(_) if let Some(stopping) = &process.stopping => Some(stopping.until),
+                    Some(job) => job.timeout.and_then(|timeout| desk.runs_since().checked_add(timeout)),
+                    None => idle_until,
+                };
+                let drained = desk.state == WorkerState::Draining && desk.load() == 0;
+                (drained, desk.is_unwritten(), deadline)
+            };
+            // Now that nothing of ours is left to be looked at: a caller that has its result gives the worker its next task at
+            // once, on another thread, and would meet us there.
+            process.resolve();
+            if let Some(cause) = over.or_else(|| drained.then_some(Cause::Retired(End::Other))) {
                 return cause;
             }
-            turn = loop {
-                let (drained, unwritten, deadline) = {
-                    let desk = self.seat.desk();
-                    let deadline = match desk.first() {
-                        Some(_) if let Some(stopping) = &process.stopping => Some(stopping.until),
-                        Some(job) => job.timeout.and_then(|timeout| desk.runs_since().checked_add(timeout)),
-                        None => idle_until,
-                    };
-                    let drained = desk.state == WorkerState::Draining && desk.load() == 0;
-                    (drained, desk.is_unwritten(), deadline)
-                };
-                // Now that nothing of ours is left to be looked at: a caller that has its result gives the worker its next task at
-                // once, on another thread, and would meet us there.
-                process.resolve();
-                if drained {
-                    return Cause::Retired(End::Other);
+            let is_long_row = in_a_row >= MOST_IN_A_ROW;
+            if is_long_row {
+                // With a new budget, without which a deadline would not be seen.
+                tokio::task::yield_now().await;
+                in_a_row = 0;
+            } else {
+                in_a_row += 1;
+            }
+            let event = tokio::select! {
+                biased;
+                heard = process.inbox.frame_heralded(&socket, || self.seat.herald()), if !is_long_row => Event::Heard(heard),
+                _ = &mut exited => Event::Exited,
+                () = &mut rung => {
+                    rung.set(self.seat.bell.notified());
+                    Event::Rung
                 }
-                let is_long_row = in_a_row >= MOST_IN_A_ROW;
-                if is_long_row {
-                    // With a new budget, without which a deadline would not be seen.
-                    tokio::task::yield_now().await;
-                    in_a_row = 0;
-                } else {
-                    in_a_row += 1;
+                written = socket.when(Ready::Write, || self.seat.write_rest(&socket)), if unwritten => {
+                    Event::Written(written.is_ok())
                 }
-                tokio::select! {
-                    biased;
-                    frame = process.inbox.frame_heralded(&socket, || self.seat.herald()), if !is_long_row => {
-                        let heard = match frame {
-                            Ok(Some(frame)) => self.heard(process, frame),
-                            // The end of the stream, in whatever way.
-                            Ok(None) | Err(RecvError::Truncated | RecvError::Io(_)) => return Cause::Died,
-                            Err(_) => Err(Misbehaved),
-                        };
-                        match heard {
-                            Ok(Some(turn)) => break turn,
-                            Ok(None) => {}
-                            Err(Misbehaved) => return self.disown(&kept),
-                        }
-                    }
-                    _ = &mut exited => return Cause::Died,
-                    () = &mut rung => {
-                        rung.set(self.seat.bell.notified());
-                        // What it has answered by now is not unwanted.
-                        match self.take_answers(process) {
-                            Ok(Some(turn)) => break turn,
-                            Ok(None) => {}
-                            Err(Misbehaved) => return self.disown(&kept),
-                        }
-                        match self.shared.review(&self.seat) {
-                            Review::Fine => {
-                                if self.seat.desk().is_long() && has_lost_its_thread(kept.pid()) {
-                                    return Cause::Died;
-                                }
-                            }
-                            Review::Unwanted => {
-                                if let Some(cause) = self.stop_task(process, Cause::Cancelled) {
-                                    return cause;
-                                }
-                            }
-                            Review::Stuck => return Cause::Stuck,
-                            Review::Unloaded => break self.shared.answered(&self.seat, &[], [], false),
-                        }
-                    }
-                    written = socket.when(Ready::Write, || self.seat.write_rest(&socket)), if unwritten => {
-                        if written.is_err() {
-                            // It is ending. What is left of the tasks can't be sent, and the end will be seen.
-                            self.seat.abandon();
-                        }
-                    }
-                    // What it has answered by now is in time.
-                    () = sleep_until(deadline) => match self.take_answers(process) {
-                        Ok(Some(turn)) => break turn,
-                        Ok(None) => match self.deadline_passed(process) {
-                            Some(cause) => return cause,
-                            None => idle_until = None,
-                        },
-                        Err(Misbehaved) => return self.disown(&kept),
-                    },
-                    () = std::future::ready(()), if is_long_row => {}
-                }
+                () = sleep_until(deadline) => Event::Due,
+                () = std::future::ready(()), if is_long_row => Event::Paused,
             };
+            let is_due = matches!(event, Event::Due);
+            turn = match self.react(process, event) {
+                Ok(turn) => turn,
+                Err(cause) => return cause,
+            };
+            if is_due && turn.is_none() {
+                idle_until = None;
+            }
+        }
+    }
+
+    /// Does what follows from an event: gives the worker's next turn, if it is another one, or why the process is to end.
+    fn react(&self, process: &mut Process, event: Event) -> Result<Option<Turn>, Cause> {
+        match event {
+            Event::Heard(Ok(Some(frame))) => self.heard(process, frame).map_err(|Misbehaved| self.disown(process)),
+            // The end of the stream, in whatever way.
+            Event::Heard(Ok(None) | Err(RecvError::Truncated | RecvError::Io(_))) | Event::Exited => Err(Cause::Died),
+            Event::Heard(Err(_)) => Err(self.disown(process)),
+            Event::Rung => {
+                // What it has answered by now is not unwanted.
+                if let Some(turn) = self.take_answers(process).map_err(|Misbehaved| self.disown(process))? {
+                    return Ok(Some(turn));
+                }
+                match self.shared.review(&self.seat) {
+                    Review::Fine if self.seat.desk().is_long() && has_lost_its_thread(process.child.kept().pid()) => {
+                        Err(Cause::Died)
+                    }
+                    Review::Fine => Ok(None),
+                    Review::Unwanted => self.stop_task(process, Cause::Cancelled).map_or(Ok(None), Err),
+                    Review::Stuck => Err(Cause::Stuck),
+                    Review::Unloaded => Ok(Some(self.shared.answered(&self.seat, &[], [], false))),
+                }
+            }
+            Event::Written(true) | Event::Paused => Ok(None),
+            Event::Written(false) => {
+                // It is ending. What is left of the tasks can't be sent, and the end will be seen.
+                self.seat.abandon();
+                Ok(None)
+            }
+            // What it has answered by now is in time.
+            Event::Due => match self.take_answers(process).map_err(|Misbehaved| self.disown(process))? {
+                Some(turn) => Ok(Some(turn)),
+                None => self.deadline_passed(process).map_or(Ok(None), Err),
+            },
         }
     }
 
     /// Gives a worker that lies no chance to begin anything more. What it has answered before that is taken in at its end, which
     /// is next.
-    fn disown(&self, kept: &Kept) -> Cause {
+    fn disown(&self, process: &Process) -> Cause {
+        let kept = process.child.kept();
         self.shared.disown(&self.seat, |job| died(kept, &Exit::UNKNOWN, job.name.clone()));
         Cause::Died
     }
