@@ -307,11 +307,16 @@ pub(crate) async fn first_words(
     if let Some(first) = first {
         outbox.push(first);
     }
-    // Before the start, so that a worker whose parent dies at once still knows what it was meant to be; what is large may
-    // have to wait for its reader.
+    write_ahead(&mut outbox, &ours).await?;
+    Ok(FirstWords { ours, theirs, outbox, ledger })
+}
+
+/// Writes what the socket takes. Before the start, so that a worker whose parent dies at once still knows what it was meant to be;
+/// what is large may have to wait for its reader.
+async fn write_ahead(outbox: &mut Outbox, socket: &Socket) -> io::Result<()> {
     let begun = Instant::now();
     loop {
-        match outbox.flush(&ours) {
+        match outbox.flush(socket) {
             // Whoever is to take them in may wait for this very start.
             Err(error) if is_fd_congestion(&error) && outbox.sent() == 0 && begun.elapsed() < READY_WITHIN => {
                 background::pause().await?;
@@ -319,10 +324,10 @@ pub(crate) async fn first_words(
             Err(error)
                 if error.kind() != io::ErrorKind::WouldBlock && (outbox.sent() == 0 || !is_fd_congestion(&error)) =>
             {
-                return Err(error.into());
+                return Err(error);
             }
             // The rest is sent when its worker is there and reads.
-            _ => return Ok(FirstWords { ours, theirs, outbox, ledger }),
+            _ => return Ok(()),
         }
     }
 }
