@@ -117,14 +117,22 @@ async fn a_stopped_sole_worker_is_replaced_and_its_tasks_run_once() {
 /// Those that a worker has ahead behind the one that it runs are not what it does not come to.
 #[tokio::test]
 async fn a_worker_that_is_stopped_while_it_runs_a_task_keeps_that_one() {
-    let pool = ProcessPool::new(2);
+    let pool = ProcessPool::new(3);
+    within(pool.start()).await.unwrap();
     let meeting = Meeting::new();
     let one = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
     let guest = meeting.guest().await;
     stop(guest.pid).await;
     let others = within(join_all((0..100).map(|_| pool.submit(task!(pid()))))).await;
     assert!(others.into_iter().all(|ran| ran.unwrap() != guest.pid));
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    // The same looks come to another one that has not begun its task, and not as often: that one is found out, and replaced.
+    until(|| pool.status().busy == 1).await;
+    let stuck = within(pool.submit(task!(pid()))).await.unwrap();
+    until(|| pool.status().busy == 1).await;
+    stop(stuck).await;
+    let ran = within(pool.submit(task!(pid()))).await.unwrap();
+    assert!(ran != stuck && ran != guest.pid);
+    until(|| is_gone(stuck)).await;
     assert!(!one.is_finished());
     kill(guest.pid, libc::SIGCONT);
     let pid = guest.pid;

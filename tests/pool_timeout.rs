@@ -319,16 +319,23 @@ async fn a_time_of_nothing_begins_with_the_task_too() {
     within(pool.close()).await;
 }
 
+/// Says when it has been asked to stop, and goes on until it is told not to.
+fn is_asked_and_meets(place: PathBuf) {
+    while !multiproc::worker().is_cancelled() {
+        std::thread::yield_now();
+    }
+    meet(&place, 0);
+}
+
 #[tokio::test]
 async fn a_grace_without_end_lets_a_task_stop_by_itself() {
     let pool = ProcessPool::builder().workers(1).cancel_grace(Duration::MAX).build().unwrap();
     let worker = within(pool.submit(task!(pid()))).await.unwrap();
     let meeting = Meeting::new();
-    let late =
-        tokio::spawn(pool.submit(task!(meet_and_give_pid(meeting.place(), 0))).timeout(Duration::from_millis(10)));
+    let late = tokio::spawn(pool.submit(task!(is_asked_and_meets(meeting.place()))).timeout(Duration::from_millis(10)));
     let guest = meeting.guest().await;
-    // Long enough for the timeout; with SIGTERM it would end here.
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    // Its grace has begun in this runtime. If it had an end, that timer would be over before this one, and SIGTERM sent.
+    tokio::time::sleep(Duration::from_millis(5)).await;
     assert!(!late.is_finished());
     guest.go_on().await;
     assert!(matches!(within(late).await.unwrap(), Err(TaskError::TimedOut)));

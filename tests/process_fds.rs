@@ -7,13 +7,17 @@ mod support;
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use multiproc::{Process, TaskError, call, spawn_process, task};
 use rustix::io::FdFlags;
-use support::{Other, alone, block_on, eventually, running, within};
+use support::{Other, alone, block_on, eventually, running, status, within};
 
 multiproc::test_support!();
+
+/// Far longer than anything here takes. Only what never comes meets it.
+const SOON: Duration = Duration::from_mins(1);
 
 /// What this process has open: numbers, and what /proc says of them, without inode numbers.
 fn open() -> BTreeMap<u32, String> {
@@ -74,24 +78,45 @@ async fn stdin_is_at_its_end() {
     assert_eq!(spawn_process(call(read, ())).await.unwrap().join().await.unwrap(), (String::new(), 0));
 }
 
+/// The one thread of a worker that does not run its tasks: the watch's.
+fn another_thread_of(pid: u32) -> u32 {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let mut threads = threads.map(|thread| thread.unwrap().file_name().to_str().unwrap().parse().unwrap());
+    threads.find(|thread| *thread != pid).unwrap()
+}
+
+/// How often a thread has gone to sleep, while there is one.
+fn sleeps(thread: u32) -> Option<u64> {
+    status(thread, "voluntary_ctxt_switches")?.parse().ok()
+}
+
 /// A worker whose task closed all fds, the watch's too, took the end of the watch for its parent's, and killed itself.
 #[tokio::test]
 async fn a_task_that_closes_every_fd_of_its_worker_goes_on_to_its_own_end() {
-    let close_all = |()| -> () {
+    let close_all = |end: PathBuf| -> () {
         for fd in 3..100 {
             // SAFETY: close(2) takes any number, and nothing in this process uses its fds after this.
             unsafe { libc::close(fd) };
         }
-        // Stopped and continued, the watch looks at its fd anew. It would be quicker than this.
         println!("running");
-        std::thread::sleep(Duration::from_millis(300));
+        while !end.exists() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         std::process::exit(7)
     };
-    let (child, _) = running(Process::builder(), call(close_all, ())).await;
+    let folder = tempfile::tempdir().unwrap();
+    let end = folder.path().join("end");
+    let (child, _) = running(Process::builder(), call(close_all, end.clone())).await;
     let other = Other::new(child.id().unwrap());
+    let watch = another_thread_of(other.pid);
+    let before = sleeps(watch).unwrap();
     child.signal(libc::SIGSTOP).unwrap();
     assert!(eventually(within(Duration::from_secs(5)), || other.state() == 'T'));
+    // Continued, the watch looks at its fd anew, and goes on to look now and then: it sleeps again and again, where until then it
+    // slept once, and stood still once.
     child.signal(libc::SIGCONT).unwrap();
+    assert!(eventually(within(SOON), || sleeps(watch).is_none_or(|now| now >= before + 4)));
+    std::fs::write(end, "").unwrap();
     match child.join().await {
         Err(TaskError::Died { status: Some(status), .. }) => assert_eq!(status.code(), Some(7), "{status}"),
         other => panic!("{other:?}"),
