@@ -14,6 +14,13 @@ fn piped(script: &str) -> Command {
     Command::shell(script).stdout(Stdio::piped())
 }
 
+/// Has any time be over that a child's reader was given so far, without waiting for it.
+async fn later() {
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_mins(1)).await;
+    tokio::time::resume();
+}
+
 #[tokio::test]
 async fn a_line_of_any_length_is_one_line() {
     let script = "head -c 70000 /dev/zero | tr '\\0' x; echo; head -c 5000000 /dev/zero | tr '\\0' y; echo; echo end";
@@ -92,7 +99,7 @@ async fn what_was_not_read_as_lines_is_the_output() {
 async fn lines_can_be_read_long_after_the_end() {
     let mut child = piped("echo one; echo two").spawn().unwrap();
     assert!(child.wait().await.unwrap().success());
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    later().await;
     assert_eq!(child.lines().try_collect::<Vec<_>>().await.unwrap(), ["one", "two"]);
     assert_eq!(child.communicate().await.unwrap().stdout, b"");
 }
@@ -113,7 +120,7 @@ async fn stderr_is_collected_to_its_end_though_its_time_is_over() {
     let script = "setsid sleep 10 2>/dev/null & head -c 60000 /dev/zero >&2";
     let mut child = piped(script).stderr(Stdio::piped()).spawn().unwrap();
     assert!(child.wait().await.unwrap().success());
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    later().await;
     assert_eq!(child.lines().count().await, 0);
     assert_eq!(child.communicate().await.unwrap().stderr.len(), 60_000);
 }
