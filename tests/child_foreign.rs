@@ -20,6 +20,7 @@ fn as_root(test: &str) -> Option<impl Fn(&str) -> Command> {
     }
     let original = Path::new("/usr/bin/setpriv");
     if !rustix::process::geteuid().is_root() || !original.exists() {
+        eprintln!("skipped: this takes root, and setpriv(1)");
         return None;
     }
     let folder = tempfile::tempdir().unwrap();

@@ -303,7 +303,9 @@ async fn a_priority_holds_for_every_thread_of_the_task() {
 #[tokio::test]
 async fn a_limit_that_cannot_be_set_is_named() {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
-    let Some(more) = limit.and_then(|limit| limit.checked_add(1 << 40)) else { return };
+    let Some(more) = limit.and_then(|limit| limit.checked_add(1 << 40)) else {
+        return eprintln!("skipped: there is no limit here that could be too high");
+    };
     let error = Process::builder().open_files_limit(more).spawn(task!(idle())).await.unwrap_err();
     assert!(matches!(error, SpawnError::Handshake { .. }), "{error:?}");
     assert!(error.to_string().contains("cannot limit its open files"), "{error}");

@@ -320,8 +320,7 @@ fn an_executable_that_was_replaced_while_it_runs_goes_on_working() {
 fn a_program_that_its_loader_was_asked_to_run_gets_an_error_that_says_so() {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let loader = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).find(|path| path.contains("/ld-"));
-    // Where there is none, the program is whole.
-    let Some(loader) = loader else { return };
+    let Some(loader) = loader else { return eprintln!("skipped: this program has no loader") };
     let mut command = program(Path::new(loader), "run by its loader");
     let said = lines(command.arg(std::env::current_exe().unwrap()).output().unwrap());
     assert!(said[0].contains("its loader"), "{said:?}");

@@ -18,7 +18,8 @@ pub(crate) fn is_first_process() -> bool {
         unshare.args(["--pid", "--fork", "--mount-proc"]);
         unshare
     };
-    if unshare().arg("true").output().is_ok_and(|output| output.status.success()) {
+    let can = unshare().arg("true").output();
+    if can.as_ref().is_ok_and(|output| output.status.success()) {
         let name = std::thread::current().name().unwrap().to_owned();
         let mut again = unshare();
         again.arg(std::env::current_exe().unwrap()).args([&*name, "--exact", "--nocapture"]).env(MARK, "");
@@ -30,6 +31,8 @@ pub(crate) fn is_first_process() -> bool {
             "{said}{}",
             String::from_utf8_lossy(&output.stderr)
         );
+    } else {
+        eprintln!("skipped: no pid namespace can be made here: {can:?}");
     }
     false
 }
