@@ -37,6 +37,13 @@ pub mod __private {
     pub use crate::task::{CallAsync, call_async, call_named};
 }
 
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz {
+    pub use crate::channel::fuzz::{moved_ends, queue_packets, stream_fds};
+    pub use crate::pool::fuzz::{chunk_answers, ring_answers};
+}
+
 /// Pages to read, beside the reference.
 pub mod guide {
     #[doc = include_str!("../docs/choosing.md")]

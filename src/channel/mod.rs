@@ -31,6 +31,9 @@ mod departure;
 mod duplex;
 mod fd;
 pub(crate) mod flusher;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub(crate) mod fuzz;
 mod gather;
 pub(crate) mod inbox;
 mod line;

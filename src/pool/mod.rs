@@ -17,6 +17,9 @@ mod chore;
 mod chunk;
 mod dispatch;
 mod ending;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub(crate) mod fuzz;
 mod handle;
 mod job;
 mod life;

@@ -1,6 +1,7 @@
-//! What is fuzzed, beside the code that it is about: the targets in `fuzz/` only call these functions with their bytes.
+//! What is fuzzed, beside the code that it is about: the targets in `fuzz/` only call these functions with their bytes, and
+//! those of `channel/fuzz.rs` and `pool/fuzz.rs`.
 //!
-//! Each panics if a promise is broken. The corpus in `fuzz/corpus/` is replayed by `cargo test`, at the end of this file.
+//! Each panics if a promise is broken. The corpus in `fuzz/corpus/` is replayed by `cargo test`, at the end of each file.
 //! There is no I/O here, and nothing of it is part of the library that is built otherwise.
 
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use crate::wire::message::{FromWorker, Kind};
 
 /// A type with all that makes decoding hard: recursion, lists of nothing, fields that take no bytes, text, maps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-enum Value {
+pub(crate) enum Value {
     Unit,
     Bool(bool),
     Int(i64),
@@ -35,7 +36,7 @@ enum Value {
 
 /// Takes no byte on the wire.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Blank {
+pub(crate) struct Blank {
     #[serde(skip)]
     hidden: Box<[u64; 32]>,
 }
@@ -129,6 +130,13 @@ fn refused_below(taken: usize, value: &Value) {
     assert_eq!(dst, "before");
 }
 
+/// The next so many bytes, or what is left.
+pub(crate) fn piece<'a>(data: &mut &'a [u8], len: usize) -> &'a [u8] {
+    let (piece, rest) = data.split_at(len.min(data.len()));
+    *data = rest;
+    piece
+}
+
 /// Makes a value out of bytes, until there are none; every sequence of bytes is one.
 fn arbitrary(data: &mut &[u8], depth: u32) -> Value {
     let len = |data: &mut &[u8], most: u8| usize::from(data.try_get_u8().unwrap_or_default() % most);
@@ -167,11 +175,12 @@ fn arbitrary(data: &mut &[u8], depth: u32) -> Value {
 /// The first byte is the limit's exponent, and with its highest bit says that the rest is one body of the kind that the
 /// bits between choose; the second is the split.
 pub fn worker_messages(data: &[u8]) {
+    const KINDS: [Kind; 6] = [Kind::Ready, Kind::Refused, Kind::Done, Kind::Failed, Kind::Bell, Kind::Begun];
     let [control, split, rest @ ..] = data else { return };
     let max = 1 << (control % 16);
     let mut stream = BytesMut::new();
     if control & 0x80 != 0 {
-        let kind = [Kind::Ready, Kind::Refused, Kind::Done, Kind::Failed][usize::from(control >> 4) % 4];
+        let kind = KINDS[usize::from(control >> 4 & 7) % KINDS.len()];
         let body = Bytes::copy_from_slice(rest);
         Frame { kind: kind as u8, id: 7, body: body.into(), ..Frame::default() }.put_head(&mut stream);
     }
@@ -209,24 +218,25 @@ fn messages(max: usize, stream: &[u8], piece: usize) -> Vec<String> {
     seen
 }
 
+/// Feeds every file of the target's corpus to it.
+#[cfg(test)]
+pub(crate) fn replay(target: &str, body: fn(&[u8])) {
+    use std::fs;
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+    let mut files = 0;
+    for file in fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+        let file = file.unwrap().path();
+        // A failing test shows what it printed, and so the file that did it.
+        println!("{}", file.display());
+        body(&fs::read(file).unwrap());
+        files += 1;
+    }
+    assert!(files > 0, "{} is empty", folder.display());
+}
+
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::path::Path;
-
-    /// Feeds every file of the target's corpus to it.
-    fn replay(target: &str, body: fn(&[u8])) {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
-        let mut files = 0;
-        for file in fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
-            let file = file.unwrap().path();
-            // A failing test shows what it printed, and so the file that did it.
-            println!("{}", file.display());
-            body(&fs::read(file).unwrap());
-            files += 1;
-        }
-        assert!(files > 0, "{} is empty", folder.display());
-    }
+    use super::replay;
 
     #[test]
     fn the_corpus_of_codec_decode() {

@@ -1,0 +1,4 @@
+//! Calls `multiproc::fuzz::chunk_answers`, which says what it checks.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| multiproc::fuzz::chunk_answers(data));
