@@ -1,5 +1,7 @@
 //! A bare socket to another process: the limit that a message or a task is held against.
 
+#![allow(dead_code, reason = "not every program that measures needs all of it")]
+
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
@@ -20,7 +22,6 @@ use crate::support::{Each, each};
 
 /// What the other side of a bare socket does.
 #[derive(Clone, Copy)]
-#[allow(dead_code, reason = "not every program that measures needs each")]
 pub(crate) enum Role {
     /// Gives back what it reads, so many bytes at a time, in plain blocking calls.
     GiveBack(usize),
@@ -55,8 +56,6 @@ impl Bare {
         ours.set_nonblocking(true).unwrap();
         Self { socket: Some(UnixStream::from_std(ours).unwrap()), child }
     }
-
-    #[allow(dead_code, reason = "not every program that measures needs it")]
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
@@ -66,7 +65,6 @@ impl Bare {
     }
 
     /// So many bytes there and back, again and again.
-    #[allow(dead_code, reason = "not every program that measures needs it")]
     pub(crate) async fn ping(&mut self, size: usize, rounds: u32) -> Each {
         let (mut bytes, socket) = (vec![7; size], self.socket());
         each(rounds, async {
@@ -88,7 +86,6 @@ impl Drop for Bare {
 
 /// Starts this executable with a socket, tells it as much as a small task is, and waits for its answer and its end. It watches this
 /// process meanwhile, on a thread.
-#[allow(dead_code, reason = "not every program that measures needs it")]
 pub(crate) fn ask_once() {
     let (mut ours, theirs) = StdStream::pair().unwrap();
     ours.write_all(&[7; TOLD]).unwrap();
@@ -101,7 +98,6 @@ pub(crate) fn ask_once() {
 }
 
 /// As [`ask_once`], awaited in this runtime: that it is ready, its answer, and its end.
-#[allow(dead_code, reason = "not every program that measures needs it")]
 pub(crate) async fn ask_once_async() {
     let (mut ours, theirs) = StdStream::pair().unwrap();
     ours.write_all(&[7; TOLD]).unwrap();

@@ -1,5 +1,7 @@
 //! Taking turns, medians, and lines that both people and `benches/measure` can read.
 
+#![allow(dead_code, reason = "not every program that measures needs all of it")]
+
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +17,6 @@ pub(crate) fn line(row: &str, who: &str, value: f64, unit: &str) {
 pub(crate) struct Each {
     pub(crate) time: Duration,
     /// How often a core of this machine went to sleep meanwhile. In a virtual machine that is what waking it costs, above all.
-    #[allow(dead_code, reason = "not every program that measures needs it")]
     pub(crate) halts: f64,
 }
 
@@ -31,8 +32,6 @@ impl From<Duration> for Each {
         Self { time, halts: f64::NAN }
     }
 }
-
-#[allow(dead_code, reason = "not every program that measures needs it")]
 /// What it took, each of `count`.
 pub(crate) async fn each(count: u32, work: impl Future<Output = ()>) -> Each {
     let before = halts();
@@ -55,8 +54,6 @@ pub(crate) fn median(mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
     times[times.len() / 2]
 }
-
-#[allow(dead_code, reason = "not every program that measures needs it")]
 /// The median of the times, and the mean of the others.
 pub(crate) fn summary(rounds: &[Each]) -> Each {
     Each {
@@ -69,8 +66,6 @@ pub(crate) fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, count) = values.fold((0.0, 0_u32), |(sum, count), value| (sum + value, count + 1));
     sum / f64::from(count)
 }
-
-#[allow(dead_code, reason = "not every program that measures needs it")]
 /// In which order they take turns, another one each time: what one leaves behind, such as a core that is awake, meets each of the
 /// others.
 pub(crate) fn order(count: usize) -> impl Iterator<Item = usize> {
@@ -109,16 +104,12 @@ macro_rules! in_turns {
 pub(crate) fn micros(time: impl Into<Duration>) -> f64 {
     time.into().as_secs_f64() * 1e6
 }
-
-#[allow(dead_code, reason = "not every program that measures needs it")]
 /// A field of a file of `/proc`, as a number.
 pub(crate) fn proc_field(path: &str, name: &str) -> f64 {
     let text = std::fs::read_to_string(path).unwrap();
     let line = text.lines().find(|line| line.starts_with(name)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
-
-#[allow(dead_code, reason = "not every program that measures needs it")]
 /// How long all threads of a process have run; `schedstat` of each of them.
 pub(crate) fn cpu_time(pid: &str) -> Duration {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
