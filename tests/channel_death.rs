@@ -11,18 +11,9 @@ use multiproc::{Duplex, Receiver, RecvError, SendError, Sender, channel, duplex,
 
 mod support;
 
-multiproc::test_support!();
+use support::proc::until_it_waits;
 
-/// Waits until the process sleeps, in the one call that can keep it waiting.
-async fn until_it_waits(pid: u32) {
-    loop {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        if stat.rsplit(") ").next().unwrap().starts_with('S') {
-            return;
-        }
-        tokio::task::yield_now().await;
-    }
-}
+multiproc::test_support!();
 
 fn some_and_then_a_large_one(tx: Sender<Vec<u8>>) {
     for n in 0..3 {

@@ -312,17 +312,6 @@ fn many_under_way(tx: Sender<Vec<Sender<u8>>>, queue_tx: QueueSender<Vec<Sender<
     let _ = go.blocking_recv();
 }
 
-/// Waits until the process sleeps, or has ended.
-async fn until_asleep(pid: u32) {
-    let running = || {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit(") ").next().is_some_and(|state| state.starts_with(['R', 'D']))
-    };
-    while running() {
-        tokio::task::yield_now().await;
-    }
-}
-
 #[tokio::test]
 async fn with_too_many_fds_under_way_a_send_waits() {
     let (tx, mut rx) = channel::<Vec<Sender<u8>>>().unwrap();
@@ -331,7 +320,7 @@ async fn with_too_many_fds_under_way_a_send_waits() {
     let child = spawn_process(task!(many_under_way(tx, queue_tx, theirs))).await.unwrap();
     go.recv().await.unwrap().unwrap();
     // Until it waits for the limit.
-    until_asleep(child.id().unwrap()).await;
+    support::proc::until_it_waits(child.id().unwrap()).await;
     for _ in 0..20 {
         assert_eq!(rx.recv().await.unwrap().unwrap().len(), 20);
         assert_eq!(queue_rx.recv().await.unwrap().unwrap().len(), 20);
@@ -365,7 +354,7 @@ async fn with_too_many_fds_under_way_a_result_waits() {
     let (mut go, theirs) = duplex().unwrap();
     let child = spawn_process(task!(give_past_the_limit(tx, theirs))).await.unwrap();
     go.recv().await.unwrap().unwrap();
-    until_asleep(child.id().unwrap()).await;
+    support::proc::until_it_waits(child.id().unwrap()).await;
     while rx.recv().await.unwrap().is_some() {}
     child.join().await.unwrap();
 }

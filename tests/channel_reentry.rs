@@ -85,8 +85,7 @@ fn owners_that_panic_while_the_rest_of_their_message_waits_for_room_hold_nobody_
         let sender = Arc::clone(&tx);
         let sending = std::thread::spawn(move || catch_unwind(AssertUnwindSafe(|| sender.blocking_send(message))));
         // They are gone when the socket is full, and the rest of the message waits.
-        let limit = support::within(Duration::from_secs(20));
-        assert!(support::eventually(limit, || begun.strong_count() == 0));
+        assert!(support::eventually(Duration::from_secs(20), || begun.strong_count() == 0));
         let (said, received) = mpsc::channel();
         std::thread::spawn(move || {
             for _ in 0..2 {

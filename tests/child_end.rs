@@ -2,6 +2,8 @@
 
 #[path = "support/kernel.rs"]
 mod kernel;
+#[path = "support/proc.rs"]
+mod proc;
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Stdio;
@@ -10,6 +12,7 @@ use std::time::{Duration, Instant};
 use futures::{FutureExt as _, StreamExt as _};
 use kernel::has_group_signals;
 use multiproc::{Child, Command, CommandError};
+use proc::lives;
 use rustix::process::{Pid, Signal};
 use tokio::io::AsyncReadExt as _;
 
@@ -20,12 +23,6 @@ async fn tree(script: &str) -> (Child, u32, u32) {
     let line = child.lines().next().await.unwrap().unwrap();
     let pid = child.id().unwrap();
     (child, pid, line.parse().unwrap())
-}
-
-/// Whether there is such a process, but for a zombie that its new parent has not reaped yet.
-fn lives(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z') && !rest.starts_with('X'))
 }
 
 /// Waits until every process that has the pipe is gone.

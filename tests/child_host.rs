@@ -6,6 +6,8 @@
 
 #[path = "support/kernel.rs"]
 mod kernel;
+#[path = "support/proc.rs"]
+mod proc;
 
 use std::fs::File;
 use std::future::Future;
@@ -19,6 +21,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use kernel::has_group_signals;
 use multiproc::{Command, CommandError};
+use proc::{open_fds, threads};
 use rustix::process::{Resource, Rlimit, WaitId, WaitIdOptions};
 
 /// Runs this test again, alone in its own process, and there the body.
@@ -44,14 +47,6 @@ fn alone(test: &str, body: impl AsyncFnOnce()) {
 
 fn run<T>(body: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(body)
-}
-
-fn open_fds() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
-fn threads() -> usize {
-    std::fs::read_dir("/proc/self/task").unwrap().count()
 }
 
 /// Neither running nor a zombie.

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use multiproc::{ProcessPool, TaskError, TaskHandle, task};
-use pool_support::{Ledger, Meeting, endless, is_gone, is_pending, meet, meet_and_give_pid, note, pid, until, within};
+use pool_support::{
+    Ledger, Meeting, busy, endless, is_gone, is_pending, meet, meet_and_give_pid, note, pid, until, within,
+};
 
 multiproc::test_support!();
 
@@ -19,9 +21,8 @@ fn note_it(place: PathBuf, id: u64) -> u64 {
 #[tokio::test]
 async fn cancelled_while_queued_it_never_runs() {
     let pool = ProcessPool::new(1);
-    let (meeting, ledger) = (Meeting::new(), Ledger::new());
-    let busy = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
-    let guest = meeting.guest().await;
+    let ledger = Ledger::new();
+    let (running, guest) = busy(&pool).await;
     let dropped: Vec<_> = (0..10).map(|id| tokio::spawn(pool.submit(task!(note_it(ledger.place(), id))))).collect();
     let kept = tokio::spawn(pool.submit(task!(note_it(ledger.place(), 99))));
     until(|| pool.status().queued == 11).await;
@@ -32,7 +33,7 @@ async fn cancelled_while_queued_it_never_runs() {
     assert_eq!(pool.status().queued, 1);
     guest.go_on().await;
     assert_eq!(within(kept).await.unwrap().unwrap(), 99);
-    within(busy).await.unwrap();
+    within(running).await.unwrap();
     assert_eq!(ledger.entries(), [99]);
     assert_eq!(pool.status().counts.cancelled, 10);
     within(pool.close()).await;
@@ -171,9 +172,7 @@ async fn a_handle_that_gave_its_result_gives_cancelled_afterwards() {
 #[tokio::test]
 async fn a_wait_for_a_handle_that_is_given_up_loses_nothing() {
     let pool = ProcessPool::new(1);
-    let meeting = Meeting::new();
-    let mut handle = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
-    let guest = meeting.guest().await;
+    let (mut handle, guest) = busy(&pool).await;
     for _ in 0..10 {
         assert!(is_pending(&mut handle).await);
     }
@@ -188,9 +187,7 @@ async fn a_wait_for_a_handle_that_is_given_up_loses_nothing() {
 #[tokio::test]
 async fn tasks_that_were_given_up_do_not_pile_up_in_the_queue() {
     let pool = ProcessPool::new(1);
-    let meeting = Meeting::new();
-    let stuck = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
-    let guest = meeting.guest().await;
+    let (stuck, guest) = busy(&pool).await;
     let patient = tokio::spawn(pool.submit(task!(pid())));
     until(|| pool.status().queued == 1).await;
     for _ in 0..10_000 {

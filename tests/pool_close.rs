@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use multiproc::{ProcessPool, TaskError, TrySubmitError, WorkerState, call, task};
 use pool_support::{
-    Ledger, Meeting, Slow, endless, is_gone, is_pending, meet, meet_and_give_pid, note, pid, try_submit, until, within,
+    Ledger, Meeting, Slow, busy, endless, is_gone, is_pending, meet, meet_and_give_pid, note, pid, try_submit, until,
+    within,
 };
 
 multiproc::test_support!();
@@ -287,9 +288,7 @@ async fn close_waits_for_a_task_that_is_being_encoded() {
 async fn close_ends_when_a_task_that_had_a_slot_cannot_be_encoded() {
     let pool = ProcessPool::new(2);
     within(pool.start()).await.unwrap();
-    let meeting = Meeting::new();
-    let running = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
-    let guest = meeting.guest().await;
+    let (running, guest) = busy(&pool).await;
     let (slow, mut encoding) = Slow::new();
     let submitter = try_submit(&pool, slow);
     encoding.begins().await;
@@ -309,9 +308,7 @@ async fn close_ends_when_a_task_that_had_a_slot_cannot_be_encoded() {
 #[tokio::test]
 async fn a_task_that_is_encoded_when_its_pool_is_cancelled_is_cancelled_too() {
     let pool = ProcessPool::builder().workers(2).cancel_grace(Duration::MAX).build().unwrap();
-    let meeting = Meeting::new();
-    let running = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
-    let guest = meeting.guest().await;
+    let (running, guest) = busy(&pool).await;
     let (slow, mut encoding) = Slow::new();
     let submitter = try_submit(&pool, slow);
     encoding.begins().await;

@@ -9,7 +9,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use multiproc::{ProcessPool, SpawnError, TaskError, TrySubmitError, task};
 use rustix::process::Signal;
 use support::copies::{is_copy, leave};
-use support::{Other, alone, eventually, runtime, within};
+use support::{Other, alone, eventually, runtime};
 use tokio::runtime::Runtime;
 
 multiproc::test_support!();
@@ -34,7 +34,7 @@ fn a_task_that_is_to_begin_does_though_a_copy_drops_the_pools_runtime() {
         let pool = ProcessPool::new(1);
         let worker = Other::new(soon_in(&runtime, pool.submit(task!(pid()))).unwrap());
         worker.signal(Signal::STOP);
-        assert!(eventually(within(Duration::from_secs(10)), || worker.state() == 'T'));
+        assert!(eventually(Duration::from_secs(10), || worker.state() == 'T'));
         let mut sent = Box::pin(pool.submit(task!(same(7))));
         assert!(soon_in(&runtime, async { (&mut sent).now_or_never() }).is_none());
         if is_copy() {

@@ -15,7 +15,8 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::future::join_all;
 use multiproc::{ProcessPool, TaskError, call, is_worker, task};
-use pool_support::{Ledger, Meeting, endless, is_gone, kill, meet, meet_and_give_pid, note, pid, until, within};
+use pool_support::proc::lives;
+use pool_support::{Ledger, Meeting, busy, endless, is_gone, kill, meet, meet_and_give_pid, note, pid, until, within};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -122,10 +123,8 @@ where
     R: std::fmt::Debug,
 {
     let pool = ProcessPool::new(2);
-    let meeting = Meeting::new();
     for way in Way::ALL {
-        let bystander = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
-        let guest = meeting.guest().await;
+        let (bystander, guest) = busy(&pool).await;
         let (dead, next) = within(async { tokio::join!(deadly(&pool, way), pool.submit(task!(pid()))) }).await;
         let error = dead.unwrap_err();
         assert!(way.is_in(&error), "{way:?}: {error}");
@@ -160,9 +159,7 @@ async fn a_death_while_encoding_the_result_costs_that_task_alone() {
 #[tokio::test]
 async fn a_worker_killed_from_outside_in_mid_task_is_replaced() {
     let pool = ProcessPool::new(2);
-    let meeting = Meeting::new();
-    let victim = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 1)))).await.unwrap();
-    let guest = meeting.guest().await;
+    let (victim, guest) = busy(&pool).await;
     assert_eq!(victim.worker_id(), Some(guest.pid));
     kill(guest.pid, libc::SIGKILL);
     match within(victim).await {
@@ -385,10 +382,8 @@ fn vandalise(what: Vandalism) {
 async fn whatever_a_task_does_to_its_socket_it_dies_alone() {
     use Vandalism::{CloseAll, Fork, Garbage, HalfAFrame, Lie, Shutdown};
     let pool = ProcessPool::new(2);
-    let meeting = Meeting::new();
     for what in [CloseAll, Garbage, HalfAFrame, Lie, Shutdown, Fork] {
-        let bystander = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
-        let guest = meeting.guest().await;
+        let (bystander, guest) = busy(&pool).await;
         match within(pool.submit(task!(vandalise(what)))).await {
             Err(TaskError::Died { status, pid, .. }) => {
                 if matches!(what, HalfAFrame | Fork) {
@@ -654,14 +649,10 @@ async fn what_a_worker_started_goes_with_it() {
     let (worker, grandchild) = within(pool.submit(task!(leave_a_grandchild()))).await.unwrap();
     kill(worker, libc::SIGKILL);
     // It is an orphan by then, which whoever inherits orphans here reaps or not; that it runs no more is the point.
-    let ended = |pid: u32| {
-        std::fs::read_to_string(format!("/proc/{pid}/stat"))
-            .map_or(true, |stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
-    };
-    until(|| is_gone(worker) && ended(grandchild)).await;
+    until(|| is_gone(worker) && !lives(grandchild)).await;
     let (_, grandchild) = within(pool.submit(task!(leave_a_grandchild()))).await.unwrap();
     within(pool.close()).await;
-    until(|| ended(grandchild)).await;
+    until(|| !lives(grandchild)).await;
 }
 
 fn meet_then_note(meeting: PathBuf, ledger: PathBuf, id: u64) -> u64 {

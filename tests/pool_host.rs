@@ -17,6 +17,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use multiproc::{Fd, Process, ProcessPool, TaskError, call, spawn_process, task};
+use pool_support::proc::{lives, state};
 use pool_support::{Ledger, Meeting, Slow, endless, is_gone, is_pending, kill, meet, pid, until, within};
 
 multiproc::test_support!();
@@ -43,7 +44,7 @@ async fn works_and_heals() {
         until(|| is_gone(worker) || pool.status().workers == 2).await;
     }
     within(pool.close()).await;
-    assert_eq!(pool_support::children(), []);
+    assert_eq!(pool_support::proc::children(), []);
 }
 
 #[tokio::test]
@@ -178,12 +179,6 @@ async fn the_slot_of_a_task_whose_fds_cannot_be_sent_goes_to_the_next_one_and_th
     within(within(spawn_process(host)).await.unwrap().join()).await.unwrap();
 }
 
-/// Whether it is there and no zombie, which is for its new parent to reap.
-fn runs(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
-}
-
 fn block_all_signals_and_meet(place: PathBuf) {
     // SAFETY: the set is initialised by sigfillset before it is read.
     unsafe {
@@ -236,11 +231,9 @@ async fn a_killed_host_takes_its_workers_with_it() {
             guest.go_on().await;
         }
     }
-    let stopped =
-        |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") T "));
-    until(|| workers.iter().any(|&pid| stopped(pid))).await;
+    until(|| workers.iter().any(|&pid| state(pid) == 'T')).await;
     kill(host_pid, libc::SIGKILL);
-    until(|| !workers.iter().any(|&pid| runs(pid))).await;
+    until(|| !workers.iter().any(|&pid| lives(pid))).await;
     drop(host);
 }
 
@@ -311,7 +304,7 @@ fn ctrl_c_reaches_the_host_alone_and_the_workers_go_with_it() {
         let status = tokio::task::spawn_blocking(move || host.wait().unwrap());
         assert_eq!(within(status).await.unwrap().signal(), Some(libc::SIGINT));
         for guest in &guests {
-            until(|| !runs(guest.pid)).await;
+            until(|| !lives(guest.pid)).await;
         }
         assert!(ledger.entries().is_empty(), "a worker got the signal");
     });
@@ -376,7 +369,7 @@ fn nobody_is_judged_by_the_process_that_has_its_number_in_another_pid_namespace(
     }
     // A zombie until it is waited for.
     let mut zombie = std::process::Command::new("true").stdout(Stdio::piped()).spawn().unwrap();
-    in_a_runtime(until(|| !runs(zombie.id())));
+    in_a_runtime(until(|| !lives(zombie.id())));
     let mut host = unshare();
     host.arg(std::env::current_exe().unwrap());
     host.args([

@@ -10,7 +10,8 @@ use futures::StreamExt as _;
 use futures::future::{join, join_all};
 use futures::stream::FuturesUnordered;
 use multiproc::{ProcessPool, WorkerState, call, task, worker};
-use pool_support::{Ledger, Meeting, Slow, is_gone, meet, meet_and_give_pid, note, pid, try_submit, until, within};
+use pool_support::proc::state;
+use pool_support::{Ledger, Meeting, Slow, busy, is_gone, meet, note, pid, try_submit, until, within};
 
 multiproc::test_support!();
 
@@ -151,10 +152,8 @@ fn index() -> usize {
 #[tokio::test]
 async fn a_new_worker_has_the_lowest_number_that_no_other_has() {
     let pool = ProcessPool::builder().workers(2).idle_timeout(Duration::from_millis(1)).build().unwrap();
-    let meeting = Meeting::new();
     for _ in 0..3 {
-        let long = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
-        let guest = meeting.guest().await;
+        let (long, guest) = busy(&pool).await;
         for _ in 0..3 {
             until(|| pool.status().details.len() == 1).await;
             // Usually 0, but it may have been slow and the task have gone to the other one.
@@ -171,9 +170,7 @@ async fn a_new_worker_has_the_lowest_number_that_no_other_has() {
 #[tokio::test]
 async fn a_busy_worker_is_not_idle() {
     let pool = ProcessPool::builder().workers(1).idle_timeout(Duration::from_millis(10)).build().unwrap();
-    let meeting = Meeting::new();
-    let running = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
-    let guest = meeting.guest().await;
+    let (running, guest) = busy(&pool).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     let pid = guest.pid;
     guest.go_on().await;
@@ -249,8 +246,7 @@ async fn an_exit_task_runs_behind_a_task_that_was_taken_back() {
         // A worker that is stopped can't begin it.
         let worker = pool.status().details[0].pid.unwrap();
         pool_support::kill(worker, libc::SIGSTOP);
-        let stopped = || std::fs::read_to_string(format!("/proc/{worker}/stat")).unwrap().contains(") T ");
-        until(stopped).await;
+        until(|| state(worker) == 'T').await;
         assert!(pool_support::is_pending(pool.submit(task!(pid()))).await);
         until(|| pool.status().busy == 0).await;
         pool_support::kill(worker, libc::SIGCONT);

@@ -13,7 +13,7 @@ use std::task::{Context, Wake, Waker};
 
 use futures::future::join_all;
 use multiproc::{ProcessPool, TaskError, TrySubmitError, call, task};
-use pool_support::{Ledger, Meeting, is_pending, kill, meet_and_give_pid, note, pid, until, within};
+use pool_support::{Ledger, Meeting, busy, is_pending, kill, meet_and_give_pid, note, pid, until, within};
 use serde::{Deserialize, Serialize};
 
 multiproc::test_support!();
@@ -166,9 +166,7 @@ async fn a_waker_of_who_waits_for_the_pool_may_use_it() {
     within(until(|| nosy.1.load(Ordering::Relaxed) >= 1)).await;
     within(started).await.unwrap();
 
-    let meeting = Meeting::new();
-    let busy = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
-    let guest = meeting.guest().await;
+    let (busy, guest) = busy(&pool).await;
     let (other, before) = (pool.clone(), nosy.1.load(Ordering::Relaxed));
     let mut closed = Box::pin(other.close());
     assert!(closed.as_mut().poll(&mut cx).is_pending());

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use multiproc::{ProcessPool, TaskError, call, task};
+use pool_support::proc::{lives, state};
 use pool_support::{FOREVER, Meeting, endless, is_gone, is_pending, kill, meet, pid, until, within};
 use tokio::runtime::{Builder, Runtime};
 
@@ -141,8 +142,7 @@ fn a_worker_that_is_stopped_is_noticed_in_its_own_runtime() {
         });
         let stopped = own.block_on(within(pool.submit(task!(pid())))).unwrap();
         kill(stopped, libc::SIGSTOP);
-        let is_stopped = || std::fs::read_to_string(format!("/proc/{stopped}/stat")).unwrap().contains(") T ");
-        own.block_on(until(is_stopped));
+        own.block_on(until(|| state(stopped) == 'T'));
         let task = own.spawn(pool.submit(task!(pid())));
         own.block_on(until(|| pool.status().busy == 2));
         let other = (!ends).then_some(other);
@@ -383,11 +383,7 @@ async fn a_pool_works_inside_an_async_task() {
     let (outer, inner) = within(pool.submit(inner)).await.unwrap();
     kill(outer, libc::SIGKILL);
     until(|| is_gone(outer)).await;
-    let runs = |pid: u32| {
-        std::fs::read_to_string(format!("/proc/{pid}/stat"))
-            .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
-    };
-    until(|| !runs(inner)).await;
+    until(|| !lives(inner)).await;
     within(pool.close()).await;
 }
 

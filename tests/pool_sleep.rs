@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use multiproc::{ProcessPool, Receiver, TaskError, channel, spawn_process, task};
+use pool_support::proc::{state, status};
 use pool_support::{Meeting, is_gone, meet_and_give_pid, pid, until, within};
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_setaffinity};
@@ -19,13 +20,7 @@ multiproc::test_support!();
 
 /// How often a process, or a thread, has gone to sleep.
 fn sleeps(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap().trim().parse().unwrap()
-}
-
-fn state(pid: u32) -> char {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    stat[stat.rfind(')').unwrap()..].chars().nth(2).unwrap()
+    status(pid, "voluntary_ctxt_switches").unwrap().parse().unwrap()
 }
 
 /// Whether nobody looks here before he sleeps. Where that is so it is said, for who asks skips something then.

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use multiproc::{ProcessPool, TaskError, task};
-use pool_support::{Ledger, children, kill, note, open_fds, threads, until, within};
+use pool_support::proc::{children, open_fds, threads};
+use pool_support::{Ledger, kill, note, until, within};
 
 multiproc::test_support!();
 

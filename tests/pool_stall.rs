@@ -11,17 +11,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::join_all;
 use multiproc::{ProcessPool, SpawnError, TaskError, WorkerState, call, task};
-use pool_support::{Ledger, Meeting, endless, is_gone, kill, meet_and_give_pid, note, pid, until, within};
+use pool_support::proc::state;
+use pool_support::{Ledger, Meeting, busy, endless, is_gone, kill, meet_and_give_pid, note, pid, until, within};
 
 multiproc::test_support!();
 
-fn is_stopped(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") T "))
-}
-
 async fn stop(pid: u32) {
     kill(pid, libc::SIGSTOP);
-    until(|| is_stopped(pid)).await;
+    until(|| state(pid) == 'T').await;
 }
 
 /// A pool of so many workers, only one of which has been started, and that is stopped.
@@ -119,9 +116,7 @@ async fn a_stopped_sole_worker_is_replaced_and_its_tasks_run_once() {
 async fn a_worker_that_is_stopped_while_it_runs_a_task_keeps_that_one() {
     let pool = ProcessPool::new(3);
     within(pool.start()).await.unwrap();
-    let meeting = Meeting::new();
-    let one = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
-    let guest = meeting.guest().await;
+    let (one, guest) = busy(&pool).await;
     stop(guest.pid).await;
     let others = within(join_all((0..100).map(|_| pool.submit(task!(pid()))))).await;
     assert!(others.into_iter().all(|ran| ran.unwrap() != guest.pid));

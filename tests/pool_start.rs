@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use multiproc::{ProcessPool, SharedBytes, SpawnError, TaskError, call, task};
 use pool_support::{
-    Ledger, Meeting, endless, folder, is_gone, is_pending, kill, meet, meet_and_give_pid, note, pid, until, within,
+    Ledger, Meeting, busy, endless, folder, is_gone, is_pending, kill, meet, meet_and_give_pid, note, pid, until,
+    within,
 };
 
 multiproc::test_support!();
@@ -255,7 +256,7 @@ fn note_and_fail_without(place: PathBuf, file: PathBuf) {
 /// Others had to wait for the long task: nobody came back to those whose starts had failed.
 #[tokio::test]
 async fn a_task_whose_starts_failed_does_not_wait_for_a_long_one_once_the_window_has_passed() {
-    let (parent, ledger, meeting) = (folder(), Ledger::new(), Meeting::new());
+    let (parent, ledger) = (folder(), Ledger::new());
     let file = parent.path().join("needed");
     std::fs::write(&file, "").unwrap();
     let pool = ProcessPool::builder()
@@ -264,8 +265,7 @@ async fn a_task_whose_starts_failed_does_not_wait_for_a_long_one_once_the_window
         .restart_limit(1, Duration::from_millis(100))
         .build()
         .unwrap();
-    let long = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
-    let guest = meeting.guest().await;
+    let (long, guest) = busy(&pool).await;
     std::fs::remove_file(&file).unwrap();
     let waiting = tokio::spawn(pool.submit(task!(pid())));
     until(|| ledger.entries().len() >= 3).await;
@@ -279,7 +279,7 @@ async fn a_task_whose_starts_failed_does_not_wait_for_a_long_one_once_the_window
 
 #[tokio::test]
 async fn a_task_for_which_there_was_no_process_does_not_wait_for_a_long_one_once_there_can_be() {
-    let (parent, meeting) = (folder(), Meeting::new());
+    let parent = folder();
     let directory = parent.path().join("needed");
     std::fs::create_dir(&directory).unwrap();
     let pool = ProcessPool::builder()
@@ -288,8 +288,7 @@ async fn a_task_for_which_there_was_no_process_does_not_wait_for_a_long_one_once
         .restart_limit(1, Duration::from_mins(10))
         .build()
         .unwrap();
-    let long = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
-    let guest = meeting.guest().await;
+    let (long, guest) = busy(&pool).await;
     std::fs::remove_dir(&directory).unwrap();
     let waiting = tokio::spawn(pool.submit(task!(pid())));
     let is_given_up = || {

@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use multiproc::{ProcessPool, TaskError, TrySubmitError, call, task};
-use pool_support::{Ledger, children, is_pending, kill, note, open_fds, threads, until, within};
+use pool_support::proc::{children, open_fds, threads};
+use pool_support::{Ledger, is_pending, kill, note, until, within};
 
 multiproc::test_support!();
 

@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use multiproc::{ProcessPool, TaskError, call, task};
-use pool_support::{
-    Ledger, Meeting, endless, is_gone, is_pending, kill, meet, meet_and_give_pid, note, pid, until, within,
-};
+use pool_support::{Ledger, Meeting, busy, endless, is_gone, is_pending, kill, meet, note, pid, until, within};
 use serde::{Deserialize, Serialize};
 
 multiproc::test_support!();
@@ -39,9 +37,7 @@ async fn a_task_that_runs_too_long_is_timed_out() {
 #[tokio::test]
 async fn the_clock_starts_when_the_task_starts() {
     let pool = ProcessPool::new(1);
-    let meeting = Meeting::new();
-    let first = within(pool.spawn(task!(meet_and_give_pid(meeting.place(), 0)))).await.unwrap();
-    let guest = meeting.guest().await;
+    let (first, guest) = busy(&pool).await;
     // It waits for longer than its timeout, and then runs for less.
     let second = tokio::spawn(pool.submit(task!(pid())).timeout(Duration::from_millis(300)));
     until(|| pool.status().queued == 1).await;

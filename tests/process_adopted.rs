@@ -10,9 +10,8 @@ use std::time::Duration;
 use multiproc::{Command, ProcessPool, TaskError, spawn_process, task};
 use rustix::process::{getpid, set_child_subreaper};
 use support::kernel::has_group_signals;
-use support::{
-    Other, alone, alone_command, block_on, children, eventually, is_alone, open_fds, processes_with, running, within,
-};
+use support::proc::{children, open_fds, processes_with};
+use support::{Other, alone, alone_command, block_on, eventually, is_alone, running};
 
 multiproc::test_support!();
 
@@ -79,10 +78,10 @@ fn is_left_with_no_child() {
     let mut open = Vec::new();
     for _ in 0..2 {
         block_on(leaves_some_behind());
-        assert!(eventually(within(SOON), || children().is_empty()), "{:?}", states());
+        assert!(eventually(SOON, || children().is_empty()), "{:?}", states());
         open.push(open_fds());
     }
-    assert!(eventually(within(SOON), || open_fds() <= open[0]), "{open:?} {}", open_fds());
+    assert!(eventually(SOON, || open_fds() <= open[0]), "{open:?} {}", open_fds());
 }
 
 /// The children of this process, and what they are.
@@ -136,7 +135,7 @@ fn a_child_subreaper_keeps_the_children_that_are_not_ours() {
         let ended = |pid| Other::new(pid).ends_within(SOON);
         [own.id(), leader.id()].into_iter().for_each(ended);
         let sleeps = || processes_with(&format!("sleep\0{long}"));
-        assert!(eventually(within(SOON), || !sleeps().is_empty()));
+        assert!(eventually(SOON, || !sleeps().is_empty()));
         let orphan = sleeps()[0];
         Other::new(orphan).signal(rustix::process::Signal::KILL);
         ended(orphan);
@@ -149,7 +148,7 @@ fn a_child_subreaper_keeps_the_children_that_are_not_ours() {
             left.sort_unstable();
             left == theirs
         };
-        assert!(eventually(within(SOON), are_left), "{theirs:?} {:?}", states());
+        assert!(eventually(SOON, are_left), "{theirs:?} {:?}", states());
         assert_eq!(own.wait().unwrap().code(), Some(5));
         assert_eq!(leader.wait().unwrap().code(), Some(7));
     });

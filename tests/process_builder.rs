@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use multiproc::{Process, SpawnError, call, spawn_process, task};
-use support::{alone, alone_command, block_on, died, is_alone, running, status};
+use support::proc::status;
+use support::{alone, alone_command, block_on, died, is_alone, running};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 

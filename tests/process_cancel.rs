@@ -7,7 +7,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use multiproc::{Process, call, spawn_process, task};
-use support::{alone, block_on, children, eventually, open_fds, within};
+use support::proc::{children, open_fds};
+use support::{alone, block_on, eventually};
 
 multiproc::test_support!();
 
@@ -66,8 +67,8 @@ fn a_start_that_is_dropped_leaves_no_process_and_no_fd() {
                 };
                 drop_at_each_point(piped, |child| drop(child.unwrap())).await;
             }
-            assert!(eventually(within(Duration::from_secs(5)), || children().is_empty()), "{:?}", children());
-            assert!(eventually(within(Duration::from_secs(5)), || open_fds() == before), "{} fds", open_fds());
+            assert!(eventually(Duration::from_secs(5), || children().is_empty()), "{:?}", children());
+            assert!(eventually(Duration::from_secs(5), || open_fds() == before), "{} fds", open_fds());
         });
     });
 }
@@ -89,8 +90,8 @@ fn starts_that_are_dropped_from_many_threads_leave_nothing_either() {
                     }
                 }
             }
-            assert!(eventually(within(Duration::from_secs(5)), || children().is_empty()), "{:?}", children());
-            assert!(eventually(within(Duration::from_secs(5)), || open_fds() == before), "{} fds", open_fds());
+            assert!(eventually(Duration::from_secs(5), || children().is_empty()), "{:?}", children());
+            assert!(eventually(Duration::from_secs(5), || open_fds() == before), "{} fds", open_fds());
         });
     });
 }
@@ -110,8 +111,8 @@ fn a_runtime_that_ends_during_a_start_leaves_nothing() {
                 }
             });
         }
-        assert!(eventually(within(Duration::from_secs(5)), || children().is_empty()), "{:?}", children());
-        assert!(eventually(within(Duration::from_secs(5)), || open_fds() == before), "{} fds", open_fds());
+        assert!(eventually(Duration::from_secs(5), || children().is_empty()), "{:?}", children());
+        assert!(eventually(Duration::from_secs(5), || open_fds() == before), "{} fds", open_fds());
     });
 }
 
@@ -129,8 +130,8 @@ fn a_join_that_is_dropped_kills_and_leaves_nothing() {
                 drop(join);
                 assert_eq!(drop_at_each_point(quick, Result::unwrap).await, 1);
             }
-            assert!(eventually(within(Duration::from_secs(5)), || children().is_empty()), "{:?}", children());
-            assert!(eventually(within(Duration::from_secs(5)), || open_fds() == before), "{} fds", open_fds());
+            assert!(eventually(Duration::from_secs(5), || children().is_empty()), "{:?}", children());
+            assert!(eventually(Duration::from_secs(5), || open_fds() == before), "{} fds", open_fds());
         });
     });
 }

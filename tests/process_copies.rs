@@ -14,7 +14,8 @@ use multiproc::{
     serve, spawn_process, task,
 };
 use support::copies::{is_copy, leave};
-use support::{alone, block_on, open_fds};
+use support::proc::open_fds;
+use support::{alone, block_on};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::runtime::Runtime;
 

@@ -13,7 +13,8 @@ use futures::FutureExt as _;
 use multiproc::sync::Semaphore;
 use multiproc::{AckedQueue, Process, SpawnError, SyncError, TaskError, spawn_process, task};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
-use support::{Other, alone, block_on, died, kernel::has_group_signals, processes_with, running};
+use support::proc::processes_with;
+use support::{Other, alone, block_on, died, kernel::has_group_signals, running};
 
 multiproc::test_support!();
 

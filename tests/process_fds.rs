@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use multiproc::{Process, TaskError, call, spawn_process, task};
 use rustix::io::FdFlags;
-use support::{Other, alone, block_on, eventually, running, status, within};
+use support::proc::{status, threads};
+use support::{Other, alone, block_on, eventually, running};
 
 multiproc::test_support!();
 
@@ -111,11 +112,11 @@ async fn a_task_that_closes_every_fd_of_its_worker_goes_on_to_its_own_end() {
     let watch = another_thread_of(other.pid);
     let before = sleeps(watch).unwrap();
     child.signal(libc::SIGSTOP).unwrap();
-    assert!(eventually(within(Duration::from_secs(5)), || other.state() == 'T'));
+    assert!(eventually(Duration::from_secs(5), || other.state() == 'T'));
     // Continued, the watch looks at its fd anew, and goes on to look now and then: it sleeps again and again, where until then it
     // slept once, and stood still once.
     child.signal(libc::SIGCONT).unwrap();
-    assert!(eventually(within(SOON), || sleeps(watch).is_none_or(|now| now >= before + 4)));
+    assert!(eventually(SOON, || sleeps(watch).is_none_or(|now| now >= before + 4)));
     std::fs::write(end, "").unwrap();
     match child.join().await {
         Err(TaskError::Died { status: Some(status), .. }) => assert_eq!(status.code(), Some(7), "{status}"),
@@ -164,16 +165,15 @@ fn a_host_without_stdio_has_workers_that_cannot_mistake_a_file_for_it() {
 #[test]
 fn two_hundred_starts_leave_no_fd_and_no_thread_behind() {
     alone("two_hundred_starts_leave_no_fd_and_no_thread_behind", || {
-        let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
         let add = |n: u32| async move { spawn_process(call(|n: u32| n + 1, n)).await.unwrap().join().await.unwrap() };
         block_on(async {
             add(0).await;
-            let before = (support::open_fds(), threads());
+            let before = (support::proc::open_fds(), threads());
             for n in 0..200 {
                 assert_eq!(add(n).await, n + 1);
             }
-            assert_eq!((support::open_fds(), threads()), before);
-            assert_eq!(support::children(), []);
+            assert_eq!((support::proc::open_fds(), threads()), before);
+            assert_eq!(support::proc::children(), []);
         });
     });
 }
@@ -203,7 +203,7 @@ fn without_a_free_fd_a_start_is_an_error_and_works_again_later() {
             };
             assert_eq!(result, 2);
             assert!((1..20).contains(&failures), "{failures} of {before}");
-            assert!(eventually(within(Duration::from_secs(5)), || { support::children().is_empty() }));
+            assert!(eventually(Duration::from_secs(5), || { support::proc::children().is_empty() }));
             // What failed has given back all that it took.
             let mut again = Vec::new();
             while let Ok(fd) = rustix::io::dup(std::io::stdin()) {

@@ -15,7 +15,8 @@ use multiproc::{
 };
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use support::{Other, alone, block_on, children, died, eventually, running, runtime, within};
+use support::proc::children;
+use support::{Other, alone, block_on, died, eventually, running, runtime};
 
 multiproc::test_support!();
 
@@ -262,7 +263,7 @@ async fn a_detached_process_has_its_large_arguments() {
     let write = |(path, bytes): (String, Bytes)| std::fs::write(path, bytes.len().to_string()).unwrap();
     spawn_process(call(write, (path.clone(), Bytes::from(vec![7; 32 << 20])))).await.unwrap().detach();
     let is_written = || std::fs::read_to_string(&path).is_ok_and(|len| len == (32 << 20).to_string());
-    assert!(eventually(within(Duration::from_secs(20)), is_written));
+    assert!(eventually(Duration::from_secs(20), is_written));
 }
 
 #[tokio::test]

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use multiproc::{Process, spawn_process, task};
 use rustix::process::Signal;
-use support::{Other, alone_command, block_on, eventually, is_alone, processes_with, within};
+use support::proc::processes_with;
+use support::{Other, alone_command, block_on, eventually, is_alone};
 
 multiproc::test_support!();
 
@@ -148,7 +149,7 @@ fn start(test: &str, expected: usize) -> Host {
         host.all.push(other);
     }
     for other in host.all.iter().filter(|other| to_stop.contains(&other.pid)) {
-        assert!(eventually(within(GONE), || other.state() == 'T'));
+        assert!(eventually(GONE, || other.state() == 'T'));
     }
     host
 }
@@ -269,7 +270,6 @@ fn a_host_that_is_killed_while_it_starts_workers_leaves_none() {
         let arg0 = format!("multiproc-worker: storm-{}", host.process.id());
         host.process.kill().unwrap();
         host.process.wait().unwrap();
-        let until = within(GONE);
-        assert!(eventually(until, || processes_with(&arg0).is_empty()), "after {reports}: {:?}", processes_with(&arg0));
+        assert!(eventually(GONE, || processes_with(&arg0).is_empty()), "after {reports}: {:?}", processes_with(&arg0));
     }
 }

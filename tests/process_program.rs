@@ -167,7 +167,7 @@ async fn work() {
     kill.terminate().unwrap();
     let status = support::died(kill.join().await).unwrap();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15));
-    assert_eq!(support::children(), []);
+    assert_eq!(support::proc::children(), []);
     println!("worked");
 }
 
@@ -194,7 +194,7 @@ async fn without_init() {
         }
     }
     pool.close().await;
-    assert_eq!(support::children(), []);
+    assert_eq!(support::proc::children(), []);
     println!("refused");
 }
 

@@ -17,7 +17,8 @@ use multiproc::{
     SharedBytes, SharedBytesMut, SpawnError, TaskError, call, channel, queue, spawn_process, task,
 };
 use rustix::process::{Resource, Rlimit};
-use support::{alone, block_on, children, eventually, open_fds, within};
+use support::proc::{children, open_fds};
+use support::{alone, block_on, eventually};
 
 multiproc::test_support!();
 
@@ -54,7 +55,7 @@ fn a_worker_that_can_have_no_thread_says_so() {
                     Err(error) => panic!("{error:?}"),
                 }
             }
-            assert!(eventually(within(Duration::from_secs(5)), || children().is_empty()));
+            assert!(eventually(Duration::from_secs(5), || children().is_empty()));
         });
     });
 }
@@ -156,7 +157,7 @@ fn where_there_is_no_clone3_programs_and_processes_start_all_the_same() {
             let pool = multiproc::ProcessPool::new(2);
             assert_eq!(pool.submit(call(|n: u32| n + 1, 1)).await.unwrap(), 2);
             pool.close().await;
-            assert!(eventually(within(Duration::from_secs(5)), || children().is_empty()));
+            assert!(eventually(Duration::from_secs(5), || children().is_empty()));
         });
     });
 }
@@ -194,7 +195,7 @@ fn where_nothing_can_be_signalled_through_its_pidfd_all_ends_nevertheless() {
                 let child = spawn_process(call(|()| std::thread::sleep(Duration::from_secs(1000)), ())).await.unwrap();
                 child.signal(libc::SIGCONT).unwrap();
                 drop(child);
-                assert!(eventually(within(Duration::from_secs(5)), || children().is_empty()), "{:?}", children());
+                assert!(eventually(Duration::from_secs(5), || children().is_empty()), "{:?}", children());
             }
         });
     });
@@ -211,7 +212,7 @@ fn where_nothing_can_be_listened_to_ends_are_seen_all_the_same() {
             let status = tokio::time::timeout(Duration::from_secs(10), waited_for.wait()).await.expect("it hangs");
             assert_eq!(status.unwrap().code(), Some(3));
             drop(Command::new("sleep").arg("1000").spawn().unwrap());
-            assert!(eventually(within(Duration::from_secs(5)), || children().is_empty()));
+            assert!(eventually(Duration::from_secs(5), || children().is_empty()));
         });
     });
 }

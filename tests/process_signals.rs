@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use multiproc::{Process, SpawnError, TaskError, call, spawn_process, task};
-use support::{Other, alone, block_on, died, eventually, running, within};
+use support::{Other, alone, block_on, died, eventually, running};
 
 multiproc::test_support!();
 
@@ -153,7 +153,7 @@ async fn a_worker_that_was_stopped_for_a_while_goes_on() {
     let (child, _) = running(Process::builder(), call(until_removed, path.clone())).await;
     let other = Other::new(child.id().unwrap());
     child.signal(libc::SIGSTOP).unwrap();
-    assert!(eventually(within(Duration::from_secs(5)), || other.state() == 'T'));
+    assert!(eventually(Duration::from_secs(5), || other.state() == 'T'));
     std::fs::remove_file(&path).unwrap();
     child.signal(libc::SIGCONT).unwrap();
     assert_eq!(child.join().await.unwrap(), "went on");

@@ -2,11 +2,15 @@
 
 #![expect(clippy::needless_pass_by_value, reason = "a task owns its arguments")]
 
+#[path = "support/proc.rs"]
+mod proc;
+
 use std::io::ErrorKind;
 use std::os::unix::process::ExitStatusExt as _;
 
 use bytes::Bytes;
 use multiproc::{Process, QueueReceiver, QueueSender, RecvError, Sender, channel, queue, spawn_process, task};
+use proc::{state, until_it_waits};
 
 multiproc::test_support!();
 
@@ -21,19 +25,6 @@ async fn wait_for_items_async(rx: QueueReceiver<u32>, running: Sender<()>, got: 
     running.send(()).await.unwrap();
     while let Some(n) = rx.recv().await.unwrap() {
         got.send(n).await.unwrap();
-    }
-}
-
-/// Which state a process is in, from /proc: 'S' for one that waits.
-fn state(pid: u32) -> char {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    stat.rsplit(") ").next().unwrap().chars().next().unwrap()
-}
-
-/// Waits until it sleeps in the system call that it said it would make.
-async fn until_it_waits(pid: u32) {
-    while state(pid) != 'S' {
-        tokio::task::yield_now().await;
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::future::{Future, pending, poll_fn};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use futures::future::{FutureExt as _, join_all};
 use multiproc::{
@@ -185,8 +186,7 @@ fn large(end: Duplex<Vec<u8>, u32>) {
 
 /// Waits until a process is in that state, and lets nothing else run on this thread.
 fn until(pid: u32, state: char) {
-    let limit = support::within(std::time::Duration::from_secs(20));
-    assert!(support::eventually(limit, || support::Other::find(pid).is_some_and(|process| process.state() == state)));
+    assert!(support::eventually(Duration::from_secs(20), || support::proc::state(pid) == state));
 }
 
 #[tokio::test]
@@ -473,9 +473,8 @@ fn threads_tasks_of_two_runtimes_and_tasks_of_none_share_a_client() {
         }
     });
     let mut bare = Box::pin(client.call((5, 0)));
-    let limit = support::within(std::time::Duration::from_secs(20));
     let mut cx = Context::from_waker(Waker::noop());
-    assert!(support::eventually(limit, || match bare.as_mut().poll(&mut cx) {
+    assert!(support::eventually(Duration::from_secs(20), || match bare.as_mut().poll(&mut cx) {
         Poll::Ready(answer) => answer.unwrap() == 25,
         Poll::Pending => false,
     }));

@@ -101,9 +101,8 @@ fn a_call_goes_on_in_another_runtime_while_the_first_is_idle() {
     let mut call = Box::pin(client.call(9));
     assert!(other.block_on(poll_once(&mut call)).is_pending());
     open.send(()).unwrap();
-    let limit = support::within(Duration::from_secs(20));
     let mut cx = Context::from_waker(Waker::noop());
-    assert!(support::eventually(limit, || match call.as_mut().poll(&mut cx) {
+    assert!(support::eventually(Duration::from_secs(20), || match call.as_mut().poll(&mut cx) {
         Poll::Ready(answer) => answer.unwrap() == 9,
         Poll::Pending => false,
     }));
@@ -247,8 +246,7 @@ fn without_fds_a_call_waits_and_the_client_goes_on() {
             }
         }
         // The thread that sends the rest has a place to wait, which is where the reader of plain threads is to wait, too.
-        let limit = support::within(Duration::from_secs(20));
-        assert!(support::eventually(limit, is_registered_to_write));
+        assert!(support::eventually(Duration::from_secs(20), is_registered_to_write));
         let service = thread::spawn(|| support::block_on(serve(theirs, |bytes: Vec<u8>| ready(bytes.len()))));
         for call in calls {
             assert_eq!(runtime.block_on(call).unwrap(), 1 << 20);

@@ -1,6 +1,9 @@
 //! What the pool's tests share: a place where tasks report that they run, a ledger of executions, and bounded waiting.
 #![allow(dead_code, reason = "no test file uses all of it")]
 
+#[path = "../support/proc.rs"]
+pub(crate) mod proc;
+
 use std::fs::{File, OpenOptions};
 use std::future::Future;
 use std::io::{Read as _, Seek as _, Write as _};
@@ -103,6 +106,13 @@ pub(crate) fn meet(place: &Path, id: u64) {
 pub(crate) fn meet_and_give_pid(place: PathBuf, id: u64) -> u32 {
     meet(&place, id);
     std::process::id()
+}
+
+/// Has a worker of the pool run a task that gives its process id, and goes on when its guest does.
+pub(crate) async fn busy(pool: &ProcessPool) -> (TaskHandle<u32>, Guest) {
+    let meeting = Meeting::new();
+    let task = within(pool.spawn(call(|place| meet_and_give_pid(place, 0), meeting.place()))).await.unwrap();
+    (task, meeting.guest().await)
 }
 
 /// An argument that is encoded for as long as somebody wants.
@@ -225,28 +235,4 @@ pub(crate) fn is_gone(pid: u32) -> bool {
 pub(crate) fn kill(pid: u32, signal: i32) {
     // SAFETY: kill touches no memory; the caller knows that the process is a worker that has not been reaped.
     unsafe { libc::kill(pid.try_into().unwrap(), signal) };
-}
-
-/// This process's children, zombies included.
-pub(crate) fn children() -> Vec<u32> {
-    let me = std::process::id().to_string();
-    std::fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|pid: &u32| {
-            // The second field is in parentheses and may hold anything; the parent is the second behind it.
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            stat.rsplit(')').next().is_some_and(|rest| rest.split_whitespace().nth(1) == Some(&me))
-        })
-        .collect()
-}
-
-/// How many fds this process has open.
-pub(crate) fn open_fds() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
-/// How many threads this process has.
-pub(crate) fn threads() -> usize {
-    std::fs::read_dir("/proc/self/task").unwrap().count()
 }

@@ -5,6 +5,7 @@
 
 pub(crate) mod copies;
 pub(crate) mod kernel;
+pub(crate) mod proc;
 
 use std::io::{BufRead as _, BufReader, PipeReader};
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -109,9 +110,8 @@ impl Other {
     /// Waits for its end and until nothing is left of it, not even a zombie.
     #[track_caller]
     pub(crate) fn is_reaped_within(&self, limit: Duration) {
-        let until = Instant::now() + limit;
         self.ends_within(limit);
-        assert!(eventually(until, || self.is_reaped()), "process {} is a zombie", self.pid);
+        assert!(eventually(limit, || self.is_reaped()), "process {} is a zombie", self.pid);
     }
 
     pub(crate) fn is_reaped(&self) -> bool {
@@ -119,9 +119,8 @@ impl Other {
         info.lines().any(|line| line.strip_prefix("Pid:").is_some_and(|pid| pid.trim() == "-1"))
     }
 
-    /// The letter of proc_pid_stat(5): `R`, `S`, `T` for stopped, `Z` for a zombie.
     pub(crate) fn state(&self) -> char {
-        status(self.pid, "State").and_then(|state| state.chars().next()).unwrap_or('-')
+        proc::state(self.pid)
     }
 
     pub(crate) fn command(&self) -> String {
@@ -130,50 +129,18 @@ impl Other {
     }
 }
 
-/// A line of proc_pid_status(5).
-pub(crate) fn status(pid: u32, field: &str) -> Option<String> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
-    Some(line.trim().to_owned())
-}
-
-/// The children of this process, zombies too.
-pub(crate) fn children() -> Vec<u32> {
-    let me = std::process::id().to_string();
-    processes().filter(|&pid| status(pid, "PPid").is_some_and(|parent| parent == me)).collect()
-}
-
-/// The processes whose command line begins with this.
-pub(crate) fn processes_with(arg0: &str) -> Vec<u32> {
-    let begins =
-        |pid: &u32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(arg0.as_bytes()));
-    processes().filter(begins).collect()
-}
-
-fn processes() -> impl Iterator<Item = u32> {
-    std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-}
-
-/// How many fds this process has open.
-pub(crate) fn open_fds() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
-/// Looks again and again until something holds that nobody announces, at most until then.
-pub(crate) fn eventually(until: Instant, mut holds: impl FnMut() -> bool) -> bool {
+/// Looks again and again until something holds that nobody announces, for so long at most.
+pub(crate) fn eventually(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let begun = Instant::now();
     loop {
         if holds() {
             return true;
         }
-        if Instant::now() > until {
+        if begun.elapsed() > limit {
             return false;
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-}
-
-pub(crate) fn within(limit: Duration) -> Instant {
-    Instant::now() + limit
 }
 
 pub(crate) fn exists(path: impl AsRef<Path>) -> bool {
