@@ -135,7 +135,7 @@ pub(super) fn take_head(answer: &mut Bytes) -> Option<(u32, u64)> {
     (answer.len() >= HEAD_LEN).then(|| (answer.get_u32_le(), answer.get_u64_le()))
 }
 
-/// Decodes `count` results and appends them. Where there is another number of them, each is an error.
+/// Decodes `count` results, and no more than that, and appends them. Where there is another number of them, each is an error.
 pub(super) fn unpack<R: DeserializeOwned>(
     count: usize,
     results: &Bytes,
@@ -144,7 +144,8 @@ pub(super) fn unpack<R: DeserializeOwned>(
 ) {
     let (mut bodies, mut arrived, before) = (Bodies(results), Arrived::new(arrived), to.len());
     while let Err(panic) = catch(|| {
-        for (is_failure, body) in bodies.by_ref() {
+        let left = count - (to.len() - before);
+        for (is_failure, body) in bodies.by_ref().take(left) {
             let one = arrived.decode(|| decode_one(is_failure, body, Some(results)));
             to.push(one.map_err(|failure| Box::new((*failure).into())));
         }
@@ -283,6 +284,10 @@ fn decode_one<T: DeserializeOwned>(is_failure: bool, body: &[u8], all: Option<&B
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use serde::{Deserialize, Deserializer};
+
     use super::*;
     use crate::error::Panic;
     use crate::wire::writer::APART;
@@ -338,6 +343,23 @@ mod tests {
                 assert!(!is_large || whole.as_ptr_range().contains(&value.as_ptr()));
             }
         }
+    }
+
+    #[test]
+    fn no_more_results_are_decoded_than_there_were_calls() {
+        /// It takes no bytes, and is counted.
+        struct Counted;
+        static DECODED: AtomicUsize = AtomicUsize::new(0);
+        impl<'de> Deserialize<'de> for Counted {
+            fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+                DECODED.fetch_add(1, Ordering::Relaxed);
+                Ok(Self)
+            }
+        }
+        let mut back = Vec::new();
+        unpack::<Counted>(2, &Bytes::from_static(&[0; 4000]), Extra::default(), &mut back);
+        assert!(back.len() == 2 && back.iter().all(Result::is_err));
+        assert_eq!(DECODED.load(Ordering::Relaxed), 2);
     }
 
     #[test]
