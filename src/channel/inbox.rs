@@ -33,7 +33,7 @@ const READ: usize = 64 * 1024;
 const LARGE_READ: usize = 4 * 1024 * 1024;
 
 /// The most batches of fds that can be here: one for the frame that is under way, and one that came behind its end.
-const MAX_BATCHES: usize = 2;
+pub(super) const MAX_BATCHES: usize = 2;
 
 /// How to wait for what a peer sends.
 #[derive(Clone, Copy, Debug)]

@@ -155,6 +155,19 @@ fn another_number_of_fds_than_announced_ends_the_channel() {
     assert!(matches!(rx.blocking_recv(), Err(RecvError::Protocol { .. })));
 }
 
+/// Each was looked at for each of its frames.
+#[test]
+fn an_end_with_more_fds_before_its_frames_than_it_can_have_is_none() {
+    for (batches, is_one) in [(0, true), (2, true), (3, false), (100, false)] {
+        let (_tx, end) = super::channel::<u8>().unwrap();
+        let frame = value::encode(&end, 1000).unwrap();
+        let (nothing, end) = frame.body.split_last().unwrap();
+        assert_eq!(*nothing, 0, "how many there are stands last");
+        let body = Held::copy(&[end, &[batches], &[0, 0, 99].repeat(batches.into())].concat());
+        assert_eq!(value::decode::<Receiver<u8>>(Frame { body, ..frame }).is_ok(), is_one, "{batches}");
+    }
+}
+
 #[test]
 fn something_else_than_a_socket_is_no_end() {
     let (theirs, ours) = socket::stream_pair().unwrap();

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::inbox::Batch;
+use super::inbox::{Batch, MAX_BATCHES};
 use super::receiving::Receiving;
 use super::sending::Sending;
 use super::socket::Socket;
@@ -71,6 +71,10 @@ pub(super) fn deserialize_receiving<'de, D: Deserializer<'de>>(deserializer: D) 
 }
 
 fn resume<E: serde::de::Error>(ReceivingIn(fd, bounds, unread, batches): ReceivingIn) -> Result<Receiving, E> {
+    // Each is looked at for each frame.
+    if batches.len() > MAX_BATCHES {
+        return Err(E::custom("more file descriptors than an end of a channel has before its frames"));
+    }
     let batches: VecDeque<_> = batches
         .into_iter()
         .map(|(fds, lost, within)| Batch {
