@@ -25,5 +25,7 @@ pub(crate) mod socket;
 pub(crate) mod spawn;
 pub(crate) mod stack;
 pub(crate) mod stdio;
+#[cfg(test)]
+mod storm;
 pub(crate) mod watch;
 pub(crate) mod worker;

@@ -288,26 +288,23 @@ impl From<Ready> for Interest {
 /// Blocking calls wait here and not in recvmsg: a reader that is killed inside a blocking recvmsg can take the wake-up
 /// of another process with it, one that is killed inside poll can't.
 pub(crate) fn wait(socket: impl AsFd, ready: Ready) -> io::Result<()> {
-    poll_for(socket, ready, None)
+    Ok(retry_on_intr(|| poll_for(&socket, ready, None))?)
 }
 
-/// As [`wait`], for so long at the most.
+/// As [`wait`], for so long at the most, or until a signal comes: to wait anew for all of the time at each would have no end.
 pub(crate) fn wait_within(socket: impl AsFd, ready: Ready, time: Duration) -> io::Result<()> {
-    poll_for(socket, ready, Timespec::try_from(time).ok())
+    match poll_for(socket, ready, Timespec::try_from(time).ok()) {
+        Err(rustix::io::Errno::INTR) => Ok(()),
+        result => Ok(result?),
+    }
 }
 
-fn poll_for(socket: impl AsFd, ready: Ready, time: Option<Timespec>) -> io::Result<()> {
+fn poll_for(socket: impl AsFd, ready: Ready, time: Option<Timespec>) -> rustix::io::Result<()> {
     let events = match ready {
         Ready::Read => PollFlags::IN,
         Ready::Write => PollFlags::OUT,
     };
-    let mut fds = [PollFd::from_borrowed_fd(socket.as_fd(), events)];
-    loop {
-        match poll(&mut fds, time.as_ref()) {
-            Err(rustix::io::Errno::INTR) => {}
-            result => return Ok(result.map(|_| ())?),
-        }
-    }
+    poll(&mut [PollFd::from_borrowed_fd(socket.as_fd(), events)], time.as_ref()).map(drop)
 }
 
 /// Whether the peer has read all that was sent; `SIOCOUTQ` in unix(7).

@@ -1,6 +1,10 @@
+use std::sync::mpsc;
+use std::thread;
+
 use bytes::BytesMut;
 
 use super::*;
+use crate::sys::storm::Storm;
 
 fn read(socket: &OwnedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut buf = BytesMut::with_capacity(64);
@@ -85,4 +89,16 @@ fn sending_to_a_closed_peer_is_an_error_and_no_signal() {
     drop(b);
     let error = send(&a, &[IoSlice::new(b"x")], &[]).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+}
+
+/// A blocking send to a queue with room waited for as long as a profiler's timer went on.
+#[test]
+fn a_wait_with_a_bound_ends_whatever_signals_come() {
+    let (socket, _peer) = stream_pair().unwrap();
+    let (told, over) = mpsc::channel();
+    thread::spawn(move || {
+        let _storm = Storm::new();
+        told.send(wait_within(&socket, Ready::Read, Duration::from_millis(5))).unwrap();
+    });
+    over.recv_timeout(Duration::from_secs(20)).expect("each signal made it longer").unwrap();
 }
