@@ -81,6 +81,28 @@ async fn of_many_that_wait_each_goes_on_and_nobody_waits_for_one_that_is_not_pol
     }
 }
 
+/// Each send after that waited 100 ms, as it was the other one's turn.
+#[tokio::test]
+async fn once_the_one_whose_turn_it_is_does_not_come_what_has_room_is_sent_at_once() {
+    for len in LENS {
+        let (tx, rx) = full(len);
+        let mut idle = pin!(tx.send(vec![3; len]));
+        assert!((&mut idle).now_or_never().is_none());
+        rx.recv().await.unwrap().unwrap();
+        // It has a while to come.
+        let sent = async {
+            while tx.send(vec![2; len]).now_or_never().is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        within(sent).await;
+        rx.recv().await.unwrap().unwrap();
+        assert!(tx.send(vec![2; len]).now_or_never().is_some(), "it takes no turns any more");
+        rx.recv().await.unwrap().unwrap();
+        within(idle).await.unwrap();
+    }
+}
+
 /// What waits to send need not be in the runtime that it began in.
 #[test]
 fn a_send_that_waits_for_room_goes_on_in_another_runtime() {

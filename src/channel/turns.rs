@@ -2,7 +2,8 @@
 //!
 //! tokio wakes everyone who waits for a readiness, the latest first. Without turns, the task that comes back soonest would
 //! get all. Nobody waits for the one whose turn it is, as that one may never be polled again: the others let it go first,
-//! by one trip through the scheduler for each time they are woken. That is fair on the whole, not in each case.
+//! by one trip through the scheduler for each time they are woken. Who has not come for two rings of the clock is no longer
+//! waited for, until he does. That is fair on the whole, not in each case.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -37,6 +38,18 @@ struct Line {
 struct Wait {
     tries: bool,
     waker: Option<Waker>,
+    rung: Rung,
+}
+
+/// What has become of the last ring that was for somebody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Rung {
+    /// He has come since, or there was none.
+    #[default]
+    Heard,
+    Called,
+    /// He had not come by the next one: the others have their turns without him.
+    Missed,
 }
 
 /// A place in the line, for as long as it is held.
@@ -70,7 +83,8 @@ impl Turns {
             line.is_rung = !line.waiting.is_empty();
             let goes_on = line.is_rung;
             let count = if rings % ALL == 0 { line.waiting.len() } else { 1 };
-            let wakers: Vec<_> = line.waiting.values_mut().take(count).filter_map(Wait::try_again).collect();
+            let called = line.waiting.values_mut().filter_map(|wait| wait.call().then(|| wait.try_again()));
+            let wakers: Vec<_> = called.take(count).flatten().collect();
             drop(line);
             for waker in wakers {
                 unheeded(|| waker.wake());
@@ -83,11 +97,24 @@ impl Turns {
     }
 }
 
+impl Line {
+    /// Whose turn it is.
+    fn first(&self) -> Option<u64> {
+        self.waiting.iter().find(|(_, wait)| wait.rung != Rung::Missed).map(|(ticket, _)| *ticket)
+    }
+}
+
 fn lock(line: &Mutex<Line>) -> MutexGuard<'_, Line> {
     line.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Wait {
+    /// Whether a ring is for this one, who has heard the last one.
+    fn call(&mut self) -> bool {
+        self.rung = if self.rung == Rung::Heard { Rung::Called } else { Rung::Missed };
+        self.rung == Rung::Called
+    }
+
     fn try_again(&mut self) -> Option<Waker> {
         self.tries = true;
         self.waker.take()
@@ -95,9 +122,9 @@ impl Wait {
 }
 
 impl Turn<'_> {
-    /// Whether nobody came before.
+    /// Whether nobody came before who is waited for.
     pub(super) fn is_first(&self) -> bool {
-        self.turns.line().waiting.first_key_value().is_some_and(|(first, _)| *first == self.ticket)
+        self.turns.line().first().is_none_or(|first| first >= self.ticket)
     }
 
     /// Waits until it is time to try again, although nobody has said that there is anything: at once for who is the first by now, and
@@ -108,6 +135,7 @@ impl Turn<'_> {
             let waker = cx.waker().clone();
             let mut line = self.turns.line();
             let wait = line.waiting.entry(self.ticket).or_default();
+            wait.rung = Rung::Heard;
             if mem::take(&mut wait.tries) {
                 return Poll::Ready(());
             }
@@ -141,9 +169,9 @@ impl Turn<'_> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut line = self.turns.line();
-        let was_first = line.waiting.first_key_value().is_some_and(|(first, _)| *first == self.ticket);
+        let was_first = line.first().is_none_or(|first| first >= self.ticket);
         let own = line.waiting.remove(&self.ticket);
-        let next = line.waiting.first_entry().filter(|_| was_first).and_then(|mut next| next.get_mut().try_again());
+        let next = line.first().filter(|_| was_first).and_then(|next| line.waiting.get_mut(&next)?.try_again());
         drop(line);
         if let Some(next) = next {
             unheeded(|| next.wake());
