@@ -242,7 +242,7 @@ impl SignalMask {
         }
     }
 
-    fn contains(&self, signal: libc::c_int) -> bool {
+    pub(crate) fn contains(&self, signal: libc::c_int) -> bool {
         // SAFETY: `self.0` is an initialised set.
         unsafe { libc::sigismember(&raw const self.0, signal) == 1 }
     }

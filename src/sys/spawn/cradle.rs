@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::order::{Order, Pointers};
 use super::{Child, Exec, Waiting, clone_child};
-use crate::sys::process::SignalMask;
+use crate::sys::process::{SignalMask, signal};
 use crate::sys::raw::Stack;
 
 /// What has become of a start that nobody waited for.
@@ -95,11 +95,29 @@ impl Cradle {
         WORKS.store(child.is_ok(), Ordering::Relaxed);
         let child = child?;
         // It is the child's now.
+        let place = self.0;
         mem::forget(self);
-        // The child does so, too: whichever is first. Nobody shall find it in this process's group.
-        // SAFETY: takes numbers. Of what is not our child, or has become a program, it changes nothing.
-        unsafe { libc::setpgid(child.pid.cast_signed(), 0) };
+        lead(&child);
+        // A program that blocks it would find it there.
+        if !before.contains(libc::SIGCONT) {
+            go_on(&child, place);
+        }
         Ok((child.above_stdio()?, Fate(fate)))
+    }
+}
+
+/// Makes it the leader of its group. The child does so, too: whichever is first. Nobody shall find it in this process's group.
+fn lead(child: &Child) {
+    // SAFETY: takes numbers. Of what is not our child, or has become a program, it changes nothing.
+    unsafe { libc::setpgid(child.pid.cast_signed(), 0) };
+}
+
+/// Undoes a SIGSTOP that came for the group that the child was born in, which can't be blocked: it may have left that group before
+/// it stopped, and then the SIGCONT that goes there would not reach it. It leads its own group, so no other such stop is to come.
+/// Once it has left the place it was not stopped, and the program may do something at a SIGCONT.
+fn go_on(child: &Child, place: &Place) {
+    if place.taken.load(Ordering::Relaxed) != 0 {
+        let _ = signal(&child.pidfd, child.pid, libc::SIGCONT);
     }
 }
 
@@ -158,18 +176,25 @@ mod tests {
     use crate::sys::process::reap;
     use crate::sys::spawn::Strings;
 
+    fn free() -> Option<Cradle> {
+        loop {
+            match Cradle::free() {
+                None if is_traced() => {
+                    eprintln!("skipped: there is no place while this is traced");
+                    return None;
+                }
+                None => std::thread::yield_now(),
+                free => return free,
+            }
+        }
+    }
+
     #[test]
     fn what_a_child_was_given_goes_with_it() {
         let mut paths = Strings::default();
         paths.push(&[b"/no/such/program"]).unwrap();
         let exec = Exec { paths, args: Strings::default(), env: Strings::default(), current_dir: None, worker: false };
-        let cradle = loop {
-            match Cradle::free() {
-                Some(cradle) => break cradle,
-                None if is_traced() => return eprintln!("skipped: there is no place while this is traced"),
-                None => std::thread::yield_now(),
-            }
-        };
+        let Some(cradle) = free() else { return };
         let Ok((child, fate)) = cradle.spawn(exec, [None; 3]) else { return eprintln!("skipped: no clone3 here") };
         poll(&mut [PollFd::from_borrowed_fd(child.pidfd.as_fd(), PollFlags::IN)], None).unwrap();
         reap(&child.pidfd).unwrap();
@@ -179,6 +204,40 @@ mod tests {
         while Arc::strong_count(&fate.0) > 1 {
             empty_cradles();
             assert!(start.elapsed() < Duration::from_secs(10), "its place still holds what it was given");
+        }
+    }
+
+    /// A SIGSTOP for the host's group that came at its start left it stopped for good, as the SIGCONT after that did not reach it.
+    #[test]
+    fn a_child_that_was_stopped_in_its_place_goes_on() {
+        loop {
+            let mut paths = Strings::default();
+            // It takes its time.
+            for _ in 0..20_000 {
+                paths.push(&[b"/no/such/program"]).unwrap();
+            }
+            let exec =
+                Exec { paths, args: Strings::default(), env: Strings::default(), current_dir: None, worker: false };
+            let Some(cradle) = free() else { return };
+            let place = cradle.0;
+            let Ok((child, fate)) = cradle.spawn(exec, [None; 3]) else { return eprintln!("skipped: no clone3 here") };
+            signal(&child.pidfd, child.pid, libc::SIGSTOP).unwrap();
+            // SAFETY: all-zero is a valid siginfo, which is a struct of integers, and the call writes into a live one.
+            let was_stopped = unsafe {
+                let mut info: libc::siginfo_t = mem::zeroed();
+                let flags = libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT;
+                assert_eq!(libc::waitid(libc::P_PID, child.pid, &raw mut info, flags), 0);
+                info.si_code == libc::CLD_STOPPED
+            };
+            go_on(&child, place);
+            let mut ended = [PollFd::from_borrowed_fd(child.pidfd.as_fd(), PollFlags::IN)];
+            let within = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
+            assert_eq!(poll(&mut ended, Some(&within)).unwrap(), 1, "it is stopped for good");
+            reap(&child.pidfd).unwrap();
+            assert!(fate.error().is_some());
+            if was_stopped {
+                return;
+            }
         }
     }
 }
