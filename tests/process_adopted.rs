@@ -140,7 +140,21 @@ fn a_child_subreaper_keeps_the_children_that_are_not_ours() {
         Other::new(orphan).signal(rustix::process::Signal::KILL);
         ended(orphan);
 
-        let mut theirs = [own.id(), leader.id(), orphan];
+        // Left by a program with `kill_on_drop(false)` that was killed alone.
+        let spared = format!("2000.{}", std::process::id());
+        let script = format!("sleep {spared} & exec sleep 1000");
+        let sleeps = || processes_with(&format!("sleep\0{spared}"));
+        block_on(async {
+            let mut child = Command::shell(script).kill_on_drop(false).spawn().unwrap();
+            assert!(eventually(SOON, || !sleeps().is_empty()));
+            child.signal(libc::SIGKILL).unwrap();
+            child.wait().await.unwrap();
+        });
+        let spared = sleeps()[0];
+        Other::new(spared).signal(rustix::process::Signal::KILL);
+        ended(spared);
+
+        let mut theirs = [own.id(), leader.id(), orphan, spared];
         theirs.sort_unstable();
         block_on(leaves_some_behind());
         let are_left = || {

@@ -51,6 +51,8 @@ struct Record {
     life: Mutex<Life>,
     hurried: AtomicBool,
     kill_sent: AtomicBool,
+    /// Whether that went to its group.
+    group_killed: AtomicBool,
     /// Whether its group was asked to end, and has its grace.
     asked: AtomicBool,
     /// Whether somebody has had its number, or has learnt that it has ended.
@@ -116,6 +118,7 @@ impl Kept {
             life: Mutex::new(life),
             hurried: AtomicBool::new(false),
             kill_sent: AtomicBool::new(false),
+            group_killed: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             known: AtomicBool::new(false),
             changed: Notify::new(),
@@ -290,8 +293,8 @@ impl Kept {
             }
             // If this fails somebody else reaped it just now, and its status is known nevertheless.
             let _ = process::reap(pidfd);
-            // One that is spared may still have been ended by us.
-            let is_ended = !self.0.leavings.spared || self.was_asked() || self.kill_sent();
+            // One that is spared may still have been ended by us, with its group.
+            let is_ended = !self.0.leavings.spared || self.was_asked() || self.0.group_killed.load(Ordering::Relaxed);
             if is_ended && group::outlives_leader(pidfd) && group::adopts() {
                 orphaned = Some(Arc::clone(pidfd));
             }

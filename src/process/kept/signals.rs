@@ -14,7 +14,7 @@ impl Kept {
         let life = self.life_for(signal)?;
         match &*life {
             Life::Running(pidfd) => {
-                self.note(signal);
+                self.note(signal, false);
                 ok_if_gone(process::signal(pidfd, self.0.pid, signal))
             }
             Life::Lingering { .. } | Life::Outlived { .. } | Life::Reaped(_) => Ok(()),
@@ -26,7 +26,7 @@ impl Kept {
         let life = self.life_for(signal)?;
         match &*life {
             Life::Running(pidfd) => {
-                self.note(signal);
+                self.note(signal, true);
                 // First, while its number is surely its own: after its end, which somebody else may have seen by then, an old
                 // kernel could not reach the rest of the group.
                 let group = process::signal_group(pidfd, self.0.pid, signal);
@@ -85,9 +85,10 @@ impl Kept {
         Ok(self.life())
     }
 
-    fn note(&self, signal: i32) {
+    fn note(&self, signal: i32, to_group: bool) {
         if signal == libc::SIGKILL {
             self.0.kill_sent.store(true, Ordering::Relaxed);
+            self.0.group_killed.fetch_or(to_group, Ordering::Relaxed);
         }
     }
 }
