@@ -2,10 +2,17 @@
 
 #![allow(unsafe_code, reason = "rustix has no leases on files")]
 
-use std::io::ErrorKind;
+mod support;
+
+use std::fs::File;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::OnceLock;
 
+use futures::FutureExt as _;
 use multiproc::{Command, CommandError, spawn_process, task};
 
 multiproc::test_support!();
@@ -148,7 +155,6 @@ async fn too_many_arguments_are_an_error() {
 
 #[tokio::test]
 async fn a_file_that_is_still_written_is_tried_again() {
-    use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("program");
@@ -171,29 +177,49 @@ async fn a_file_that_is_still_written_is_tried_again() {
     assert!(status.await.unwrap().success());
 }
 
-/// fcntl(2); the libc crate has no name for it.
-const F_SETSIG: i32 = 10;
-
 /// A program on a file system that does not answer, say. Here it is a lease on its file that keeps execve(2) waiting.
+struct Slow(File);
+
+impl Slow {
+    /// `None` where there are no leases.
+    fn program(path: &Path, script: &str) -> Option<Self> {
+        /// The libc crate has no name for it.
+        const F_SETSIG: i32 = 10;
+        std::fs::write(path, script).unwrap();
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+        let slow = Self(File::open(path).unwrap());
+        // What says that somebody wants the file is then ignored by default.
+        slow.fcntl(F_SETSIG, libc::SIGURG);
+        if slow.fcntl(libc::F_SETLEASE, libc::F_WRLCK) != 0 {
+            eprintln!("skipped: no leases here: {}", std::io::Error::last_os_error());
+            return None;
+        }
+        Some(slow)
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.fcntl(libc::F_GETLEASE, 0) != libc::F_WRLCK
+    }
+
+    fn answer(&self) {
+        assert_eq!(self.fcntl(libc::F_SETLEASE, libc::F_UNLCK), 0);
+    }
+
+    fn fcntl(&self, command: i32, what: i32) -> i32 {
+        // SAFETY: none of these commands takes a pointer.
+        unsafe { libc::fcntl(self.0.as_raw_fd(), command, what) }
+    }
+}
+
 #[tokio::test]
 async fn a_start_that_hangs_holds_up_neither_the_runtime_nor_other_starts() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("program");
-    std::fs::write(&path, "#!/bin/sh\nexit 3\n").unwrap();
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
-    let file = std::fs::File::open(&path).unwrap();
-    // SAFETY: none of these takes a pointer.
-    let lease = |command: i32, what: i32| unsafe { libc::fcntl(file.as_raw_fd(), command, what) };
-    // What says that somebody wants the file is then ignored by default.
-    lease(F_SETSIG, libc::SIGURG);
-    if lease(libc::F_SETLEASE, libc::F_WRLCK) != 0 {
-        eprintln!("skipped: no leases here: {}", std::io::Error::last_os_error());
-        return;
-    }
+    let Some(program) = Slow::program(&path, "#!/bin/sh\nexit 3\n") else { return };
     // Fewer than there are threads that start programs, for where those have to wait.
     let slow: Vec<_> = (0..3).map(|_| tokio::spawn(Command::new(&path).status())).collect();
     let start = std::time::Instant::now();
-    while lease(libc::F_GETLEASE, 0) == libc::F_WRLCK {
+    while !program.is_wanted() {
         assert!(start.elapsed() < std::time::Duration::from_secs(10), "it was never started");
         tokio::task::yield_now().await;
     }
@@ -203,7 +229,7 @@ async fn a_start_that_hangs_holds_up_neither_the_runtime_nor_other_starts() {
     assert!(!slow.iter().any(tokio::task::JoinHandle::is_finished));
     let late = Command::new(&path).timeout(std::time::Duration::from_millis(10)).status().await.unwrap_err();
     assert!(matches!(late, CommandError::TimedOut { .. }), "{late:?}");
-    assert_eq!(lease(libc::F_SETLEASE, libc::F_UNLCK), 0);
+    program.answer();
     for slow in slow {
         assert_eq!(slow.await.unwrap().unwrap().code(), Some(3));
     }
@@ -226,7 +252,43 @@ async fn a_dropped_start_leaves_no_child() {
     }
     drop(write);
     // It ends when every sleep is gone.
-    std::io::Read::read_to_end(&mut read, &mut Vec::new()).unwrap();
+    read.read_to_end(&mut Vec::new()).unwrap();
+}
+
+/// Who was at it had ended with the host, and what it had started went on.
+#[test]
+fn a_dropped_start_leaves_no_child_where_the_host_exits_at_once() {
+    static PROGRAM: OnceLock<Slow> = OnceLock::new();
+    extern "C" fn answer() {
+        PROGRAM.get().unwrap().answer();
+    }
+    if !support::is_alone() {
+        let mut host = support::alone_command("a_dropped_start_leaves_no_child_where_the_host_exits_at_once");
+        let dir = tempfile::tempdir().unwrap();
+        let mut host = host.current_dir(&dir).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdin = host.stdin.take().unwrap();
+        assert!(host.wait().unwrap().success());
+        let _ = stdin.write_all(b"goes on");
+        drop(stdin);
+        let mut said = String::new();
+        host.stdout.unwrap().read_to_string(&mut said).unwrap();
+        assert!(!said.contains("goes on"), "{said}");
+        return;
+    }
+    let path = Path::new("./program");
+    let Some(program) = Slow::program(path, "#!/bin/sh\nexec cat\n") else { return };
+    let program = PROGRAM.get_or_init(|| program);
+    support::block_on(async {
+        // What is set in the child is waited for.
+        let mut status = Box::pin(Command::new(path).umask(0o22).status());
+        assert!(status.as_mut().now_or_never().is_none());
+        let limit = std::time::Duration::from_secs(10);
+        assert!(support::eventually(limit, || program.is_wanted()), "it was never started");
+    });
+    // Now it can be started; and then there is the library's part of the exit.
+    // SAFETY: it only makes a system call.
+    assert_eq!(unsafe { libc::atexit(answer) }, 0);
+    std::process::exit(0);
 }
 
 #[test]

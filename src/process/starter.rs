@@ -12,14 +12,15 @@
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::keeper::{Refused, Request, Started, Terms, no_forked_copy, start};
+use super::keeper::{Refused, Request, Started, Terms, is_forked_copy, no_forked_copy, start};
 use super::program::Launch;
+use crate::sys::exit::at_exit;
 use crate::sys::process::{SignalMask, is_main_thread};
 
 /// Starts a program, with the calling thread's signal mask; on another thread, unless this one will do.
@@ -29,7 +30,7 @@ use crate::sys::process::{SignalMask, is_main_thread};
 ///
 /// # Cancel safety
 ///
-/// Dropping it leaves no child: one that has been started by then is killed.
+/// Dropping it leaves no child: one that has been started by then is killed, also where this process exits at once.
 pub(super) async fn spawn_async(command: Box<dyn Launch>, terms: Terms) -> io::Result<Started> {
     let mut refused = match ask(Request { command, terms }).await? {
         Ok(started) => return Ok(started),
@@ -73,7 +74,7 @@ async fn ask(mut request: Request) -> io::Result<Result<Started, Box<Refused>>> 
 }
 
 /// What waits to be started. It is bounded by the number of `spawn_async` futures that somebody holds.
-static DESK: Mutex<Desk> = Mutex::new(Desk { orders: VecDeque::new(), threads: 0, free: 0 });
+static DESK: Mutex<Desk> = Mutex::new(Desk { orders: VecDeque::new(), threads: 0, free: 0, busy: 0, closed: false });
 
 /// Rings when there is an order.
 static BELL: Condvar = Condvar::new();
@@ -83,6 +84,10 @@ struct Desk {
     threads: usize,
     /// How many of them start nothing just now.
     free: usize,
+    /// How many of them have an order, or what came of it, in their hands.
+    busy: usize,
+    /// Whether an exit waits for them to have none: nothing is begun meanwhile.
+    closed: bool,
 }
 
 /// Gives an order to a free thread, to a new one, or to whichever is free first. Where there is none the request comes back.
@@ -95,6 +100,9 @@ fn order(order: Order) -> Result<(), Box<Refused>> {
         let thread = thread::Builder::new().name("multiproc-starter".into()).stack_size(512 << 10);
         match thread.spawn(run) {
             Ok(_) => {
+                if desk.threads == 0 {
+                    at_exit(settle);
+                }
                 desk.threads += 1;
                 desk.free += 1;
             }
@@ -119,8 +127,11 @@ fn most() -> usize {
 fn next() -> Order {
     let mut desk = desk();
     loop {
-        if let Some(order) = desk.orders.pop_front() {
+        if !desk.closed
+            && let Some(order) = desk.orders.pop_front()
+        {
             desk.free -= 1;
+            desk.busy += 1;
             return order;
         }
         desk = BELL.wait(desk).unwrap_or_else(PoisonError::into_inner);
@@ -150,5 +161,37 @@ fn run() {
             // If nobody takes it, it is dropped here, and so killed. What can panic is somebody else's waker.
             let _ = catch_unwind(AssertUnwindSafe(|| reply.send(result)));
         }
+        desk().busy -= 1;
     }
+}
+
+/// For how long an exit waits for starts under way. Only one that hangs takes longer.
+const SETTLE_WITHIN: Duration = Duration::from_millis(500);
+
+/// At exit: waits for the starts under way. Those that nobody waits for any more are killed by their starters, which this process's
+/// end would take from them in the middle of it.
+extern "C" fn settle() {
+    // None of them is in a copy, where the desk may be locked for good.
+    if is_forked_copy() {
+        return;
+    }
+    let until = Instant::now() + SETTLE_WITHIN;
+    let close = |closed| {
+        // Whoever exits may be in here, by a signal's handler say, so the lock is not waited for.
+        let desk = match DESK.try_lock() {
+            Ok(desk) => Some(desk),
+            Err(TryLockError::Poisoned(desk)) => Some(desk.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        desk.is_some_and(|mut desk| {
+            desk.closed = closed;
+            desk.busy == 0
+        })
+    };
+    while !close(true) && Instant::now() < until {
+        thread::sleep(Duration::from_micros(100));
+    }
+    // What else is done at exit may start something, and wait for that.
+    close(false);
+    BELL.notify_all();
 }

@@ -5,6 +5,7 @@
 
 pub(crate) mod buffer;
 pub(crate) mod clock;
+pub(crate) mod exit;
 #[cfg(test)]
 pub(crate) mod first;
 pub(crate) mod group;
