@@ -95,7 +95,8 @@ pub enum TaskError {
     /// The task's arguments could not be decoded in the worker, or its result could not be decoded here.
     ///
     /// Each may become values of 16 MiB and 256 bytes for each of its encoded bytes, which only lists exceed whose elements are
-    /// far larger in memory than on the wire: `None`s of a large type, say, which is to be boxed then.
+    /// far larger in memory than on the wire: `None`s of a large type, say, which is to be boxed then. Elements that take no
+    /// memory, `()` say, count as a byte each.
     #[error("task or its result cannot be decoded")]
     Decode(#[source] BoxError),
     /// The encoded task, or its encoded result, is larger than a frame may be.

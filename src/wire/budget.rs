@@ -90,7 +90,7 @@ impl Budget {
             None => PER_BYTE,
         };
         if !self.afford(count.saturating_mul(size.max(1) + hidden)) {
-            return Err(over_budget());
+            return Err(if size == 0 { too_many() } else { over_budget() });
         }
         *paid = size.max(1);
         Ok(())
@@ -118,6 +118,11 @@ impl Budget {
 #[cold]
 fn over_budget() -> Fault {
     Fault::new("it would become far more memory than its length justifies")
+}
+
+#[cold]
+fn too_many() -> Fault {
+    Fault::new("it has far more elements that take no memory than its length justifies")
 }
 
 #[cold]

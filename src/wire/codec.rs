@@ -35,7 +35,8 @@ use crate::wire::frame::{self, HEAD_LEN, Head, VALUE};
 /// bytes, however large `max_frame` is. The bytes may come from somebody who means harm: the limit is checked before
 /// memory is taken, the buffer grows with bytes that came and not with bytes announced, and a value is refused if it
 /// nests deeper than 128 levels or if it would take more than 16 MiB and 256 bytes for each of its encoded bytes, which
-/// only lists do whose elements are far larger in memory than on the wire.
+/// only lists do whose elements are far larger in memory than on the wire; elements that take no memory, `()` say, count as
+/// a byte each.
 ///
 /// # Errors
 ///
