@@ -67,6 +67,7 @@ async fn the_environment_is_set_removed_and_cleared_exactly() {
     for name in ["", "A=B"] {
         let error = Command::new("true").env(name, "x").status().await.unwrap_err();
         assert!(matches!(error, CommandError::Invalid { .. }));
+        assert!(error.to_string().contains(&format!("{name:?} can't be the name")), "{error}");
     }
 }
 

@@ -139,7 +139,7 @@ impl Command {
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         let name = name.as_ref();
         if !is_env_name(name) {
-            self.wrong(format!("{} can't be the name of an environment variable", name.display()));
+            self.wrong(format!("\"{}\" can't be the name of an environment variable", name.display()));
         }
         self.program().env.push(EnvChange::Set(name.to_owned(), value.as_ref().to_owned()));
         self
