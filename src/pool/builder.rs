@@ -153,8 +153,8 @@ impl PoolBuilder {
 
     /// Bounds each worker's address space, in bytes; `RLIMIT_AS` in setrlimit(2). Default: no bound.
     ///
-    /// An allocation past it fails, which for most Rust code is an abort: that task is then `Died`. So it is where its arguments
-    /// don't fit. What holds for backtraces and for processes that tasks start is said
+    /// An allocation past it fails, which for most Rust code is an abort: that task is then `Died`, with SIGABRT. So it is where its
+    /// arguments don't fit. What holds for backtraces and for processes that tasks start is said
     /// [there](crate::ProcessBuilder::memory_limit).
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.settings.plan.limits.memory = Some(bytes);

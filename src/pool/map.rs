@@ -139,6 +139,8 @@ where
     /// their chunk is done. An input that holds an end of a channel, a client, or an object of [`sync`](crate::sync) is a chunk of
     /// its own, so that what its call held is given back when that ends, in whatever way, and not after its neighbours.
     ///
+    /// A chunk is taken from the inputs in one go: of endless ones, [`usize::MAX`] is as good as for ever.
+    ///
     /// By default it is chosen by measurement: the first 256 inputs go one by one; after that a chunk holds what takes about
     /// half a millisecond, at most 8192 inputs or about 128 KiB, and never so many that workers would have nothing to do at
     /// the end (as far as the inputs' [`size_hint`](Iterator::size_hint) says where that is).
@@ -148,6 +150,9 @@ where
     }
 
     /// Takes at most so many inputs more than results were taken, at least one. Default: two chunks a worker.
+    ///
+    /// The stream takes and submits all that it may before it gives the next result. So where inputs are endless,
+    /// [`usize::MAX`] would never come to one.
     pub fn read_ahead(mut self, inputs: usize) -> Self {
         self.read_ahead = Some(inputs.max(1));
         self

@@ -97,7 +97,7 @@ pub(super) enum Phase {
     Cancelled,
 }
 
-/// How many tasks ended in which way, since the pool was made.
+/// How many tasks ended in which way, since the pool was made. A chunk of a [`map`](crate::ProcessPool::map)'s inputs is one task.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counts {

@@ -92,7 +92,7 @@ impl ProcessBuilder {
     /// Bounds the process's address space, in bytes; `RLIMIT_AS` in setrlimit(2).
     ///
     /// The program's own code and stacks count too, so leave some tens of MiB for them. An allocation past the limit
-    /// fails, which for most Rust code is an abort: the task is then `Died`. So it is where its arguments don't fit.
+    /// fails, which for most Rust code is an abort: the task is then `Died`, with SIGABRT. So it is where its arguments don't fit.
     ///
     /// It is the soft limit. While the backtrace of a panic is made it is lifted, and the symbols that this keeps in memory
     /// don't count, nor does what other threads allocate meanwhile. Processes that the task starts inherit it, but for those

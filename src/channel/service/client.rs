@@ -24,7 +24,9 @@ use crate::wire::frame::{ANSWER, Frame, Limits, REQUEST};
 /// clones, and each gets the answer to its own request, in whatever order they come. At most 1024 calls are open at a
 /// time; more wait until one of them is over.
 ///
-/// Dropping the last clone ends the service: its `serve` returns.
+/// Dropping the last clone ends the service: its `serve` returns. That the service has ended is seen at the next call, which fails
+/// with [`Closed`](CallError::Closed). Who has to know at once awaits the process that it runs in, or keeps a call open that the
+/// service never answers: that one is then [`Unanswered`](CallError::Unanswered).
 ///
 /// It is a value that can be sent itself while no call is open. That moves it: the client that was encoded, and its clones,
 /// refuse to go on.
