@@ -10,11 +10,12 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 
+use super::counts::Ending;
 use super::job::{Job, Unsent};
 use super::life::{Event, WorkerState};
 use super::lifecycle::had_a_process;
 use super::seat::Seat;
-use super::state::{Ending, Phase, Shared, State};
+use super::state::{Phase, Shared, State};
 use super::supervisor::LAST_PAUSE;
 use crate::error::{SpawnError, TaskError};
 

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::answers::answer;
+use super::counts::Ending;
 use super::life::Event;
 use super::output::{Listening, heard_out};
 use super::seat::MOST_SENT;
-use super::state::{End, Ending, Phase};
+use super::state::{End, Phase};
 use super::supervisor::{Cause, Process, Supervisor};
 use super::trace;
 use crate::error::TaskError;

@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use tokio::sync::Semaphore;
 
+use super::counts::Ending;
 use super::job::Job;
 use super::life::{Event, WorkerState};
 use super::seat::Seat;
-use super::state::{End, Ending, Next, Phase, Shared, State};
+use super::state::{End, Next, Phase, Shared, State};
 use crate::error::{SpawnError, TaskError};
 
 impl Shared {

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::vec;
 
-use bytes::Bytes;
 use futures::Stream;
 use futures::stream::{FuturesOrdered, FuturesUnordered};
 use serde::Serialize;
@@ -28,6 +27,7 @@ use super::state::Shared;
 use super::submit::Claim;
 use crate::error::TaskError;
 use crate::process::start;
+use crate::wire::frame;
 
 /// The most inputs in any chunk.
 const MOST_EVER: usize = u32::MAX as usize;
@@ -271,7 +271,7 @@ where
         Ok(packed) => packed,
         Err(error) => return (inputs.len(), Err(error)),
     };
-    let bytes = parcel.body.len() + parcel.more.iter().map(Bytes::len).sum::<usize>();
+    let bytes = frame::body_len(&parcel.body, &parcel.more);
     let calls = u32::try_from(count).expect("a chunk is limited when it is taken");
     let wishes = Wishes { timeout: shared.settings.task_timeout, ..Wishes::default() };
     let job = Job::new(&shared.settings.name, parcel, wishes, Awaits::Outcome(None), Some(Parts::new(calls)));

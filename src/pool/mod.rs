@@ -15,6 +15,7 @@ mod apart;
 mod builder;
 mod chore;
 mod chunk;
+mod counts;
 mod dispatch;
 mod ending;
 #[cfg(any(test, fuzzing))]
@@ -49,10 +50,10 @@ use serde::de::DeserializeOwned;
 
 pub use builder::PoolBuilder;
 use builder::Settings;
+pub use counts::Counts;
 pub use handle::TaskHandle;
 pub use life::WorkerState;
 pub use map::Map;
-pub use state::Counts;
 use state::{Phase, Shared};
 pub use status::{PoolStatus, WorkerStatus};
 pub use submit::Submit;

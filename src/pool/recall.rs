@@ -6,10 +6,11 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
+use super::counts::Ending;
 use super::job::Job;
 use super::life::WorkerState;
 use super::seat::Seat;
-use super::state::{Ending, Phase, Shared, State};
+use super::state::{Phase, Shared, State};
 use crate::error::TaskError;
 
 /// What a look at a worker's tasks found.

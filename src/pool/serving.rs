@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::answers::{Misbehaved, answer, begun, pace};
+use super::counts::Ending;
 use super::dispatch::Turn;
 use super::job::{Job, Outcome};
 use super::life::WorkerState;
 use super::recall::Review;
 use super::seat::Desk;
-use super::state::{End, Ending};
+use super::state::End;
 use super::supervisor::{Cause, Process, Stopping, Supervisor};
 use crate::error::{RecvError, TaskError};
 use crate::process::kept::Exit;

@@ -4,9 +4,10 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::counts::Counts;
 use super::life::WorkerState;
 use super::serving::resident_memory;
-use super::state::{Counts, Shared};
+use super::state::Shared;
 use super::times::Quantiles;
 
 /// What a pool was doing when [`status`](crate::ProcessPool::status) looked.

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use super::answers::Ring;
 use super::apart::Apart;
+use super::counts::Ending;
 use super::job::{Job, Outcome};
 use super::output::Listening;
 use super::seat::Seat;
-use super::state::{End, Ending, Next, Phase, Shared};
+use super::state::{End, Next, Phase, Shared};
 use super::trace;
 use crate::channel::inbox::Inbox;
 use crate::channel::socket::Socket;

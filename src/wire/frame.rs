@@ -92,17 +92,18 @@ pub(crate) struct Frame {
 impl Frame {
     /// Writes the header that this frame has on the wire.
     pub(crate) fn put_head(&self, out: &mut impl BufMut) {
-        Head { len: self.body_len(), kind: self.kind, fds: self.fds.len(), id: self.id }.put(out);
+        Head { len: body_len(&self.body, &self.more), kind: self.kind, fds: self.fds.len(), id: self.id }.put(out);
     }
 
     /// How many bytes the frame takes on the wire.
     pub(crate) fn wire_len(&self) -> usize {
-        HEAD_LEN + self.body_len()
+        HEAD_LEN + body_len(&self.body, &self.more)
     }
+}
 
-    fn body_len(&self) -> usize {
-        self.body.len() + self.more.iter().map(Bytes::len).sum::<usize>()
-    }
+/// How many bytes a body has: its beginning, and the pieces that follow that.
+pub(crate) fn body_len(body: &[u8], more: &[Bytes]) -> usize {
+    body.len() + more.iter().map(Bytes::len).sum::<usize>()
 }
 
 /// A header that has been checked against the limits.

@@ -19,7 +19,7 @@ use crate::channel::service::last_word;
 use crate::error::RecvError;
 use crate::task::unheeded;
 use crate::wire::extra::Extra;
-use crate::wire::frame::{Frame, VALUE};
+use crate::wire::frame::{Frame, VALUE, body_len};
 use crate::wire::held::Held;
 
 /// How many items may wait for a receiver.
@@ -71,7 +71,7 @@ struct Item {
 
 impl Item {
     fn len(&self) -> usize {
-        self.body.len() + self.more.iter().map(Bytes::len).sum::<usize>()
+        body_len(&self.body, &self.more)
     }
 
     fn frame(&self) -> io::Result<Frame> {

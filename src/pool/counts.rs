@@ -1,0 +1,42 @@
+//! What became of tasks, in numbers.
+
+/// How many tasks ended in which way, since the pool was made. A chunk of a [`map`](crate::ProcessPool::map)'s inputs is one task.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Gave a result.
+    pub done: u64,
+    /// Panicked, had a result that could not be sent, or found no worker that could be started. What is refused where it is
+    /// submitted (it can't be encoded, the pool is closed) is not counted.
+    pub failed: u64,
+    /// Lost their worker.
+    pub died: u64,
+    /// Ran too long.
+    pub timed_out: u64,
+    /// Were cancelled after they were submitted.
+    pub cancelled: u64,
+    /// Processes that were started in the place of one that ended.
+    pub restarts: u64,
+}
+
+impl Counts {
+    pub(super) fn add(&mut self, ending: Ending) {
+        *match ending {
+            Ending::Done => &mut self.done,
+            Ending::Failed => &mut self.failed,
+            Ending::Died => &mut self.died,
+            Ending::TimedOut => &mut self.timed_out,
+            Ending::Cancelled => &mut self.cancelled,
+        } += 1;
+    }
+}
+
+/// How a task ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    Done,
+    Failed,
+    Died,
+    TimedOut,
+    Cancelled,
+}
