@@ -209,18 +209,23 @@ const fn captures_nothing<F>() {
     );
 }
 
+/// What travels of a call. It adds no bytes, but makes the arguments a part of something: bytes that only write themselves are copied,
+/// or walked through.
+#[derive(Serialize, Deserialize)]
+struct Args<A>(A);
+
 macro_rules! only_the_arguments {
     ($name:ident) => {
         impl<F, A: Serialize> Serialize for $name<F, A> {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                // As a part, which adds no bytes: bytes that only write themselves would be copied, or walked through.
-                serializer.serialize_newtype_struct(stringify!($name), &self.args)
+                Args(&self.args).serialize(serializer)
             }
         }
 
         impl<'de, F, A: Deserialize<'de>> Deserialize<'de> for $name<F, A> {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                Ok(Self { name: type_name::<F>(), args: A::deserialize(deserializer)?, function: PhantomData })
+                let Args(args) = Args::deserialize(deserializer)?;
+                Ok(Self { name: type_name::<F>(), args, function: PhantomData })
             }
         }
 

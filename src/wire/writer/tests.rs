@@ -2,6 +2,8 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
 
 use super::*;
+use crate::Task as _;
+use crate::wire::reader::read_shared;
 
 fn bytes<T: Serialize>(value: &T) -> BytesMut {
     let mut out = BytesMut::new();
@@ -50,6 +52,11 @@ fn large_fields_are_put_apart_and_the_bytes_are_the_same() {
     }
 }
 
+/// What the task gives where it is run.
+fn run_there<F: Fn(Bytes) -> Bytes + Copy + Send + 'static>(_: &crate::Call<F, Bytes>, body: &Bytes) -> Bytes {
+    read_shared::<crate::Call<F, Bytes>>(body).unwrap().run()
+}
+
 #[test]
 fn a_calls_only_argument_is_put_apart_as_any_other_field() {
     let parts_of = |task: &dyn Fn(&mut BytesMut, &mut Vec<Apart>) -> u64| {
@@ -59,9 +66,11 @@ fn a_calls_only_argument_is_put_apart_as_any_other_field() {
         apart
     };
     let bytes = Bytes::from(vec![7; LARGE]);
-    let call = crate::call(|bytes: Bytes| bytes.len(), bytes.clone());
+    let call = crate::call(|bytes: Bytes| bytes, bytes.clone());
     let apart = parts_of(&|out, apart| write(&call, out, Some(apart), u64::MAX).unwrap());
     assert_eq!(apart[0].1.as_ptr(), bytes.as_ptr(), "copied");
+    let body = Bytes::from(postcard::to_allocvec(&call).unwrap());
+    assert!(body.as_ptr_range().contains(&run_there(&call, &body).as_ptr()), "copied where it is read");
     let call = crate::call(|bytes: Vec<u8>| bytes.len(), vec![7; LARGE]);
     let apart = parts_of(&|out, apart| write(&call, out, Some(apart), u64::MAX).unwrap());
     assert_eq!(apart.len(), 1, "byte by byte");
