@@ -8,9 +8,9 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Duration;
 
-use multiproc::{Process, spawn_process, task};
+use multiproc::{Process, call, spawn_process, task};
 use rustix::process::Signal;
-use support::proc::processes_with;
+use support::proc::{processes_with, status};
 use support::{Other, alone_command, block_on, eventually, is_alone};
 
 multiproc::test_support!();
@@ -272,4 +272,26 @@ fn a_host_that_is_killed_while_it_starts_workers_leaves_none() {
         host.process.wait().unwrap();
         assert!(eventually(GONE, || processes_with(&arg0).is_empty()), "after {reports}: {:?}", processes_with(&arg0));
     }
+}
+
+/// Where this process may run, and where its thread that watches the parent may, once that has begun.
+fn processors() -> [Option<String>; 2] {
+    let watch = loop {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let mut tids = tasks.map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap());
+        if let Some(tid) = tids.find(|&tid| status(tid, "Name").is_some_and(|name| name == "parent-watch")) {
+            break tid;
+        }
+        std::thread::yield_now();
+    };
+    [std::process::id(), watch].map(|tid| status(tid, "Cpus_allowed_list"))
+}
+
+/// The watch begins where the worker is. It would come to nothing if a task could keep that processor for itself.
+#[test]
+fn a_worker_may_run_where_its_parent_may_and_so_may_its_watch() {
+    let here = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    let here = here.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).map(|list| list.trim().to_owned());
+    let there = block_on(async { spawn_process(call(|()| processors(), ())).await.unwrap().join().await.unwrap() });
+    assert_eq!(there, [here.clone(), here]);
 }

@@ -13,7 +13,9 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd as _, OwnedFd, RawFd};
 use std::ptr;
 
 use rustix::process::{Pid, Signal};
+use rustix::thread::CpuSet;
 
+use super::affinity::Pinned;
 use super::process::SignalMask;
 use super::raw::{Stack, call, clone3, no_clone_args};
 use super::rendezvous::peer_credentials;
@@ -34,6 +36,8 @@ pub(crate) struct ParentWatch {
     /// The thread's own.
     poll: UnsafeCell<libc::pollfd>,
     pause: UnsafeCell<libc::timespec>,
+    /// Where the thread may run, if it is kept where it begins until it does.
+    processors: Option<CpuSet>,
 }
 
 // SAFETY: once the thread has it, nobody else touches what can change.
@@ -66,11 +70,24 @@ impl ParentWatch {
             parent: maker.map_or(0, |maker| maker.as_raw_nonzero().get()),
             poll: UnsafeCell::new(libc::pollfd { fd, events, revents: 0 }),
             pause: UnsafeCell::new(libc::timespec { tv_sec: 0, tv_nsec: 0 }),
+            processors: None,
         }
     }
 
     /// Starts the thread that ends this process and its group when the parent is gone.
-    pub(crate) fn start(self) -> io::Result<()> {
+    ///
+    /// A new thread is put on another processor if one is idle, where most workers are over before it has slept again: to wake
+    /// that processor, to fault in the same pages on both, and to have the last of the process taken down by the thread that has
+    /// none of it at hand takes a tenth of a short worker's life. So it begins on this processor, when there is time.
+    pub(crate) fn start(mut self) -> io::Result<()> {
+        let pinned = Pinned::here();
+        self.processors = pinned.as_ref().map(Pinned::before);
+        let started = self.start_here();
+        pinned.map(Pinned::release);
+        started
+    }
+
+    fn start_here(self) -> io::Result<()> {
         // For good, as the thread's stack is.
         let watch: &Self = Box::leak(Box::new(self));
         let stack = Box::leak(Box::new(Stack::new()));
@@ -143,11 +160,18 @@ impl ParentWatch {
 
 /// The thread. It makes system calls and nothing else: it has no thread-local memory of its own, no errno, no way to panic.
 extern "C" fn run(watch: *const ParentWatch) -> ! {
+    // SAFETY: it lives as long as the process.
+    let watch = unsafe { &*watch };
+    if let Some(processors) = &watch.processors {
+        // Else a task could take the processor for itself, and the watch would be over.
+        let set = ptr::from_ref(processors).expose_provenance();
+        // SAFETY: the kernel reads the set, which has that size.
+        unsafe { call(libc::SYS_sched_setaffinity, [0, size_of::<CpuSet>(), set, 0]) };
+    }
     // `top` shows it; whether it could be set does not matter.
     // SAFETY: a string.
     unsafe { call(libc::SYS_prctl, [libc::PR_SET_NAME as usize, c"parent-watch".as_ptr().expose_provenance(), 0, 0]) };
-    // SAFETY: it lives as long as the process.
-    unsafe { &*watch }.wait();
+    watch.wait();
     // SAFETY: these take numbers. Without a group of our own, there may be others in it, and this process ends alone.
     unsafe {
         if call(libc::SYS_getpgid, [0; 4]) == call(libc::SYS_getpid, [0; 4]) {

@@ -1,0 +1,85 @@
+//! On which processors a thread may run; sched_setaffinity(2).
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+
+/// A thread that stays on the processor that runs it, as do those that it makes meanwhile: until [`release`](Self::release).
+#[derive(Debug)]
+pub(super) struct Pinned {
+    before: CpuSet,
+}
+
+impl Pinned {
+    /// Keeps this thread where it is. `None`: it may run on one processor only, or can't be kept.
+    pub(super) fn here() -> Option<Self> {
+        // The call knows no more than 1,024 processors, and fails where there may be more.
+        let before = sched_getaffinity(None).ok().filter(|before| before.count() > 1)?;
+        let mut here = CpuSet::new();
+        here.set(sched_getcpu());
+        sched_setaffinity(None, &here).ok().map(|()| Self { before })
+    }
+
+    /// Where the thread was allowed to run.
+    pub(super) fn before(&self) -> CpuSet {
+        self.before
+    }
+
+    /// Lets this thread go where it was allowed to before.
+    ///
+    /// What a thread asks for stays with it: if that were the processors which its cpuset has today, it would never use those that
+    /// the cpuset gets tomorrow. So it asks for all, and only where it was restricted to fewer than its cpuset has, for those.
+    pub(super) fn release(self) {
+        let mut all = CpuSet::new();
+        (0..CpuSet::MAX_CPU).for_each(|processor| all.set(processor));
+        let is_as_before = sched_setaffinity(None, &all).is_ok() && sched_getaffinity(None) == Ok(self.before);
+        if !is_as_before {
+            // It fails if the cpuset has none of these any more, in which case this thread may go where that lets it.
+            let _ = sched_setaffinity(None, &self.before);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn only(processor: usize) -> CpuSet {
+        let mut set = CpuSet::new();
+        set.set(processor);
+        set
+    }
+
+    #[test]
+    fn a_pinned_thread_and_those_that_it_makes_stay_until_it_is_released() {
+        let before = sched_getaffinity(None).unwrap();
+        let Some(pinned) = Pinned::here() else {
+            assert_eq!(before.count(), 1);
+            return;
+        };
+        assert_eq!(pinned.before(), before);
+        let here = only(sched_getcpu());
+        assert_eq!(sched_getaffinity(None), Ok(here));
+        assert_eq!(std::thread::spawn(|| sched_getaffinity(None)).join().unwrap(), Ok(here));
+        pinned.release();
+        assert_eq!(sched_getaffinity(None), Ok(before));
+    }
+
+    #[test]
+    fn a_thread_that_was_restricted_is_so_again() {
+        let before = sched_getaffinity(None).unwrap();
+        let fewer = {
+            let mut fewer = before;
+            fewer.unset(sched_getcpu());
+            fewer
+        };
+        // It takes three processors to be restricted to two.
+        if fewer.count() > 1 {
+            sched_setaffinity(None, &fewer).unwrap();
+            Pinned::here().unwrap().release();
+            assert_eq!(sched_getaffinity(None), Ok(fewer));
+        }
+        let one = only(sched_getcpu());
+        sched_setaffinity(None, &one).unwrap();
+        assert!(Pinned::here().is_none(), "it is as good as pinned");
+        assert_eq!(sched_getaffinity(None), Ok(one));
+    }
+}
