@@ -1,8 +1,17 @@
-//! On which processors a thread may run; sched_setaffinity(2).
+//! On which processor a thread runs, and on which it may; sched_setaffinity(2).
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// A thread that stays on the processor that runs it, as do those that it makes meanwhile: until [`release`](Self::release).
+/// The processor that runs this thread, or did a moment ago; sched_getcpu(3).
+pub(super) fn processor() -> usize {
+    // SAFETY: it takes nothing. glibc reads it from where the kernel keeps it for the thread; rustix's asks the vDSO, for which a
+    // process has to look where that is.
+    let processor = unsafe { libc::sched_getcpu() };
+    // It fails where there is no getcpu(2), since Linux 2.6.19.
+    usize::try_from(processor).unwrap_or(0)
+}
+
+/// A thread that stays on the processor that runs it, as do those that it makes meanwhile, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Pinned {
     before: CpuSet,
@@ -14,7 +23,7 @@ impl Pinned {
         // The call knows no more than 1,024 processors, and fails where there may be more.
         let before = sched_getaffinity(None).ok().filter(|before| before.count() > 1)?;
         let mut here = CpuSet::new();
-        here.set(sched_getcpu());
+        here.set(processor());
         sched_setaffinity(None, &here).ok().map(|()| Self { before })
     }
 
@@ -22,12 +31,14 @@ impl Pinned {
     pub(super) fn before(&self) -> CpuSet {
         self.before
     }
+}
 
+impl Drop for Pinned {
     /// Lets this thread go where it was allowed to before.
     ///
     /// What a thread asks for stays with it: if that were the processors which its cpuset has today, it would never use those that
     /// the cpuset gets tomorrow. So it asks for all, and only where it was restricted to fewer than its cpuset has, for those.
-    pub(super) fn release(self) {
+    fn drop(&mut self) {
         let mut all = CpuSet::new();
         (0..CpuSet::MAX_CPU).for_each(|processor| all.set(processor));
         let is_as_before = sched_setaffinity(None, &all).is_ok() && sched_getaffinity(None) == Ok(self.before);
@@ -49,17 +60,17 @@ mod tests {
     }
 
     #[test]
-    fn a_pinned_thread_and_those_that_it_makes_stay_until_it_is_released() {
+    fn a_pinned_thread_and_those_that_it_makes_stay_until_that_ends() {
         let before = sched_getaffinity(None).unwrap();
         let Some(pinned) = Pinned::here() else {
             assert_eq!(before.count(), 1);
             return;
         };
         assert_eq!(pinned.before(), before);
-        let here = only(sched_getcpu());
+        let here = only(processor());
         assert_eq!(sched_getaffinity(None), Ok(here));
         assert_eq!(std::thread::spawn(|| sched_getaffinity(None)).join().unwrap(), Ok(here));
-        pinned.release();
+        drop(pinned);
         assert_eq!(sched_getaffinity(None), Ok(before));
     }
 
@@ -68,16 +79,16 @@ mod tests {
         let before = sched_getaffinity(None).unwrap();
         let fewer = {
             let mut fewer = before;
-            fewer.unset(sched_getcpu());
+            fewer.unset(processor());
             fewer
         };
         // It takes three processors to be restricted to two.
         if fewer.count() > 1 {
             sched_setaffinity(None, &fewer).unwrap();
-            Pinned::here().unwrap().release();
+            drop(Pinned::here().unwrap());
             assert_eq!(sched_getaffinity(None), Ok(fewer));
         }
-        let one = only(sched_getcpu());
+        let one = only(processor());
         sched_setaffinity(None, &one).unwrap();
         assert!(Pinned::here().is_none(), "it is as good as pinned");
         assert_eq!(sched_getaffinity(None), Ok(one));

@@ -34,8 +34,9 @@ use std::time::Duration;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
-use rustix::thread::{futex, sched_getcpu};
+use rustix::thread::futex;
 
+use super::affinity::processor;
 use super::clock::monotonic_nanos;
 use super::memory::memfd;
 
@@ -173,24 +174,24 @@ impl Ledger {
 
     /// Says on which processor this thread is, which is about to send a task, in the parent.
     pub(crate) fn note_sender(&self) {
-        self.word(SENT_ON).store(sched_getcpu() as u64, Ordering::Relaxed);
+        self.word(SENT_ON).store(processor() as u64, Ordering::Relaxed);
     }
 
     /// Says on which processor this thread is, which has nothing to do, and whether the parent was on that one, too, in the worker.
     pub(crate) fn shares_processor(&self) -> bool {
-        let here = sched_getcpu() as u64;
+        let here = processor() as u64;
         self.word(RUNS_ON).store(here, Ordering::Relaxed);
         self.word(SENT_ON).load(Ordering::Relaxed) == here
     }
 
     /// Whether this thread is on another one, in the parent.
     pub(crate) fn is_sender_apart(&self) -> bool {
-        self.word(SENT_ON).load(Ordering::Relaxed) != sched_getcpu() as u64
+        self.word(SENT_ON).load(Ordering::Relaxed) != processor() as u64
     }
 
     /// Whether the worker was on another one than this thread is, in the parent.
     pub(crate) fn is_apart(&self) -> bool {
-        self.word(RUNS_ON).load(Ordering::Relaxed) != sched_getcpu() as u64
+        self.word(RUNS_ON).load(Ordering::Relaxed) != processor() as u64
     }
 
     /// Takes back every task up to `last` that was not begun, in the parent. Gives the last one that was.

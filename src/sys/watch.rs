@@ -82,9 +82,7 @@ impl ParentWatch {
     pub(crate) fn start(mut self) -> io::Result<()> {
         let pinned = Pinned::here();
         self.processors = pinned.as_ref().map(Pinned::before);
-        let started = self.start_here();
-        pinned.map(Pinned::release);
-        started
+        self.start_here()
     }
 
     fn start_here(self) -> io::Result<()> {
