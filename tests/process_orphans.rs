@@ -274,20 +274,17 @@ fn a_host_that_is_killed_while_it_starts_workers_leaves_none() {
     }
 }
 
-/// Where this process may run, and where its thread that watches the parent may, once that has begun.
+/// Where this process may run, and where its thread that watches the parent may.
 fn processors() -> [Option<String>; 2] {
-    let watch = loop {
-        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-        let mut tids = tasks.map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap());
-        if let Some(tid) = tids.find(|&tid| status(tid, "Name").is_some_and(|name| name == "parent-watch")) {
-            break tid;
-        }
-        std::thread::yield_now();
-    };
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let mut tids = tasks.map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap());
+    let is_watch = |&tid: &u32| status(tid, "Name").is_some_and(|name| name == "parent-watch");
+    let watch = tids.find(is_watch).unwrap();
     [std::process::id(), watch].map(|tid| status(tid, "Cpus_allowed_list"))
 }
 
 /// The watch begins where the worker is. It would come to nothing if a task could keep that processor for itself.
+/// Nor has it anything to do first, for which it would need one.
 #[test]
 fn a_worker_may_run_where_its_parent_may_and_so_may_its_watch() {
     let here = std::fs::read_to_string("/proc/thread-self/status").unwrap();

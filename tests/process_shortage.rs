@@ -84,15 +84,20 @@ fn a_message_that_fills_its_socket_while_no_fd_is_free_arrives_all_the_same() {
     });
 }
 
-/// From now on this call fails so; seccomp(2).
+/// From now on this call fails so.
 fn forbid(call: libc::c_long, error: i32) {
+    answer(call, libc::SECCOMP_RET_ERRNO | error.unsigned_abs());
+}
+
+/// From now on this is what this call comes to; seccomp(2).
+fn answer(call: libc::c_long, answer: u32) {
     let step = |code: u32, jt, jf, k| libc::sock_filter { code: u16::try_from(code).unwrap(), jt, jf, k };
     let call = u32::try_from(call).unwrap();
     let mut filter = [
         // The number of the call is what `seccomp_data` begins with.
         step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
         step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, call),
-        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | error.unsigned_abs()),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, answer),
         step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
     let program = libc::sock_fprog { len: filter.len().try_into().unwrap(), filter: filter.as_mut_ptr() };
@@ -132,6 +137,21 @@ fn where_there_can_be_no_thread_channels_fail_and_do_not_hang() {
             let refused = Listener::<u8, u8>::bind(dir.path().join("socket")).unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::WouldBlock, "{refused}");
             assert_eq!(open_fds(), before);
+        });
+    });
+}
+
+/// A service of systemd's that may use no `@resources` is ended by it. A worker used it for a quicker start alone.
+#[test]
+fn where_nobody_may_change_his_processors_workers_start_all_the_same() {
+    alone("where_nobody_may_change_his_processors_workers_start_all_the_same", || {
+        answer(libc::SYS_sched_setaffinity, libc::SECCOMP_RET_KILL_PROCESS);
+        block_on(async {
+            let add = || call(|n: u32| n + 1, 1);
+            assert_eq!(spawn_process(add()).await.unwrap().join().await.unwrap(), 2);
+            let pool = ProcessPool::new(1);
+            assert_eq!(pool.submit(add()).await.unwrap(), 2);
+            pool.close().await;
         });
     });
 }

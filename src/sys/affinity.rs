@@ -1,5 +1,6 @@
-//! On which processor a thread runs, and on which it may; sched_setaffinity(2).
+//! On which processor a thread runs, and on which ones it may; sched_setaffinity(2).
 
+use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// The processor that runs this thread, or did a moment ago; sched_getcpu(3).
@@ -19,7 +20,14 @@ pub(super) struct Pinned {
 
 impl Pinned {
     /// Keeps this thread where it is. `None`: it may run on one processor only, or can't be kept.
+    ///
+    /// Nor where system calls are filtered, which may be to end who changes his processors: systemd counts that among what a
+    /// service with a filter has no business with.
     pub(super) fn here() -> Option<Self> {
+        // SAFETY: it takes nothing; prctl(2).
+        if unsafe { libc::prctl(libc::PR_GET_SECCOMP) } > 0 {
+            return None;
+        }
         // The call knows no more than 1,024 processors, and fails where there may be more.
         let before = sched_getaffinity(None).ok().filter(|before| before.count() > 1)?;
         let mut here = CpuSet::new();
@@ -27,9 +35,10 @@ impl Pinned {
         sched_setaffinity(None, &here).ok().map(|()| Self { before })
     }
 
-    /// Where the thread was allowed to run.
-    pub(super) fn before(&self) -> CpuSet {
-        self.before
+    /// Lets a thread that was made meanwhile go where this one was allowed to before.
+    pub(super) fn let_go(&self, thread: u32) {
+        // It fails for one that is over.
+        let _ = sched_setaffinity(Pid::from_raw(thread.cast_signed()), &self.before);
     }
 }
 
@@ -66,7 +75,6 @@ mod tests {
             assert_eq!(before.count(), 1);
             return;
         };
-        assert_eq!(pinned.before(), before);
         let here = only(processor());
         assert_eq!(sched_getaffinity(None), Ok(here));
         assert_eq!(std::thread::spawn(|| sched_getaffinity(None)).join().unwrap(), Ok(here));

@@ -13,7 +13,6 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd as _, OwnedFd, RawFd};
 use std::ptr;
 
 use rustix::process::{Pid, Signal};
-use rustix::thread::CpuSet;
 
 use super::affinity::Pinned;
 use super::process::SignalMask;
@@ -36,8 +35,6 @@ pub(crate) struct ParentWatch {
     /// The thread's own.
     poll: UnsafeCell<libc::pollfd>,
     pause: UnsafeCell<libc::timespec>,
-    /// Where the thread may run, if it is kept where it begins until it does.
-    processors: Option<CpuSet>,
 }
 
 // SAFETY: once the thread has it, nobody else touches what can change.
@@ -70,7 +67,6 @@ impl ParentWatch {
             parent: maker.map_or(0, |maker| maker.as_raw_nonzero().get()),
             poll: UnsafeCell::new(libc::pollfd { fd, events, revents: 0 }),
             pause: UnsafeCell::new(libc::timespec { tv_sec: 0, tv_nsec: 0 }),
-            processors: None,
         }
     }
 
@@ -78,14 +74,20 @@ impl ParentWatch {
     ///
     /// A new thread is put on another processor if one is idle, where most workers are over before it has slept again: to wake
     /// that processor, to fault in the same pages on both, and to have the last of the process taken down by the thread that has
-    /// none of it at hand takes a tenth of a short worker's life. So it begins on this processor, when there is time.
-    pub(crate) fn start(mut self) -> io::Result<()> {
-        let pinned = Pinned::here();
-        self.processors = pinned.as_ref().map(Pinned::before);
-        self.start_here()
+    /// none of it at hand takes a tenth of a short worker's life. So it begins on this processor, unless another one takes it.
+    ///
+    /// A task may forbid system calls to all threads of its process, which then ends at one that is none of its own: so the watch
+    /// waits, and calls for nothing before its parent's end. What else it is to have it has from this thread.
+    pub(crate) fn start(self) -> io::Result<()> {
+        let name = rustix::thread::name();
+        // `top` shows it; whether it could be set does not matter.
+        let _ = rustix::thread::set_name(c"parent-watch");
+        let started = self.start_named();
+        let _ = name.map(|name| rustix::thread::set_name(&name));
+        started
     }
 
-    fn start_here(self) -> io::Result<()> {
+    fn start_named(self) -> io::Result<()> {
         // For good, as the thread's stack is.
         let watch: &Self = Box::leak(Box::new(self));
         let stack = Box::leak(Box::new(Stack::new()));
@@ -94,9 +96,14 @@ impl ParentWatch {
         args.flags = u64::from((shared | libc::CLONE_THREAD).cast_unsigned());
         // It blocks what this thread blocks when it makes it.
         let before = SignalMask::full().install();
+        let pinned = Pinned::here();
         // SAFETY: the thread has its stack and the watch for itself, and for ever. It has this thread's thread-local memory, too,
         // and `run` uses none: it only makes system calls.
         let made = unsafe { clone3(args, stack, run, watch) };
+        if let (Some(pinned), Ok(thread)) = (&pinned, made) {
+            pinned.let_go(thread);
+        }
+        drop(pinned);
         before.install();
         match made {
             Ok(_) => Ok(()),
@@ -159,17 +166,7 @@ impl ParentWatch {
 /// The thread. It makes system calls and nothing else: it has no thread-local memory of its own, no errno, no way to panic.
 extern "C" fn run(watch: *const ParentWatch) -> ! {
     // SAFETY: it lives as long as the process.
-    let watch = unsafe { &*watch };
-    if let Some(processors) = &watch.processors {
-        // Else a task could take the processor for itself, and the watch would be over.
-        let set = ptr::from_ref(processors).expose_provenance();
-        // SAFETY: the kernel reads the set, which has that size.
-        unsafe { call(libc::SYS_sched_setaffinity, [0, size_of::<CpuSet>(), set, 0]) };
-    }
-    // `top` shows it; whether it could be set does not matter.
-    // SAFETY: a string.
-    unsafe { call(libc::SYS_prctl, [libc::PR_SET_NAME as usize, c"parent-watch".as_ptr().expose_provenance(), 0, 0]) };
-    watch.wait();
+    unsafe { &*watch }.wait();
     // SAFETY: these take numbers. Without a group of our own, there may be others in it, and this process ends alone.
     unsafe {
         if call(libc::SYS_getpgid, [0; 4]) == call(libc::SYS_getpid, [0; 4]) {
