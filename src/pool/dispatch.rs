@@ -143,7 +143,11 @@ impl Shared {
             match seat.give(job) {
                 Ok(()) => {
                     state.watch(&seat);
-                    state.after.write(&seat);
+                    if state.is_crowded() {
+                        seat.leave();
+                    } else {
+                        state.after.write(&seat);
+                    }
                 }
                 Err(why) => {
                     state.idle.push(seat);

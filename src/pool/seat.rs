@@ -1,7 +1,7 @@
 //! One worker's place in the pool: what the dispatcher, the callers and the supervisor share of it.
 //!
-//! A caller that has a task for an idle worker writes it at once, in its own task; only what does not fit into the socket, and what
-//! needs a clock, wakes the supervisor. Whoever wants a task's worker ended leaves a word here; the supervisor, which
+//! A caller that has a task for an idle worker writes it at once, in its own task; only what does not fit into the socket, what
+//! needs a clock, and what comes while many workers are busy, wakes the supervisor. Whoever wants a task's worker ended leaves a word here; the supervisor, which
 //! alone knows whether that task is still the one that runs, acts on it.
 
 mod back;
@@ -75,8 +75,7 @@ pub(super) struct Desk {
     socket: Option<Arc<Socket>>,
     ledger: Option<Arc<Ledger>>,
     outbox: Outbox,
-    /// Whether somebody is writing what was in the outbox, and will come back for what has been put there since.
-    lent: bool,
+    pen: Pen,
     /// Whether too many fds were under way when the supervisor wrote last.
     congested: bool,
     /// Tasks that were sent and not answered, oldest first. The first one runs, or is about to.
@@ -94,6 +93,17 @@ pub(super) struct Desk {
     pub(super) max_tasks: Option<u64>,
     last_id: u64,
     seen: Seen,
+}
+
+/// Who writes what is in the outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pen {
+    /// The supervisor, once the socket has room for it.
+    Supervisor,
+    /// The supervisor, now: it was left to it, and it has not tried.
+    Left,
+    /// Somebody who is at it, and will come back for what has been put there since.
+    Lent,
 }
 
 /// What was seen at the last look, and at how many looks before it.
@@ -129,7 +139,7 @@ impl Seat {
 
     /// Gives a task to this idle worker, which takes over the task's permit, unless it can't be sent: then it is still idle.
     ///
-    /// It is in the outbox then, and is to be [written](Self::write) once the pool's lock is gone.
+    /// It is in the outbox then, and is to be [written](Self::write) once the pool's lock is gone, or [left](Self::leave).
     pub(super) fn give(self: &Arc<Self>, job: Arc<Job>) -> Result<(), Unsent> {
         let has_timeout = job.timeout.is_some();
         let mut desk = self.desk();
@@ -169,7 +179,7 @@ impl Desk {
             socket: None,
             ledger: None,
             outbox: Outbox::default(),
-            lent: false,
+            pen: Pen::Supervisor,
             congested: false,
             sent: VecDeque::new(),
             recalled: None,
@@ -298,7 +308,7 @@ impl Desk {
         let first = self.sent.front().map(|first| (first.id, !self.is_before_first()));
         let moved = first != self.seen.first && self.state != WorkerState::Stalled;
         // A large task is on its way for as long as it takes, and so is one with fds.
-        let travels = self.lent || self.outbox.sent() != self.seen.sent || self.is_congested();
+        let travels = self.pen == Pen::Lent || self.outbox.sent() != self.seen.sent || self.is_congested();
         if moved || travels || !self.is_to_be_watched() {
             self.seen = Seen { first, sent: self.outbox.sent(), looks: 0 };
             return false;

@@ -120,19 +120,10 @@ impl Supervisor {
             Event::Heard(Ok(None) | Err(RecvError::Truncated | RecvError::Io(_))) | Event::Exited => Err(Cause::Died),
             Event::Heard(Err(_)) => Err(self.disown(process)),
             Event::Rung => {
-                // What it has answered by now is not unwanted.
-                if let Some(turn) = self.take_answers(process).map_err(|Misbehaved| self.disown(process))? {
-                    return Ok(Some(turn));
-                }
-                match self.shared.review(&self.seat) {
-                    Review::Fine if self.seat.desk().is_long() && has_lost_its_thread(process.child.kept().pid()) => {
-                        Err(Cause::Died)
-                    }
-                    Review::Fine => Ok(None),
-                    Review::Unwanted => self.stop_task(process, Cause::Cancelled).map_or(Ok(None), Err),
-                    Review::Stuck => Err(Cause::Stuck),
-                    Review::Unloaded => Ok(Some(self.shared.answered(&self.seat, &[], [], false))),
-                }
+                let turn = self.rung(process)?;
+                // What nobody wants any more is taken from it by now.
+                self.seat.write_left();
+                Ok(turn)
             }
             Event::Written(true) | Event::Paused => Ok(None),
             Event::Written(false) => {
@@ -145,6 +136,23 @@ impl Supervisor {
                 Some(turn) => Ok(Some(turn)),
                 None => self.deadline_passed(process).map_or(Ok(None), Err),
             },
+        }
+    }
+
+    /// Somebody has left a word on the worker's desk.
+    fn rung(&self, process: &mut Process) -> Result<Option<Turn>, Cause> {
+        // What it has answered by now is not unwanted.
+        if let Some(turn) = self.take_answers(process).map_err(|Misbehaved| self.disown(process))? {
+            return Ok(Some(turn));
+        }
+        match self.shared.review(&self.seat) {
+            Review::Fine if self.seat.desk().is_long() && has_lost_its_thread(process.child.kept().pid()) => {
+                Err(Cause::Died)
+            }
+            Review::Fine => Ok(None),
+            Review::Unwanted => self.stop_task(process, Cause::Cancelled).map_or(Ok(None), Err),
+            Review::Stuck => Err(Cause::Stuck),
+            Review::Unloaded => Ok(Some(self.shared.answered(&self.seat, &[], [], false))),
         }
     }
 

@@ -22,12 +22,17 @@ use super::life::WorkerState;
 use super::seat::Seat;
 use super::times::Times;
 use crate::error::{SpawnError, TaskError};
+use crate::sys::affinity::allowed;
 
 /// The shortest queue that is swept.
 const SWEEP_AT: usize = 64;
 
 /// So many runtimes are known by their numbers.
 const KNOWN: usize = 32;
+
+/// For each processor so many workers get their tasks from who has these, at once. A pool whose tasks wait for something else has
+/// several, and to be told by a supervisor takes some microseconds longer.
+const CROWD: usize = 4;
 
 /// What all handles, futures and supervisors of a pool share.
 #[derive(Debug)]
@@ -63,6 +68,8 @@ pub(super) struct State {
     pub(super) idle: Vec<Arc<Seat>>,
     /// How many workers there may be.
     pub(super) target: usize,
+    /// How many may be busy before [a caller leaves it to their supervisors](Self::is_crowded) to write.
+    crowd: usize,
     /// Permits to swallow, because the pool shrank while they were out.
     pub(super) surplus: usize,
     /// How many starts in a row have failed, and when the last one did.
@@ -131,6 +138,7 @@ impl Shared {
                 supervisors: 0,
                 idle: Vec::new(),
                 target,
+                crowd: allowed().map_or(usize::MAX, |processors| CROWD.saturating_mul(processors)),
                 surplus: 0,
                 failures: 0,
                 failed_at: Instant::now(),
@@ -192,6 +200,15 @@ impl State {
     pub(super) fn staying(&self) -> usize {
         use WorkerState::{Busy, Idle, Stalled};
         self.seats.iter().filter(|seat| matches!(seat.desk().state, Idle | Busy | Stalled)).count()
+    }
+
+    /// Whether so many workers are busy that the next one to get a task is not woken by who has that.
+    ///
+    /// A worker that is woken where all processors have something to do takes the one of who wakes it, more often than not, and is
+    /// done with a tiny task before that goes on, who then finds it idle and wakes it again: each task costs two switches, and
+    /// nothing gathers, neither tasks nor answers. The supervisors write when the caller lets them, or on another thread meanwhile.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.seats.len() - self.idle.len() > self.crowd
     }
 
     /// Whether there is nothing to wait for before all workers are ready: none is being started, and none that has nothing to do any
@@ -341,6 +358,21 @@ mod tests {
         }
         assert!(state.waiting.iter().map(|job| job.number()).eq(1..=6));
         state.waiting.clear();
+    }
+
+    #[test]
+    fn a_pool_is_crowded_with_more_than_four_busy_workers_for_each_processor() {
+        let shared = Shared::new(Settings::new(1));
+        let mut state = shared.state();
+        let most = 4 * allowed().unwrap();
+        for index in 0..=most {
+            assert!(!state.is_crowded());
+            state.seats.push(Seat::new(index, None));
+        }
+        assert!(state.is_crowded());
+        let idle = Arc::clone(&state.seats[0]);
+        state.idle.push(idle);
+        assert!(!state.is_crowded());
     }
 
     /// Each task was once looked at as if it came from a new one, which took two sockets, under the lock.

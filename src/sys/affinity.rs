@@ -12,6 +12,11 @@ pub(super) fn processor() -> usize {
     usize::try_from(processor).unwrap_or(0)
 }
 
+/// On how many processors this thread may run. `None`: on more than 1,024, or that can't be said.
+pub(crate) fn allowed() -> Option<usize> {
+    usize::try_from(sched_getaffinity(None).ok()?.count()).ok()
+}
+
 /// A thread that stays on the processor that runs it, as do those that it makes meanwhile, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Pinned {

@@ -3,7 +3,7 @@
 
 #![expect(unsafe_code, reason = "this is the one folder where it is allowed; each block says why it is sound")]
 
-mod affinity;
+pub(crate) mod affinity;
 pub(crate) mod buffer;
 pub(crate) mod clock;
 pub(crate) mod exit;

@@ -120,7 +120,7 @@ fn the_next_process_gets_nothing_that_was_for_the_one_before() {
     desk = desk_with(&new, 1);
     let (new, fresh) = desk.lend_outbox().unwrap();
     assert!(desk.take_outbox(old, unsent, false, &mut Vec::new()).is_none());
-    assert!(desk.lent && desk.outbox.is_empty(), "who writes to the new one goes on");
+    assert!(desk.pen == Pen::Lent && desk.outbox.is_empty(), "who writes to the new one goes on");
     desk.take_outbox(new, fresh, false, &mut Vec::new());
     assert_eq!(desk.outbox.len(), crate::wire::frame::HEAD_LEN);
 }

@@ -1,4 +1,4 @@
-//! How what is in a worker's outbox leaves: whoever gave it something writes, and has the outbox lent meanwhile.
+//! How what is in a worker's outbox leaves: whoever gave it something writes, or its supervisor, and has the outbox lent meanwhile.
 //!
 //! Nobody else writes then, and the desk is not locked: a worker on this core can be quicker with its answer than we with the
 //! call. What is put on the desk meanwhile waits there for the writer to come back.
@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Desk, Seat};
+use super::{Desk, Pen, Seat};
 use crate::channel::flusher::is_fd_congestion;
 use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
@@ -25,6 +25,24 @@ impl Seat {
     pub(in crate::pool) fn write(&self) {
         // Others' bytes, whose end is their code: dropped last.
         self.write_into(&mut Vec::new());
+    }
+
+    /// Leaves it to the supervisor to write what was put into the outbox.
+    pub(in crate::pool) fn leave(&self) {
+        let mut desk = self.desk();
+        if desk.pen == Pen::Supervisor {
+            desk.pen = Pen::Left;
+            drop(desk);
+            self.bell.notify_one();
+        }
+    }
+
+    /// Writes what was left to the supervisor.
+    pub(in crate::pool) fn write_left(&self) {
+        let is_left = self.desk().pen == Pen::Left;
+        if is_left {
+            self.write();
+        }
     }
 
     /// As [`write`](Self::write), and gives what has left.
@@ -57,11 +75,11 @@ impl Seat {
 impl Desk {
     /// Gives what is to be written to whoever writes it, unless somebody else does already.
     pub(super) fn lend_outbox(&mut self) -> Option<(Arc<Socket>, Outbox)> {
-        if self.lent {
+        if self.pen == Pen::Lent {
             return None;
         }
         let socket = self.socket.clone()?;
-        self.lent = true;
+        self.pen = Pen::Lent;
         Some((socket, mem::take(&mut self.outbox)))
     }
 
@@ -73,7 +91,7 @@ impl Desk {
         goes_on: bool,
         spent: &mut Vec<Bytes>,
     ) -> Option<(Arc<Socket>, Outbox)> {
-        if !self.lent || !self.socket.as_ref().is_some_and(|own| Arc::ptr_eq(own, &socket)) {
+        if self.pen != Pen::Lent || !self.socket.as_ref().is_some_and(|own| Arc::ptr_eq(own, &socket)) {
             // That process is gone.
             outbox.abandon(spent);
             return None;
@@ -83,13 +101,13 @@ impl Desk {
             return Some((socket, outbox));
         }
         self.outbox = outbox;
-        self.lent = false;
+        self.pen = Pen::Supervisor;
         None
     }
 
     /// Writes what fits, unless somebody else does.
     pub(super) fn write(&mut self, socket: &Socket, spent: &mut Vec<Bytes>) -> io::Result<()> {
-        if self.lent {
+        if self.pen == Pen::Lent {
             return Ok(());
         }
         let result = self.outbox.flush_into(socket, spent);
@@ -104,7 +122,7 @@ impl Desk {
 
     /// Whether there is something that the supervisor has to write.
     pub(in crate::pool) fn is_unwritten(&self) -> bool {
-        !self.lent && !self.outbox.is_empty()
+        self.pen != Pen::Lent && !self.outbox.is_empty()
     }
 
     /// Whether it waits for others to take in fds, which says nothing of its worker: that has read all it was sent.
@@ -114,6 +132,6 @@ impl Desk {
 
     /// Whether there is nothing to write, for anybody.
     pub(in crate::pool) fn is_written(&self) -> bool {
-        !self.lent && self.outbox.is_empty()
+        self.pen != Pen::Lent && self.outbox.is_empty()
     }
 }
