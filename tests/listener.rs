@@ -9,7 +9,9 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
+use futures::FutureExt as _;
 use futures::future::join_all;
 use multiproc::{Duplex, Listener, Sender, blocking_connect, channel, connect, connect_to, spawn_process, task};
 use rustix::fs::FlockOperation;
@@ -364,4 +366,21 @@ async fn another_user_is_let_in_where_the_predicate_says_so() {
     assert_eq!((peer.uid, peer.pid), (NOBODY, Some(child.id())));
     assert_eq!(end.recv().await.unwrap(), Some(7));
     assert!(child.wait().unwrap().success());
+}
+
+async fn in_time<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(10), future).await.expect("it hangs")
+}
+
+#[tokio::test]
+async fn an_accept_that_nobody_polls_holds_up_no_other() {
+    let (_dir, path) = private();
+    let listener = Listener::<u32, String>::bind(&path).unwrap();
+    let mut kept = Box::pin(listener.accept());
+    assert!(kept.as_mut().now_or_never().is_none());
+    let (accepted, connected) = in_time(async { tokio::join!(listener.accept(), connect::<u32, String>(&path)) }).await;
+    assert!(accepted.is_ok() && connected.is_ok());
+    // It goes on with the next one.
+    let (accepted, connected) = in_time(async { tokio::join!(kept, connect::<u32, String>(&path)) }).await;
+    assert!(accepted.is_ok() && connected.is_ok());
 }

@@ -68,7 +68,7 @@ impl Greeting {
     pub(super) async fn next(&self) -> io::Result<(Sides, Peer)> {
         loop {
             let mut news = pin!(self.hall.news.notified());
-            // Before the look: of those who only come to wait later, one alone hears of two guests.
+            // Before the look, or a guest who comes in between is not heard of. All hear of each, as one may not be polled.
             news.as_mut().enable();
             let guest = self.hall.ready.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             if let Some(Guest { sides, peer, .. }) = guest {
@@ -131,7 +131,7 @@ async fn accept_all(socket: Socket, admit: Option<Admit>, hall: Arc<Hall>) {
                     if let Ok(Some((sides, peer))) = timeout(PATIENCE, greet(sides, admit)).await {
                         let guest = Guest { sides, peer, _place: place };
                         hall.ready.lock().unwrap_or_else(PoisonError::into_inner).push_back(guest);
-                        hall.news.notify_one();
+                        hall.news.notify_waiters();
                     }
                 });
                 strangers.push_back(Stranger { task, socket });
