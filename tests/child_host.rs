@@ -643,3 +643,22 @@ fn starting_a_program_does_not_touch_the_memory_of_the_host() {
         }
     });
 }
+
+#[test]
+fn the_highest_numbers_that_there_are_can_be_given_to_open_files() {
+    alone("the_highest_numbers_that_there_are_can_be_given_to_open_files", async || {
+        let limit = Rlimit { current: Some(64), maximum: rustix::process::getrlimit(Resource::Nofile).maximum };
+        rustix::process::setrlimit(Resource::Nofile, limit).unwrap();
+        let file = |text: &str| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            file.rewind().unwrap();
+            file
+        };
+        let read = ["/proc/self/fd/63", "/proc/self/fd/62"];
+        let command = || Command::new("cat").args(read).inherit_fd(file("a"), 63).inherit_fd(file("b"), 62);
+        assert_eq!(command().read().await.unwrap(), "ab");
+        // By fork(2), where std is needed.
+        assert_eq!(command().new_session().stdin(Stdio::null()).read().await.unwrap(), "ab");
+    });
+}

@@ -52,18 +52,29 @@ impl InChild {
         Ok(())
     }
 
-    /// Moves what is inherited above all the numbers that it gets, so that no copy overwrites the source of another.
+    /// Moves what is inherited away from the numbers that it gets, so that no copy overwrites the source of another.
     pub(crate) fn move_sources(&mut self) -> io::Result<()> {
-        let above = self.inherited.iter().map(|(_, number)| number.saturating_add(1)).max().unwrap_or(3);
+        let targets: Vec<_> = self.inherited.iter().map(|(_, number)| *number).collect();
+        let above = targets.iter().map(|number| number.saturating_add(1)).max().unwrap_or(3);
         for (fd, _) in &mut self.inherited {
-            *fd = rustix::io::fcntl_dupfd_cloexec(&*fd, above)?;
+            let mut moved = rustix::io::fcntl_dupfd_cloexec(&*fd, above);
+            // Above the highest number that there may be is nothing, and below it somewhere.
+            let mut from = 3;
+            while moved.is_err() {
+                let below = rustix::io::fcntl_dupfd_cloexec(&*fd, from)?;
+                from = below.as_raw_fd() + 1;
+                if !targets.contains(&below.as_raw_fd()) {
+                    moved = Ok(below);
+                }
+            }
+            *fd = moved?;
         }
         Ok(())
     }
 
     /// Sees to it that no number which the child overwrites is in use there.
     ///
-    /// The sources move above all targets. And targets that are free in this process get occupied for as long as the command
+    /// The sources move away from all targets. And targets that are free in this process get occupied for as long as the command
     /// lives, or std's own pipe, through which the child reports that exec failed, could be born there.
     fn reserve_numbers(&mut self) -> io::Result<Vec<OwnedFd>> {
         self.move_sources()?;
@@ -90,8 +101,8 @@ impl InChild {
         }
         for (fd, number) in &self.inherited {
             let (fd, number) = (fd.as_raw_fd().cast_unsigned() as usize, number.cast_unsigned() as usize);
-            // SAFETY: `number` is 3 or more (checked when it was set) and below every source (see `reserve_numbers`), so this
-            // overwrites nothing that is still needed in this child.
+            // SAFETY: `number` is 3 or more (checked when it was set) and no source's (see `move_sources`), so this overwrites
+            // nothing that is still needed in this child.
             check(unsafe { call(libc::SYS_dup3, [fd, number, 0, 0]) })?;
         }
         if let Some(mask) = self.umask {
