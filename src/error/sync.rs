@@ -20,7 +20,7 @@ pub enum SyncError {
         /// What it says.
         reason: String,
     },
-    /// The system refused.
+    /// The system refused, or the runtime that waited for the answer has ended.
     #[error("cannot ask the process that made it")]
     Io(#[from] io::Error),
 }

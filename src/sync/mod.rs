@@ -14,7 +14,8 @@
 //! What is asked comes after all that one can know of when one asks: that somebody has given a permit back or given up to wait,
 //! has asked before, or has ended, be it that a message says so or that [`Process::wait`](crate::Process::wait) has returned.
 //!
-//! They need no runtime to be made. Each method is a message to that process and back, some ten microseconds.
+//! They need no runtime to be made. Each method is a message to that process and back, some ten microseconds. What waits for its
+//! answer does so in the runtime that polled it last: where that ends first, it is [`SyncError::Io`](crate::SyncError::Io).
 
 mod barrier;
 mod event;

@@ -29,7 +29,7 @@ use crate::wire::frame::{ANSWER, Frame, Limits, REQUEST};
 /// service never answers: that one is then [`Unanswered`](CallError::Unanswered).
 ///
 /// It is a value that can be sent itself while no call is open. That moves it: the client that was encoded, and its clones,
-/// refuse to go on.
+/// refuse to go on. They are clones all the same: the service ends when they have been dropped, too.
 ///
 /// # Examples
 ///
