@@ -11,11 +11,14 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use multiproc::{
-    AckedQueue, Duplex, Fd, ProcessPool, QueueSender, Receiver, RecvError, SendError, Sender, TaskError, TrySendError,
-    call, channel, duplex, queue, spawn_process, task,
+    AckedQueue, Duplex, Fd, ProcessPool, QueueSender, Receiver, RecvError, SendError, Sender, SpawnError, TaskError,
+    TrySendError, call, channel, duplex, queue, spawn_process, task,
 };
-use rustix::process::{Resource, Rlimit, Uid, getrlimit, setrlimit};
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::process::{PidfdFlags, Resource, Rlimit, Uid, getpid, getrlimit, pidfd_open, setrlimit};
 use rustix::thread::set_thread_res_uid;
+use support::kernel::io_uring;
 
 mod support;
 
@@ -100,6 +103,92 @@ fn outside_a_message_an_fd_has_no_encoding() {
     assert!(matches!(refused, Err(SendError::Encode(_))));
 }
 
+/// Fds that are no files: fstat(2) knows no type of them.
+type Anonymous = (Fd, Fd, Fd);
+
+/// Uses each of them, for the process that sent them.
+fn use_anonymous((event, watch, process): Anonymous, sender: u32) -> Anonymous {
+    let mut events = Vec::with_capacity(1);
+    epoll::wait(&watch, rustix::buffer::spare_capacity(&mut events), None).unwrap();
+    assert_eq!(events.pop().unwrap().data.u64(), 7);
+    let mut count = [0; 8];
+    rustix::io::read(&event, &mut count).unwrap();
+    assert_eq!(u64::from_ne_bytes(count), 3);
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd())).unwrap();
+    assert!(info.lines().any(|line| line == format!("Pid:\t{sender}")), "{info}");
+    (event, watch, process)
+}
+
+fn anonymous() -> Anonymous {
+    let event = eventfd(3, EventfdFlags::CLOEXEC).unwrap();
+    let watch = epoll::create(CreateFlags::CLOEXEC).unwrap();
+    epoll::add(&watch, &event, EventData::new_u64(7), EventFlags::IN).unwrap();
+    (event.into(), watch.into(), pidfd_open(getpid(), PidfdFlags::empty()).unwrap().into())
+}
+
+#[tokio::test]
+async fn eventfds_epolls_and_pidfds_travel_in_arguments_results_and_messages() {
+    let pool = ProcessPool::new(1);
+    let back = pool.submit(task!(use_anonymous(anonymous(), std::process::id()))).await.unwrap();
+    let (tx, mut rx) = channel().unwrap();
+    tx.send(back).await.unwrap();
+    let (event, watch, process) = rx.recv().await.unwrap().unwrap();
+    rustix::io::write(&event, &3_u64.to_ne_bytes()).unwrap();
+    use_anonymous((event, watch, process), std::process::id());
+    pool.close().await;
+}
+
+/// What it takes to see that a message may have it is more than that.
+#[test]
+fn an_eventfd_travels_where_one_more_fd_may_be_open() {
+    support::alone("an_eventfd_travels_where_one_more_fd_may_be_open", || {
+        let (tx, mut rx) = channel().unwrap();
+        let (event, ..) = anonymous();
+        let before = leave_one();
+        tx.blocking_send(event).unwrap();
+        setrlimit(Resource::Nofile, before).unwrap();
+        let event = rx.blocking_recv().unwrap().unwrap();
+        rustix::io::read(&event, &mut [0; 8]).unwrap();
+    });
+}
+
+fn give_io_uring() -> Fd {
+    io_uring().expect("the host may have one")
+}
+
+/// Each of the pool's workers was stuck with such a task, one after the other, and one with such a result ended.
+#[tokio::test]
+async fn an_fd_that_no_message_carries_is_an_encode_error_of_its_task_alone() {
+    let Some(fd) = io_uring() else { return };
+    let pool = ProcessPool::new(1);
+    let worker = pool.submit(task!(std::process::id())).await.unwrap();
+    let argument = pool.submit(call(drop::<Fd>, fd)).await;
+    assert!(matches!(argument, Err(TaskError::Encode(_))), "{argument:?}");
+    let result = pool.submit(task!(give_io_uring())).await;
+    assert!(matches!(result, Err(TaskError::Encode(_))), "{result:?}");
+    assert_eq!(pool.submit(task!(std::process::id())).await.unwrap(), worker, "it goes on");
+    pool.close().await;
+
+    let argument = spawn_process(call(drop::<Fd>, give_io_uring())).await;
+    assert!(matches!(argument, Err(SpawnError::Encode(_))), "{argument:?}");
+    let result = spawn_process(task!(give_io_uring())).await.unwrap().join().await;
+    assert!(matches!(result, Err(TaskError::Encode(_))), "{result:?}");
+}
+
+/// The channel had failed with it.
+#[tokio::test]
+async fn an_fd_that_no_message_carries_is_refused_and_the_channel_goes_on() {
+    let Some(fd) = io_uring() else { return };
+    let (tx, mut rx) = channel::<Option<Fd>>().unwrap();
+    let (queue_tx, queue_rx) = queue::<Option<Fd>>().unwrap();
+    assert!(matches!(tx.send(Some(fd)).await, Err(SendError::Encode(_))));
+    assert!(matches!(queue_tx.send(io_uring()).await, Err(SendError::Encode(_))));
+    tx.send(None).await.unwrap();
+    queue_tx.send(None).await.unwrap();
+    assert!(rx.recv().await.unwrap().unwrap().is_none());
+    assert!(queue_rx.recv().await.unwrap().unwrap().is_none());
+}
+
 /// Allows so many fds more than are open now, and gives the former limit.
 fn allow(more: u64) -> Rlimit {
     let before = getrlimit(Resource::Nofile);
@@ -111,6 +200,18 @@ fn allow(more: u64) -> Rlimit {
         .unwrap();
     drop(next);
     setrlimit(Resource::Nofile, Rlimit { current: Some(highest + more), maximum: before.maximum }).unwrap();
+    before
+}
+
+/// Allows just one fd more, and gives the former limit. What fills the gaps stays open.
+fn leave_one() -> Rlimit {
+    let before = allow(1);
+    let mut gaps = Vec::new();
+    while let Ok(file) = File::open("/dev/null") {
+        gaps.push(file);
+    }
+    drop(gaps.pop());
+    std::mem::forget(gaps);
     before
 }
 

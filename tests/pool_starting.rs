@@ -1,14 +1,12 @@
 //! Workers that are still starting: what waits for them, what need not, and what is shown of them.
 
-#![allow(unsafe_code, reason = "io_uring_setup(2) has no safe form in std")]
-
 mod pool_support;
 
-use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use multiproc::{Fd, ProcessPool, SpawnError, TaskError, TrySubmitError, WorkerState, call, task, worker};
+use pool_support::kernel::io_uring;
 use pool_support::{FOREVER, Meeting, endless, is_gone, is_pending, meet, pid, until, within};
 
 multiproc::test_support!();
@@ -207,29 +205,10 @@ async fn no_process_is_shown_of_a_worker_that_is_not_ready() {
     assert!(matches!(within(waiting).await.unwrap(), Err(TaskError::Cancelled)));
 }
 
-/// What can't be sent to another process, if this one may have it: the kernel refuses an io_uring(7) in a message.
-fn unsendable() -> Option<Fd> {
-    // SAFETY: the parameters are 120 bytes, all of which may be zero, and outlive the call.
-    let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, [0_u64; 15].as_mut_ptr()) };
-    // SAFETY: it is new, and nobody else's.
-    (ring >= 0).then(|| Fd::from(unsafe { OwnedFd::from_raw_fd(ring.try_into().unwrap()) }))
-}
-
 /// It was once waited for without limit: nobody wrote it again, and a start task has no deadline.
-#[tokio::test]
-async fn a_start_task_that_cannot_be_sent_is_a_failed_start() {
-    let Some(fd) = unsendable() else {
-        return eprintln!("skipped: no io_uring here: {}", std::io::Error::last_os_error());
-    };
-    let pool = ProcessPool::builder().workers(1).restart_limit(1, FOREVER).on_worker_start(call(drop::<Fd>, fd));
-    let pool = pool.build().unwrap();
-    match within(pool.submit(task!(pid()))).await {
-        Err(TaskError::Broken(cause)) => {
-            let said = std::iter::successors(Some(&*cause as &dyn std::error::Error), |error| error.source());
-            let said: Vec<String> = said.map(ToString::to_string).collect();
-            assert!(said.iter().any(|error| error.contains("Invalid argument")), "{said:?}");
-        }
-        other => panic!("{other:?}"),
-    }
-    within(pool.close()).await;
+#[test]
+fn a_start_task_with_an_fd_that_no_message_carries_is_refused_when_the_pool_is_built() {
+    let Some(fd) = io_uring() else { return };
+    let refused = ProcessPool::builder().on_worker_start(call(drop::<Fd>, fd)).build();
+    assert!(matches!(refused, Err(SpawnError::Encode(_))), "{refused:?}");
 }

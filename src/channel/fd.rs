@@ -21,7 +21,8 @@ use crate::wire::fds;
 ///
 /// # Limits
 ///
-/// A message carries up to 64 fds, those of channel ends and shared bytes in it included; one more is an `Encode` error.
+/// A message carries up to 64 fds, those of channel ends and shared bytes in it included; one more is an `Encode` error. So is
+/// an io_uring(7), which the kernel carries in no message.
 /// An fd fits into messages of this crate only: any other serde format refuses it. Those in a message that is never
 /// received, or not asked for by its type, are closed. A receiver that may open no more files loses that message
 /// (`Decode`), and the channel goes on. Fds that have been sent and not yet received count against the user's

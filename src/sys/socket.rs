@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::BufMut;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FileType;
 use rustix::io::retry_on_intr;
 use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType};
 use tokio::io::Interest;
@@ -63,6 +64,18 @@ pub(crate) fn send(socket: impl AsFd, bufs: &[IoSlice<'_>], fds: &[BorrowedFd<'_
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many file descriptors for one message"));
     }
     sent(|| rustix::net::sendmsg(&socket, bufs, &mut control, flags))
+}
+
+/// Whether the kernel carries it in a message: it refuses an io_uring(7), and says so of nothing but a message.
+///
+/// Only what fstat(2) knows no type of is tried. What can't be tried, for want of fds say, is taken for what travels.
+pub(crate) fn travels(fd: impl AsFd) -> bool {
+    let has_type = |stat: &rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode) != FileType::Unknown;
+    if rustix::fs::fstat(&fd).as_ref().is_ok_and(has_type) {
+        return true;
+    }
+    let tried = stream_pair().and_then(|(a, _b)| send(a, &[IoSlice::new(&[0])], &[fd.as_fd()]));
+    !tried.is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL))
 }
 
 /// Sends until no signal interrupts it.

@@ -176,7 +176,8 @@ impl Arrived {
 
 /// Encodes an fd: a duplicate of it travels, so the value may be dropped at once.
 ///
-/// For `#[serde(with = …)]` and hand-written impls; fails outside a message of this library, and past 64 fds.
+/// For `#[serde(with = …)]` and hand-written impls; fails outside a message of this library, past 64 fds, and with one
+/// that the kernel carries in no message.
 pub(crate) fn serialize<S: Serializer>(fd: impl AsFd, serializer: S) -> Result<S::Ok, S::Error> {
     put_down(fd).map_err(serde::ser::Error::custom)?.serialize(serializer)
 }
@@ -190,6 +191,10 @@ fn put_down(fd: impl AsFd) -> Result<u32, String> {
         return Err(text("more than 64 file descriptors in one message"));
     }
     let place = u32::try_from(scope.held()).map_err(text)?;
+    // Later it would be the end of the stream, with all that is to be sent besides.
+    if !socket::travels(&fd) {
+        return Err(text("a file descriptor that the kernel carries in no message, as of an io_uring"));
+    }
     let fd = socket::duplicate(fd).map_err(text)?;
     stack(|stack| stack.push(Some(fd.into()))).ok_or_else(|| text("a thread that ends can send no file descriptor"))?;
     SCOPE.set(Scope { end: scope.end + 1, ..scope });

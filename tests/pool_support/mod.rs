@@ -1,6 +1,8 @@
 //! What the pool's tests share: a place where tasks report that they run, a ledger of executions, and bounded waiting.
 #![allow(dead_code, reason = "no test file uses all of it")]
 
+#[path = "../support/kernel.rs"]
+pub(crate) mod kernel;
 #[path = "../support/proc.rs"]
 pub(crate) mod proc;
 
