@@ -175,6 +175,26 @@ async fn an_fd_that_no_message_carries_is_an_encode_error_of_its_task_alone() {
     assert!(matches!(result, Err(TaskError::Encode(_))), "{result:?}");
 }
 
+/// It lay there for two seconds with each of the workers that it was given to.
+#[test]
+fn a_task_that_turns_out_to_be_unsendable_only_when_it_is_sent_fails_at_once() {
+    support::alone("a_task_that_turns_out_to_be_unsendable_only_when_it_is_sent_fails_at_once", || {
+        let Some(fd) = io_uring() else { return };
+        support::block_on(async {
+            let pool = ProcessPool::new(1);
+            let worker = pool.submit(task!(std::process::id())).await.unwrap();
+            let before = leave_one();
+            let mut unsendable = std::pin::pin!(pool.submit(call(drop::<Fd>, fd)));
+            assert!(unsendable.as_mut().now_or_never().is_none(), "there is an fd to try it");
+            setrlimit(Resource::Nofile, before).unwrap();
+            let outcome = tokio::time::timeout(Duration::from_secs(4), unsendable).await.expect("they are stuck");
+            assert!(matches!(outcome, Err(TaskError::Died { .. })), "{outcome:?}");
+            assert_ne!(pool.submit(task!(std::process::id())).await.unwrap(), worker);
+            pool.close().await;
+        });
+    });
+}
+
 /// The channel had failed with it.
 #[tokio::test]
 async fn an_fd_that_no_message_carries_is_refused_and_the_channel_goes_on() {

@@ -17,6 +17,7 @@ use tokio::runtime::{Handle, Id};
 use tokio::sync::Notify;
 
 use self::clock::Clock;
+pub(super) use self::writing::is_end;
 use super::job::{Job, Unsent};
 use super::life::{Event, WorkerState};
 use crate::channel::outbox::Outbox;

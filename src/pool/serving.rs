@@ -2,6 +2,7 @@
 //!
 //! What the supervisor does before and after that is in `supervisor.rs`.
 
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use super::dispatch::Turn;
 use super::job::{Job, Outcome};
 use super::life::WorkerState;
 use super::recall::Review;
-use super::seat::Desk;
+use super::seat::{Desk, is_end};
 use super::state::End;
 use super::supervisor::{Cause, Process, Stopping, Supervisor};
 use crate::error::{RecvError, TaskError};
@@ -35,7 +36,7 @@ enum Event {
     /// Somebody has left a word on its desk.
     Rung,
     /// What was in its outbox has left, or can't.
-    Written(bool),
+    Written(io::Result<()>),
     /// The task's time is up, or the worker's idle time.
     Due,
     /// The others have had their turn.
@@ -96,7 +97,7 @@ impl Supervisor {
                     Event::Rung
                 }
                 written = socket.when(Ready::Write, || self.seat.write_rest(&socket)), if unwritten => {
-                    Event::Written(written.is_ok())
+                    Event::Written(written)
                 }
                 () = sleep_until(deadline) => Event::Due,
                 () = std::future::ready(()), if is_long_row => Event::Paused,
@@ -125,8 +126,10 @@ impl Supervisor {
                 self.seat.write_left();
                 Ok(turn)
             }
-            Event::Written(true) | Event::Paused => Ok(None),
-            Event::Written(false) => {
+            Event::Written(Ok(())) | Event::Paused => Ok(None),
+            // It will never come to what it was given, which need not be waited for. What it runs is its own affair.
+            Event::Written(Err(error)) if !is_end(&error) && self.seat.desk().is_before_first() => Err(Cause::Stuck),
+            Event::Written(Err(_)) => {
                 // It is ending. What is left of the tasks can't be sent, and the end will be seen.
                 self.seat.abandon();
                 Ok(None)

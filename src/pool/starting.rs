@@ -13,6 +13,7 @@ use super::apart::Apart;
 use super::chore::Errand;
 use super::ending::KILL_WITHIN;
 use super::output::{Listening, heard_out};
+use super::seat::is_end;
 use super::supervisor::{Process, Supervisor, random};
 use crate::channel::inbox::Inbox;
 use crate::channel::socket::Socket;
@@ -176,12 +177,6 @@ impl Supervisor {
         let _ = kept.signal_group(libc::SIGKILL);
         Err(died(kept, &kept.exited_watched().await, name.into()))
     }
-}
-
-/// Whether a write fails because the process is ending, which a read sees, too. Otherwise it is for what was to be sent: the
-/// kernel has no memory for it, or there are fds in it that no message may have; sendmsg(2).
-fn is_end(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 /// Up to a tenth less than a limit, so that workers that started together are not replaced together. A limit below ten is

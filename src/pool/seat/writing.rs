@@ -72,6 +72,13 @@ impl Seat {
     }
 }
 
+/// Whether a write fails because the process is ending, which a read sees, too. Otherwise it is for what was to be sent: the
+/// kernel has no memory for it, or there is an fd in it that no message may have, and it could not be seen in time that it
+/// is one; sendmsg(2).
+pub(in crate::pool) fn is_end(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
 impl Desk {
     /// Gives what is to be written to whoever writes it, unless somebody else does already.
     pub(super) fn lend_outbox(&mut self) -> Option<(Arc<Socket>, Outbox)> {
