@@ -1,6 +1,6 @@
 //! Channels: what runs other people's code, the end of a value or of a waker, runs it where it can do no harm.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::future::Future as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
+use multiproc::sync::Semaphore;
 use multiproc::{Fd, Sender, channel};
 use support::Owner;
+use tokio::sync::oneshot;
 
 mod support;
 
@@ -20,6 +22,27 @@ multiproc::test_support!();
 
 /// More than the socket takes at once.
 const LARGE: usize = 4 << 20;
+
+/// It waited on the thread that was to get it what it waited for, and nothing that this thread does went on.
+#[tokio::test]
+async fn bytes_that_leave_later_may_have_an_owner_that_waits_for_this_library() {
+    let (tx, mut rx) = channel::<Bytes>().unwrap();
+    let lock = Semaphore::new(1).unwrap();
+    let theirs = lock.clone();
+    let (said, is_gone) = oneshot::channel();
+    let said = Cell::new(Some(said));
+    let owner = Owner(vec![1; LARGE], move || {
+        drop(theirs.blocking_acquire().unwrap());
+        said.take().unwrap().send(()).unwrap();
+    });
+    let mut send = Box::pin(tx.send(Bytes::from_owner(owner)));
+    assert!(send.as_mut().now_or_never().is_none());
+    // Nobody but that thread sends the rest.
+    std::mem::forget(send);
+    assert_eq!(rx.recv().await.unwrap().unwrap().len(), LARGE);
+    let waited = tokio::time::timeout(Duration::from_secs(20), is_gone).await;
+    waited.expect("it waits for itself").unwrap();
+}
 
 /// It was a deadlock: the line was locked.
 #[tokio::test]

@@ -4,6 +4,7 @@
 //! It is one for the whole process, with a runtime of its own, begun when something first needs it. There is none in a copy that
 //! fork(2) makes of the process.
 
+use std::cell::Cell;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
@@ -79,7 +80,10 @@ pub(super) fn runtime() -> io::Result<Handle> {
     }
     let runtime = Arc::new(Builder::new_current_thread().enable_all().build()?);
     let theirs = Arc::clone(&runtime);
-    let started = spawn_thread(move || theirs.block_on(std::future::pending::<()>()));
+    let started = spawn_thread(move || {
+        IS_HERE.set(true);
+        theirs.block_on(std::future::pending::<()>());
+    });
     match started {
         Ok(()) => Ok(slot.insert(runtime.handle().clone()).clone()),
         Err(error) => {
@@ -90,6 +94,15 @@ pub(super) fn runtime() -> io::Result<Handle> {
             Err(error)
         }
     }
+}
+
+thread_local! {
+    static IS_HERE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this is that thread.
+pub(super) fn is_here() -> bool {
+    IS_HERE.get()
 }
 
 /// Drops what runs somebody else's code, which may block and panic, away from that thread, on one that nobody waits for.

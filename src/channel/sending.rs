@@ -20,7 +20,7 @@ use std::task::{Context, Poll, Waker};
 use super::departure::Departure;
 use super::line::{Attempt, Line, Mover, SINK, State, Until};
 use super::socket::Socket;
-use super::{flusher, moved};
+use super::{background, flusher, moved};
 use crate::error::SendError;
 use crate::sys::socket;
 use crate::task::unheeded;
@@ -265,9 +265,15 @@ impl Sending {
             // They are out of the line, so a panic of one must not keep the others from it.
             unheeded(|| told.waker.wake());
         }
+        let is_background = !spent.is_empty() && background::is_here();
         for bytes in spent {
-            // As little: whoever is to move the rest would be left in the middle of it.
-            unheeded(|| drop(bytes));
+            // Their owner may wait for what that thread is to do. Bytes with an owner are never said to be unique.
+            if is_background && !bytes.is_unique() {
+                background::let_go(bytes);
+            } else {
+                // As little: whoever is to move the rest would be left in the middle of it.
+                unheeded(|| drop(bytes));
+            }
         }
     }
 
