@@ -13,9 +13,13 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::join_all;
+use multiproc::sync::Semaphore;
 use multiproc::{Duplex, Listener, Sender, blocking_connect, channel, connect, connect_to, spawn_process, task};
 use rustix::fs::FlockOperation;
+use support::Owner;
 use tempfile::TempDir;
+use tokio::sync::mpsc::unbounded_channel;
+use tokio::time::timeout;
 
 mod support;
 
@@ -311,6 +315,28 @@ async fn a_predicate_decides_on_either_side_and_its_panic_refuses() {
     connect_to::<u8, u8>(&path, move |peer| peer.pid == Some(us)).await.unwrap();
     let refused = connect_to::<u8, u8>(&path, |peer| peer.pid == Some(0)).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
+}
+
+/// The thread that greets and connects waited there for itself.
+#[tokio::test]
+async fn what_a_predicate_holds_may_wait_for_this_library_when_it_is_dropped() {
+    let (_dir, path) = private();
+    let lock = Semaphore::new(1).unwrap();
+    let (said, mut gone) = unbounded_channel();
+    let held = || {
+        let (lock, said) = (lock.clone(), said.clone());
+        Owner(Vec::new(), move || {
+            drop(lock.blocking_acquire().unwrap());
+            said.send(()).unwrap();
+        })
+    };
+    let owner = held();
+    drop(Listener::<u8, u8>::bind_for(&path, move |_| owner.0.is_empty()).unwrap());
+    timeout(Duration::from_secs(20), gone.recv()).await.expect("it waits for itself").unwrap();
+    let owner = held();
+    let nobody = timeout(Duration::from_secs(20), connect_to::<u8, u8>(&path, move |_| owner.0.is_empty())).await;
+    assert_eq!(nobody.expect("it waits for itself").unwrap_err().kind(), ErrorKind::NotFound);
+    timeout(Duration::from_secs(20), gone.recv()).await.expect("it waits for itself").unwrap();
 }
 
 /// Even if it has gone by then.

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
@@ -51,7 +50,7 @@ pub async fn connect_to<A, B>(
     path: impl AsRef<Path>,
     admit: impl Fn(&Peer) -> bool + Send + Sync + 'static,
 ) -> io::Result<Duplex<A, B>> {
-    reach(path.as_ref().to_owned(), Some(Arc::new(admit))).await
+    reach(path.as_ref().to_owned(), Some(Admit::new(admit))).await
 }
 
 /// As [`connect`], on this thread, which it blocks; not for async code.

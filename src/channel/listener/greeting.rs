@@ -16,6 +16,7 @@ use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
 use super::Peer;
+use crate::channel::background;
 use crate::channel::duplex::Sides;
 use crate::channel::socket::Socket;
 use crate::sys::rendezvous;
@@ -31,8 +32,31 @@ const MOST: usize = 128;
 /// How long to wait before accepting is tried again when the system refused, most often for want of fds.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Says who is let in.
-pub(super) type Admit = Arc<dyn Fn(&Peer) -> bool + Send + Sync>;
+/// Says who is let in. It is somebody else's code.
+#[derive(Clone)]
+pub(super) struct Admit(Arc<Code>);
+
+type Predicate = dyn Fn(&Peer) -> bool + Send + Sync;
+
+/// Its end is other people's code, too, which may wait for what the background thread does; and most often that thread is the
+/// last to have it.
+struct Code(Option<Box<Predicate>>);
+
+impl Admit {
+    pub(super) fn new(admit: impl Fn(&Peer) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(Code(Some(Box::new(admit)))))
+    }
+
+    fn admits(&self, peer: &Peer) -> bool {
+        self.0.0.as_ref().is_some_and(|admit| admit(peer))
+    }
+}
+
+impl Drop for Code {
+    fn drop(&mut self) {
+        background::let_go(self.0.take());
+    }
+}
 
 /// The task that accepts, and those who are ready.
 #[derive(Debug)]
@@ -154,11 +178,11 @@ async fn greet(mut sides: Sides, admit: Option<Admit>) -> Option<(Sides, Peer)> 
     Some((sides, peer))
 }
 
-/// Asks on a thread of its own: it is somebody else's code.
+/// Asks on a thread of its own.
 pub(super) async fn is_admitted(peer: Peer, admit: Option<Admit>) -> bool {
     match admit {
         None => peer.is_our_user(),
-        Some(admit) => spawn_blocking(move || admit(&peer)).await.unwrap_or(false),
+        Some(admit) => spawn_blocking(move || admit.admits(&peer)).await.unwrap_or(false),
     }
 }
 

@@ -15,7 +15,6 @@ use std::fmt;
 use std::io;
 use std::marker::PhantomData;
 use std::path::Path;
-use std::sync::Arc;
 
 use self::greeting::{Admit, Greeting};
 use self::place::Place;
@@ -115,7 +114,7 @@ impl<A, B> Listener<A, B> {
     ///
     /// As for [`bind`](Self::bind).
     pub fn bind_for(path: impl AsRef<Path>, admit: impl Fn(&Peer) -> bool + Send + Sync + 'static) -> io::Result<Self> {
-        Self::listen(path.as_ref(), Some(Arc::new(admit)))
+        Self::listen(path.as_ref(), Some(Admit::new(admit)))
     }
 
     fn listen(path: &Path, admit: Option<Admit>) -> io::Result<Self> {
