@@ -168,6 +168,9 @@ fn run() {
 /// For how long an exit waits for starts under way. Only one that hangs takes longer.
 const SETTLE_WITHIN: Duration = Duration::from_millis(500);
 
+/// How often it looks whether they are done.
+const LOOK: Duration = Duration::from_micros(100);
+
 /// At exit: waits for the starts under way. Those that nobody waits for any more are killed by their starters, which this process's
 /// end would take from them in the middle of it.
 extern "C" fn settle() {
@@ -176,22 +179,54 @@ extern "C" fn settle() {
         return;
     }
     let until = Instant::now() + SETTLE_WITHIN;
-    let close = |closed| {
-        // Whoever exits may be in here, by a signal's handler say, so the lock is not waited for.
-        let desk = match DESK.try_lock() {
-            Ok(desk) => Some(desk),
-            Err(TryLockError::Poisoned(desk)) => Some(desk.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        };
-        desk.is_some_and(|mut desk| {
-            desk.closed = closed;
-            desk.busy == 0
-        })
+    let close = || {
+        let mut desk = desk_in_time()?;
+        desk.closed = true;
+        Some(desk.busy == 0)
     };
-    while !close(true) && Instant::now() < until {
-        thread::sleep(Duration::from_micros(100));
+    while close() == Some(false) && Instant::now() < until {
+        thread::sleep(LOOK);
     }
-    // What else is done at exit may start something, and wait for that.
-    close(false);
+    open_again();
+}
+
+/// What else is done at exit may start something, and wait for that.
+fn open_again() {
+    if let Some(mut desk) = desk_in_time() {
+        desk.closed = false;
+    }
     BELL.notify_all();
+}
+
+/// As [`desk`], at exit: whoever exits may have it locked, by a signal's handler say, so that is not waited for without end.
+fn desk_in_time() -> Option<MutexGuard<'static, Desk>> {
+    let until = Instant::now() + SETTLE_WITHIN;
+    loop {
+        match DESK.try_lock() {
+            Ok(desk) => return Some(desk),
+            Err(TryLockError::Poisoned(desk)) => return Some(desk.into_inner()),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => thread::sleep(LOOK),
+            Err(TryLockError::WouldBlock) => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nothing was started any more, and an exit handler waited for it without end.
+    #[test]
+    fn an_exit_lets_starts_go_on_also_where_somebody_is_at_the_desk_just_then() {
+        let mut busy = desk();
+        busy.closed = true;
+        let exit = thread::spawn(open_again);
+        let begun = Instant::now();
+        while !exit.is_finished() && begun.elapsed() < Duration::from_millis(20) {
+            thread::yield_now();
+        }
+        drop(busy);
+        exit.join().unwrap();
+        assert!(!desk().closed);
+    }
 }
