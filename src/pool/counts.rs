@@ -1,6 +1,12 @@
 //! What became of tasks, in numbers.
 
-/// How many tasks ended in which way, since the pool was made. A chunk of a [`map`](crate::ProcessPool::map)'s inputs is one task.
+/// How many tasks ended in which way, since the pool was made.
+///
+/// Each counts once, at its end: one that ran again, for its [`retries`](crate::Submit::retries), as what it came to at last. A
+/// chunk of a [`map`](crate::ProcessPool::map)'s inputs is one task, and `done` when all of its calls were made, whatever they gave.
+/// But a call that loses its worker counts at once, as `died`, and one that runs too long as `timed_out`; where it was not the
+/// chunk's last, the rest goes on and counts at its own end. So a chunk of four calls of which the first two abort is two `died`
+/// and one `done`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counts {
