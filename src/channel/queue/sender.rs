@@ -174,8 +174,9 @@ fn sent(error: io::Error) -> SendError {
     }
 }
 
-/// Each item leaves when it is given, or waits alone until there is room. Closing it gives this clone up, once what waits has
-/// left: later sends through it fail with `Closed`, and the queue ends with its last sender.
+/// Each item leaves when it is given, or waits alone until there is room. What waits is lost with this clone: if that is dropped, or
+/// sent to another process, before a flush, a close or the next item has seen it leave. Closing it gives this clone up, once what
+/// waits has left: later sends through it fail with `Closed`, and the queue ends with its last sender.
 impl<T: Serialize> Sink<T> for QueueSender<T> {
     type Error = SendError;
 
