@@ -186,8 +186,8 @@ impl<T> fmt::Debug for TrySubmitError<T> {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
-    /// Nobody can receive it any more.
-    #[error("channel is closed: no receiver is left")]
+    /// Nobody can receive it any more, or this end was closed as a `Sink`.
+    #[error("channel is closed: no receiver is left, or this end was closed")]
     Closed,
     /// The message could not be encoded; nothing was sent and the channel goes on. One that nests deeper than 128 levels, say.
     #[error("message cannot be encoded")]
@@ -244,8 +244,8 @@ pub enum TrySendError<T> {
     /// There is no room now.
     #[error("queue is full")]
     Full(T),
-    /// No receiver is left.
-    #[error("queue is closed: no receiver is left")]
+    /// No receiver is left, or this clone was closed as a `Sink`.
+    #[error("queue is closed: no receiver is left, or this sender was closed")]
     Closed(T),
     /// The item can't be sent at all.
     #[error("item is refused")]
