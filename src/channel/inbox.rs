@@ -1,39 +1,30 @@
 //! The receiving end of a stream of frames: what came and is not yet taken lives here, not in a future.
 //!
-//! So a future that is dropped loses nothing. It does not know what the frames mean.
-//!
-//! A send with fds is one frame's, and the kernel never joins two such sends in one receive. So what one receive gives is
-//! a batch, which belongs to a frame that began in the bytes of that receive and announces fds. If there is none, the
-//! stream ends with an error. Fds that this process could not take in (it had none free) are missed by that frame alone:
-//! its value can't be decoded, the stream goes on.
+//! So a future that is dropped loses nothing. It does not know what the frames mean. Which fds are whose is in `batches.rs`.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut as _, BytesMut};
 
+use super::batches::{Batch, Batches};
 use super::socket::Socket;
 use crate::error::RecvError;
 use crate::sys::buffer::{Buffer, LARGE};
 use crate::sys::socket::{self, Ready, Received, Wait};
 use crate::wire::extra::Extra;
-use crate::wire::frame::{Broken, Decoder, Frame, HEAD_LEN, Head};
+use crate::wire::frame::{Broken, Decoder, Frame, Head, Limits};
 use crate::wire::held::Held;
-use crate::wire::passenger::Passenger;
 
 /// How much is read at once where no larger frame is under way.
 const READ: usize = 64 * 1024;
 
 /// The most that is read at once into a large frame.
 const LARGE_READ: usize = 4 * 1024 * 1024;
-
-/// The most batches of fds that can be here: one for the frame that is under way, and one that came behind its end.
-pub(super) const MAX_BATCHES: usize = 2;
 
 /// How to wait for what a peer sends.
 #[derive(Clone, Copy, Debug)]
@@ -61,16 +52,6 @@ fn would_block<T>(result: &io::Result<T>) -> bool {
     matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// The fds of one frame.
-#[derive(Debug)]
-pub(super) struct Batch {
-    pub(super) fds: Vec<OwnedFd>,
-    /// Some of them could not be taken in.
-    pub(super) lost: bool,
-    /// The frame that they belong to begins less than so many bytes behind the first one that is not taken.
-    pub(super) within: usize,
-}
-
 /// A body in memory of its own, of which pages are taken as bytes come: it is read straight to where it stays.
 #[derive(Debug)]
 struct Large {
@@ -88,7 +69,8 @@ impl Large {
 #[derive(Debug)]
 pub(crate) struct Inbox {
     bytes: BytesMut,
-    batches: VecDeque<Batch>,
+    batches: Batches,
+    limits: Limits,
     decoder: Decoder,
     /// The body of a large frame that is under way.
     large: Option<Large>,
@@ -99,26 +81,31 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    pub(crate) fn new(max_body: usize) -> Self {
-        Self::resume(max_body, BytesMut::new(), VecDeque::new())
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self::resume(limits, BytesMut::new(), VecDeque::new())
     }
 
     /// An inbox that goes on where another one stood; see [`unread`](Self::unread).
-    pub(super) fn resume(max_body: usize, bytes: BytesMut, batches: VecDeque<Batch>) -> Self {
-        let decoder = Decoder::new(max_body);
-        Self { bytes, batches, decoder, large: None, state: State::Open, drained: false }
+    pub(super) fn resume(limits: Limits, bytes: BytesMut, batches: VecDeque<Batch>) -> Self {
+        let decoder = Decoder::new(limits.body);
+        Self { bytes, batches: Batches(batches), limits, decoder, large: None, state: State::Open, drained: false }
     }
 
-    /// Bounds the bodies that come from now on, in bytes.
-    pub(super) fn set_max_body(&mut self, max_body: usize) {
-        self.decoder.set_max_body(max_body);
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Bounds what comes from now on.
+    pub(super) fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+        self.decoder.set_max_body(limits.body);
     }
 
     /// What has arrived and is not yet taken. An end of the stream can be seen again, a breach can't: that is an error.
     pub(super) fn unread(&self) -> Result<(BytesMut, &VecDeque<Batch>), RecvError> {
         match self.state {
             State::Broken(broken) => Err(broken.into()),
-            State::Open | State::Ended | State::Cut => Ok((self.decoder.unread(self.here()), &self.batches)),
+            State::Open | State::Ended | State::Cut => Ok((self.decoder.unread(self.here()), &self.batches.0)),
         }
     }
 
@@ -245,38 +232,42 @@ impl Inbox {
         if matches!(self.state, State::Broken(_)) {
             return Ok(None);
         }
-        if self.large.is_some() {
-            return self.large_frame();
-        }
-        match self.decoder.decode(&mut self.bytes) {
-            Ok(None) => {
-                if let Some(head) = self.decoder.begun()
-                    && head.len >= LARGE
-                {
-                    let mut buffer = Buffer::new(head.len)?;
-                    buffer.put_slice(&self.bytes);
-                    self.bytes.clear();
-                    self.large = Some(Large { buffer, len: head.len });
-                }
-                Ok(None)
-            }
+        let whole = if self.large.is_some() { Ok(self.large_frame()) } else { self.decoder.decode(&mut self.bytes) };
+        match whole {
             Ok(Some((head, body))) => self.frame_of(head, body).map(Some),
+            Ok(None) => self.begin().map(|()| None),
             Err(broken) => Err(self.broken(broken)),
         }
     }
 
     /// The large frame, if its body is here whole.
-    fn large_frame(&mut self) -> Result<Option<Frame>, RecvError> {
-        if let Some(Large { buffer, .. }) = self.large.take_if(|large| large.missing() == 0)
-            && let Some(head) = self.decoder.skip_body()
-        {
-            return self.frame_of(head, buffer.into_bytes().into()).map(Some);
+    fn large_frame(&mut self) -> Option<(Head, Held)> {
+        let Large { buffer, .. } = self.large.take_if(|large| large.missing() == 0)?;
+        Some((self.decoder.skip_body()?, buffer.into_bytes().into()))
+    }
+
+    /// Refuses the frame that is under way if it has no place here, before the rest of it is awaited, and makes room for a large
+    /// one.
+    fn begin(&mut self) -> Result<(), RecvError> {
+        let head = self.decoder.begun();
+        if let Err(reason) = self.batches.check(head, self.limits.fds) {
+            return Err(self.refuse(reason));
         }
-        Ok(None)
+        if let Some(&Head { len, .. }) = head
+            && len >= LARGE
+            && self.large.is_none()
+        {
+            let mut buffer = Buffer::new(len)?;
+            buffer.put_slice(&self.bytes);
+            self.bytes.clear();
+            self.large = Some(Large { buffer, len });
+        }
+        Ok(())
     }
 
     fn frame_of(&mut self, head: Head, body: Held) -> Result<Frame, RecvError> {
-        let (fds, fds_lost) = self.claim(&head)?;
+        let claimed = self.batches.claim(&head, self.limits.fds);
+        let (fds, fds_lost) = claimed.map_err(|reason| self.refuse(reason))?;
         Ok(Frame { kind: head.kind, id: head.id, body, more: Extra::default(), fds, fds_lost })
     }
 
@@ -288,26 +279,6 @@ impl Inbox {
     /// What is here of the frame that is under way.
     fn here(&self) -> &[u8] {
         self.large.as_ref().map_or(&self.bytes, |large| large.buffer.bytes())
-    }
-
-    /// The fds of a frame that is being taken, and whether some are lost. They come with its first byte, so they are here before
-    /// its last one.
-    fn claim(&mut self, head: &Head) -> Result<(Extra<Passenger>, bool), RecvError> {
-        let batch = if head.fds == 0 { None } else { self.batches.pop_front() };
-        for batch in &mut self.batches {
-            batch.within = batch.within.saturating_sub(HEAD_LEN + head.len);
-        }
-        if self.batches.front().is_some_and(|batch| batch.within == 0) {
-            return Err(self.refuse("file descriptors that no frame announced"));
-        }
-        match batch {
-            Some(batch) if batch.fds.len() != head.fds && !batch.lost => {
-                Err(self.refuse("another number of file descriptors than announced"))
-            }
-            batch => Ok(batch.map_or((Extra::default(), false), |batch| {
-                (batch.fds.into_iter().map(Passenger::from).collect(), batch.lost)
-            })),
-        }
     }
 
     /// Reads once, without waiting.
@@ -351,14 +322,11 @@ impl Inbox {
             Ok(Received { len: 0, .. }) => self.ended(),
             // The peer went with bytes of ours unread. What it had sent has been read before this.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => self.ended(),
-            Ok(Received { fds, fds_lost: lost, .. }) => {
-                if !fds.is_empty() || lost {
-                    self.batches.push_back(Batch { fds, lost, within: self.decoder.held(self.here()) });
-                }
-                if self.batches.len() > MAX_BATCHES {
-                    return Err(self.refuse("file descriptors that no frame announced"));
-                }
+            Ok(Received { fds, fds_lost: lost, .. }) if !fds.is_empty() || lost => {
+                let within = self.decoder.held(self.here());
+                self.batches.push(Batch { fds, lost, within }, self.limits.fds);
             }
+            Ok(_) => {}
             Err(error) => return Err(error.into()),
         }
         Ok(())
@@ -366,7 +334,7 @@ impl Inbox {
 
     fn ended(&mut self) {
         self.state = if self.decoder.at_boundary(&self.bytes) { State::Ended } else { State::Cut };
-        self.batches.clear();
+        self.batches.0.clear();
     }
 
     /// Ends the stream for what the peer did.
@@ -378,7 +346,7 @@ impl Inbox {
         self.state = State::Broken(broken);
         self.bytes = BytesMut::new();
         self.large = None;
-        self.batches.clear();
+        self.batches.0.clear();
         broken.into()
     }
 
@@ -390,3 +358,6 @@ impl Inbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,12 +17,14 @@
 //!  shared.rs   slice.rs            bytes that are not copied at all, and as numbers
 //!  fd.rs                           files, sockets and pipes as values
 //!  outbox.rs   inbox.rs            frames that leave and arrive, gathered
+//!  batches.rs                      the fds that have come for frames
 //!  socket.rs                       a socket that tasks and threads can wait for
 //!  turns.rs    block.rs            whose turn it is of the tasks that wait for one; and how a thread waits for a future
 //! ```
 
 mod acked;
 pub(crate) mod background;
+mod batches;
 mod block;
 pub(crate) mod broker;
 #[cfg(test)]

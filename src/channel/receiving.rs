@@ -9,7 +9,8 @@ use bytes::BytesMut;
 use serde::de::DeserializeOwned;
 use tokio::task::coop;
 
-use super::inbox::{Batch, Inbox};
+use super::batches::Batch;
+use super::inbox::Inbox;
 use super::moved::{self, Moved};
 use super::socket::Socket;
 use super::value;
@@ -22,7 +23,6 @@ use crate::wire::frame::{Frame, Limits, VALUE};
 pub(super) struct Receiving {
     socket: Arc<Socket>,
     inbox: Inbox,
-    limits: Limits,
     /// Whether another process has this end now.
     moved: Moved,
     /// The stream of values has given its end, or the error that is one.
@@ -36,8 +36,8 @@ impl Receiving {
 
     /// A side that goes on where another one stood; see [`hand_over`](Self::hand_over).
     pub(super) fn resume(socket: Arc<Socket>, limits: Limits, unread: BytesMut, batches: VecDeque<Batch>) -> Self {
-        let inbox = Inbox::resume(limits.body, unread, batches);
-        Self { socket, inbox, limits, moved: Moved::default(), over: false }
+        let inbox = Inbox::resume(limits, unread, batches);
+        Self { socket, inbox, moved: Moved::default(), over: false }
     }
 
     pub(super) fn socket(&self) -> &Arc<Socket> {
@@ -45,12 +45,11 @@ impl Receiving {
     }
 
     pub(super) fn limits(&self) -> Limits {
-        self.limits
+        self.inbox.limits()
     }
 
     pub(super) fn set_limits(&mut self, limits: Limits) {
-        self.limits = limits;
-        self.inbox.set_max_body(limits.body);
+        self.inbox.set_limits(limits);
     }
 
     /// The next value; `None` after a clean end.
@@ -88,7 +87,7 @@ impl Receiving {
         let budget = ready!(coop::poll_proceed(cx));
         let frame = ready!(self.inbox.poll_frame(cx, &self.socket, &|| {}));
         budget.made_progress();
-        Poll::Ready(self.within(frame))
+        Poll::Ready(frame)
     }
 
     /// Waits until the peer can send nothing more, without reading what it has sent.
@@ -99,30 +98,18 @@ impl Receiving {
     /// As [`poll_frame`](Self::poll_frame), on this thread.
     pub(super) fn blocking_frame(&mut self) -> Result<Option<Frame>, RecvError> {
         self.check()?;
-        let frame = self.inbox.blocking_frame(&self.socket);
-        self.within(frame)
+        self.inbox.blocking_frame(&self.socket)
     }
 
     /// The next frame if it has arrived already: `Ok(None)` says nothing about the end.
     pub(super) fn try_frame(&mut self) -> Result<Option<Frame>, RecvError> {
         self.check()?;
-        let frame = self.inbox.try_frame(&self.socket);
-        self.within(frame)
+        self.inbox.try_frame(&self.socket)
     }
 
     /// Whether the end was read, behind which nothing comes.
     pub(super) fn is_over(&self) -> bool {
         self.inbox.is_over()
-    }
-
-    /// Refuses a frame with too many fds. That of its bytes is the inbox's, before they come.
-    fn within(&mut self, frame: Result<Option<Frame>, RecvError>) -> Result<Option<Frame>, RecvError> {
-        match frame {
-            Ok(Some(frame)) if frame.fds.len() > self.limits.fds => {
-                Err(self.refuse("more file descriptors in one message than this end takes"))
-            }
-            frame => frame,
-        }
     }
 
     /// Ends the stream for what the peer did.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::inbox::{Batch, MAX_BATCHES};
+use super::batches::{Batch, MAX_BATCHES};
 use super::receiving::Receiving;
 use super::sending::Sending;
 use super::socket::Socket;

@@ -113,6 +113,7 @@ mod tests {
     use crate::process::keeper::{self, Terms};
     use crate::process::program::{Plain, Program};
     use crate::sys::in_child::InChild;
+    use crate::wire::frame::Limits;
     use crate::wire::message::Life;
 
     /// It failed with "cannot receive", and nothing else.
@@ -123,7 +124,7 @@ mod tests {
         let child = keeper::spawn_async(Box::new(launch), Terms::default()).await.unwrap().child;
         // From which nothing can be received.
         let socket = Socket::new(std::fs::File::open("/dev/null").unwrap().into());
-        let (inbox, outbox) = (Inbox::new(1), Outbox::default());
+        let (inbox, outbox) = (Inbox::new(Limits::default()), Outbox::default());
         let mut worker = Worker { child, socket, inbox, outbox, stdin: None, stdout: None, stderr: None, ledger: None };
         // In the C library's words.
         let why = std::io::Error::from_raw_os_error(libc::ENOTSOCK).to_string();

@@ -33,7 +33,7 @@ use crate::sys::ledger::Ledger;
 use crate::sys::limits::Limits;
 use crate::sys::socket;
 use crate::sys::worker::{Slot, program_name};
-use crate::wire::frame::{DEFAULT_MAX_BODY, Frame};
+use crate::wire::frame::{self, DEFAULT_MAX_BODY, Frame};
 use crate::wire::message::{self, Hello, Kind, Life, Seat};
 
 /// What a worker is: this very file, even when it has been replaced or removed.
@@ -357,7 +357,7 @@ pub(crate) async fn launch(plan: &Plan, name: &str, words: FirstWords) -> Result
     let worker = Worker {
         child: started.child,
         socket: ours,
-        inbox: Inbox::new(plan.max_body),
+        inbox: Inbox::new(frame::Limits::default().with_body(plan.max_body)),
         outbox,
         stdin: started.stdin,
         stdout: started.stdout,

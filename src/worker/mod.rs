@@ -32,7 +32,7 @@ use crate::sys::watch;
 use crate::sys::worker::{self as sys, Slot};
 use crate::wire::body;
 use crate::wire::fds::LOST;
-use crate::wire::frame::{DEFAULT_MAX_BODY, Frame};
+use crate::wire::frame::{DEFAULT_MAX_BODY, Frame, Limits};
 use crate::wire::message::{self, Hello, Kind, Run};
 
 /// Whether this process turned out to be a worker.
@@ -202,7 +202,7 @@ fn watch_parent(socket: &'static Socket) -> io::Result<()> {
 
 /// Shakes hands, serves, and ends the process.
 fn serve(socket: &Socket, slot: Slot) -> ! {
-    let mut inbox = Inbox::new(DEFAULT_MAX_BODY + Run::HEAD_LEN);
+    let mut inbox = Inbox::new(Limits { body: DEFAULT_MAX_BODY + Run::HEAD_LEN, ..Limits::default() });
     let hello = match inbox.blocking_frame(socket) {
         Ok(Some(frame)) if frame.kind == Kind::Hello as u8 => frame,
         Err(RecvError::Io(error)) => refuse(socket, &format!("it cannot read from its parent: {error}")),

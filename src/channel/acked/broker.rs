@@ -19,7 +19,7 @@ use crate::channel::service::last_word;
 use crate::error::RecvError;
 use crate::task::unheeded;
 use crate::wire::extra::Extra;
-use crate::wire::frame::{Frame, VALUE, body_len};
+use crate::wire::frame::{Frame, Limits, VALUE, body_len};
 use crate::wire::held::Held;
 
 /// How many items may wait for a receiver.
@@ -137,7 +137,7 @@ impl Broker {
     pub(super) async fn serve(self: Arc<Self>, sending: Arc<Sending>) {
         let who = self.enter(&sending);
         // All that it says fits into headers.
-        let mut inbox = Inbox::new(0);
+        let mut inbox = Inbox::new(Limits::new(0, 0));
         // However it ends, by a close, a death, or words that make no sense: what it has goes to others.
         let ended = loop {
             let frame = match inbox.frame(sending.socket()).await {

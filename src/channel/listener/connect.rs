@@ -13,6 +13,7 @@ use crate::channel::block::block_on;
 use crate::channel::duplex::Sides;
 use crate::channel::{Duplex, background};
 use crate::sys::rendezvous::Directory;
+use crate::wire::frame::MAX_FDS;
 
 /// Connects to a [`Listener`](crate::Listener) of this user: the end sends `A` and receives `B`, so the listener is a
 /// `Listener<B, A>`.
@@ -89,7 +90,8 @@ async fn shake_hands(path: &Path, admit: Option<Admit>) -> io::Result<Sides> {
     let mut sides = Sides::new(socket);
     // A listener that refuses may have gone before it is told anything; what it said is still there.
     let _ = sides.sending.post(hello());
-    expect_hello(&mut sides).await?;
+    // Behind its hello may be messages: it is through with us then.
+    expect_hello(&mut sides, MAX_FDS).await?;
     Ok(sides)
 }
 

@@ -173,7 +173,8 @@ async fn greet(mut sides: Sides, admit: Option<Admit>) -> Option<(Sides, Peer)> 
         let _ = sides.sending.post(Frame { kind: REFUSAL, ..Frame::default() });
         return None;
     }
-    expect_hello(&mut sides).await.ok()?;
+    // It sends nothing else before it has our hello.
+    expect_hello(&mut sides, 0).await.ok()?;
     sides.sending.post(hello()).ok()?;
     Some((sides, peer))
 }
@@ -190,9 +191,9 @@ pub(super) fn hello() -> Frame {
     Frame { kind: HELLO, ..Frame::default() }
 }
 
-/// Waits for the other side's word, and takes no more from it than that.
-pub(super) async fn expect_hello(sides: &mut Sides) -> io::Result<()> {
-    sides.receiving.set_limits(Limits::new(0, 0));
+/// Waits for the other side's word, and takes no more from it than that. What comes in the same read may have so many fds.
+pub(super) async fn expect_hello(sides: &mut Sides, fds_behind: usize) -> io::Result<()> {
+    sides.receiving.set_limits(Limits::new(0, fds_behind));
     let frame = poll_fn(|cx| sides.receiving.poll_frame(cx)).await.map_err(io::Error::other)?;
     sides.receiving.set_limits(Limits::default());
     match frame.map(|frame| frame.kind) {
@@ -200,5 +201,48 @@ pub(super) async fn expect_hello(sides: &mut Sides) -> io::Result<()> {
         Some(REFUSAL) => Err(io::Error::new(io::ErrorKind::PermissionDenied, "the listener refused this process")),
         Some(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "no end of a channel is there")),
         None => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the other side has gone")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSlice;
+
+    use futures::FutureExt as _;
+
+    use super::*;
+    use crate::channel::fuzz::Lent;
+    use crate::channel::{Duplex, Fd, value};
+    use crate::wire::frame::MAX_FDS;
+
+    fn wire(frame: &Frame) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        frame.put_head(&mut bytes);
+        bytes.extend_from_slice(&frame.body);
+        bytes
+    }
+
+    #[tokio::test]
+    async fn a_stranger_has_no_fds_held_before_its_hello() {
+        for (bytes, fds) in [(&[0][..], 1), (&[0], 253), (&wire(&hello()), 1)] {
+            let ((theirs, ours), lent) = (socket::stream_pair().unwrap(), Lent::new());
+            let sides = Sides::new(ours);
+            socket::send(&theirs, &[IoSlice::new(bytes)], &lent.times(fds)).unwrap();
+            let greeted = greet(sides, None).now_or_never();
+            assert!(matches!(greeted, Some(None)), "{fds}");
+            lent.assert_closed();
+        }
+    }
+
+    /// The kernel gives both in one read.
+    #[tokio::test]
+    async fn a_message_with_fds_right_behind_a_listeners_hello_is_whole() {
+        let ((theirs, ours), lent) = (socket::stream_pair().unwrap(), Lent::new());
+        let mut sides = Sides::new(ours);
+        socket::send(&theirs, &[IoSlice::new(&wire(&hello()))], &[]).unwrap();
+        let message = value::encode(&Fd::from(lent.copy()), 100).unwrap();
+        socket::send(&theirs, &[IoSlice::new(&wire(&message))], &lent.times(1)).unwrap();
+        expect_hello(&mut sides, MAX_FDS).await.unwrap();
+        assert!(Duplex::<(), Fd>::over(sides).recv().await.unwrap().is_some());
     }
 }

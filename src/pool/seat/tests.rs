@@ -6,7 +6,7 @@ use crate::channel::inbox::Inbox;
 use crate::error::TaskError;
 use crate::pool::job::{Awaits, Wishes};
 use crate::sys::worker::on_last_processor;
-use crate::wire::frame::Frame;
+use crate::wire::frame::{Frame, Limits};
 
 /// As many tasks as a worker is sent after one answer that took so long to come.
 fn room_after(waited: Duration, own: Option<Duration>) -> usize {
@@ -82,7 +82,7 @@ fn what_is_given_while_somebody_writes_leaves_behind_that_and_once() {
     let (socket, mut second) = desk.take_outbox(socket, first, true, &mut Vec::new()).expect("there is more");
     second.flush(&*socket).unwrap();
     assert!(desk.take_outbox(socket, second, true, &mut Vec::new()).is_none());
-    let mut inbox = Inbox::new(1024);
+    let mut inbox = Inbox::new(Limits::default().with_body(1024));
     let ids = [(); 2].map(|()| inbox.try_frame(&peer).unwrap().unwrap().id);
     assert_eq!((ids, inbox.try_frame(&peer).unwrap().is_none()), ([1, 2], true));
     desk.outbox.push(frame(3));
@@ -101,7 +101,7 @@ fn what_did_not_fit_is_back_on_the_desk_in_its_order() {
     );
     assert!(desk.is_unwritten());
     desk.write(&socket, &mut Vec::new()).unwrap();
-    let mut inbox = Inbox::new(1024);
+    let mut inbox = Inbox::new(Limits::default().with_body(1024));
     let ids = [(); 2].map(|()| inbox.try_frame(&peer).unwrap().unwrap().id);
     assert_eq!(ids, [1, 2]);
 }
