@@ -87,7 +87,7 @@ impl Receiving {
         let budget = ready!(coop::poll_proceed(cx));
         let frame = ready!(self.inbox.poll_frame(cx, &self.socket, &|| {}));
         budget.made_progress();
-        Poll::Ready(frame)
+        Poll::Ready(self.passed(frame))
     }
 
     /// Waits until the peer can send nothing more, without reading what it has sent.
@@ -98,13 +98,15 @@ impl Receiving {
     /// As [`poll_frame`](Self::poll_frame), on this thread.
     pub(super) fn blocking_frame(&mut self) -> Result<Option<Frame>, RecvError> {
         self.check()?;
-        self.inbox.blocking_frame(&self.socket)
+        let frame = self.inbox.blocking_frame(&self.socket);
+        self.passed(frame)
     }
 
     /// The next frame if it has arrived already: `Ok(None)` says nothing about the end.
     pub(super) fn try_frame(&mut self) -> Result<Option<Frame>, RecvError> {
         self.check()?;
-        self.inbox.try_frame(&self.socket)
+        let frame = self.inbox.try_frame(&self.socket);
+        self.passed(frame)
     }
 
     /// Whether the end was read, behind which nothing comes.
@@ -114,7 +116,22 @@ impl Receiving {
 
     /// Ends the stream for what the peer did.
     pub(super) fn refuse(&mut self, reason: &'static str) -> RecvError {
-        self.inbox.refuse(reason)
+        let refused = self.inbox.refuse(reason);
+        self.ended(&refused);
+        refused
+    }
+
+    /// All that is read passes here.
+    fn passed(&self, frame: Result<Option<Frame>, RecvError>) -> Result<Option<Frame>, RecvError> {
+        frame.inspect_err(|error| self.ended(error))
+    }
+
+    /// Tells a peer whose stream has ended for what it did that nobody will read on: a sender that waits for room is not left to
+    /// wait for the end of this end.
+    fn ended(&self, error: &RecvError) {
+        if matches!(error, RecvError::TooLarge { .. } | RecvError::Protocol { .. }) {
+            let _ = sys::end_receiving(&*self.socket);
+        }
     }
 
     /// As [`poll_value`](Self::poll_value), on this thread.
@@ -150,16 +167,52 @@ impl Receiving {
     }
 
     fn value<T: DeserializeOwned>(&mut self, frame: Result<Option<Frame>, RecvError>) -> Result<Option<T>, RecvError> {
-        let broken = match frame {
-            Ok(None) => return Ok(None),
-            Ok(Some(frame)) if frame.kind == VALUE => return value::decode(frame).map(Some),
-            Ok(Some(_)) => self.inbox.refuse("a frame that is no value"),
-            Err(error) => error,
-        };
-        if matches!(broken, RecvError::TooLarge { .. } | RecvError::Protocol { .. }) {
-            // Nobody will read on. A sender that waits for room is told so, and not left to wait for the end of this end.
-            let _ = sys::end_receiving(&*self.socket);
+        match frame? {
+            None => Ok(None),
+            Some(frame) if frame.kind == VALUE => value::decode(frame).map(Some),
+            Some(_) => Err(self.refuse("a frame that is no value")),
         }
-        Err(broken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSlice;
+    use std::task::Waker;
+
+    use super::*;
+    use crate::wire::frame::Head;
+
+    type Take = fn(&mut Receiving) -> Result<Option<Frame>, RecvError>;
+
+    /// Only where values were received it was told. Elsewhere it stayed in the middle of its frame until this end was dropped.
+    #[test]
+    fn a_peer_is_told_that_nobody_reads_on_whoever_reads() {
+        let polled = |side: &mut Receiving| match side.poll_frame(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(taken) => taken,
+            Poll::Pending => Ok(None),
+        };
+        let refused = |side: &mut Receiving| {
+            side.try_frame().unwrap().expect("it is none to refuse by itself");
+            Err(side.refuse("a frame that has no place here"))
+        };
+        let ways: [(Take, usize, usize); 5] = [
+            (polled, 101, 0),
+            (Receiving::blocking_frame, 101, 0),
+            (Receiving::try_frame, 101, 0),
+            (Receiving::try_frame, 100, 2),
+            (refused, 0, 0),
+        ];
+        for (way, (take, len, fds)) in ways.into_iter().enumerate() {
+            let (theirs, ours) = sys::stream_pair().unwrap();
+            let mut side = Receiving::new(Arc::new(Socket::new(ours)), Limits::new(100, 1));
+            let mut bytes = Vec::new();
+            Head { len, kind: VALUE, fds, id: 0 }.put(&mut bytes);
+            let write = || sys::send(&theirs, &[IoSlice::new(&bytes)], &[]);
+            write().unwrap();
+            let taken = take(&mut side);
+            assert!(matches!(taken, Err(RecvError::TooLarge { .. } | RecvError::Protocol { .. })), "{way}: {taken:?}");
+            assert_eq!(write().unwrap_err().kind(), io::ErrorKind::BrokenPipe, "{way}");
+        }
     }
 }

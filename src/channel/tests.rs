@@ -13,7 +13,7 @@ use bytes::BytesMut;
 use super::inbox::Inbox;
 use super::socket::Socket;
 use super::{Client, Duplex, Receiver, SharedBytes, SharedBytesMut, serve, value};
-use crate::error::{CallError, RecvError};
+use crate::error::{CallError, RecvError, SendError};
 use crate::sys::memory;
 use crate::sys::socket::{self, Ready, Wait};
 use crate::wire::extra::Extra;
@@ -301,6 +301,28 @@ async fn a_client_whose_move_is_called_off_goes_on_though_its_reader_has_seen_th
             tokio::task::yield_now().await;
         }
         drop(frame);
+    }
+}
+
+/// It stayed in the middle of its answer for as long as the client was there.
+#[tokio::test]
+async fn a_server_is_told_that_its_client_reads_on_no_more() {
+    for kind in [ANSWER, REQUEST] {
+        let (theirs, ours) = socket::stream_pair().unwrap();
+        let client = Client::<(), Vec<u8>>::new(Duplex::new(ours).max_message(1000));
+        let mut server = Duplex::<(), ()>::new(theirs).into_sides();
+        let answering = async {
+            let request = poll_fn(|cx| server.receiving.poll_frame(cx)).await.unwrap().unwrap();
+            // To a client that is no answer.
+            let first = value::encode(&vec![7_u8; if kind == ANSWER { 8 << 20 } else { 1 }], usize::MAX).unwrap();
+            let first = server.sending.send(Frame { kind, id: request.id, ..first }).await;
+            let second = value::encode(&vec![7_u8; 8 << 20], usize::MAX).unwrap();
+            first.and(server.sending.send(Frame { kind: ANSWER, id: request.id, ..second }).await)
+        };
+        let both = async { tokio::join!(client.call(()), answering) };
+        let (called, answered) = tokio::time::timeout(Duration::from_secs(20), both).await.expect("it waits for ever");
+        assert!(matches!(called, Err(CallError::TooLarge { .. } | CallError::Protocol { .. })), "{called:?}");
+        assert!(matches!(answered, Err(SendError::Closed)), "{answered:?}");
     }
 }
 
