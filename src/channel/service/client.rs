@@ -91,7 +91,8 @@ impl<Req: Serialize, Resp: DeserializeOwned> Client<Req, Resp> {
     /// # Cancel safety
     ///
     /// Dropping it cancels the call: a request that has not left is not sent, and otherwise the server drops its handler, or
-    /// skips the request if it has not begun with it.
+    /// skips the request if it has not begun with it. A [`blocking_serve`](crate::blocking_serve) does not see in time a
+    /// cancellation that lies behind more than 256 KiB or 8 file descriptors of other requests.
     pub fn call(&self, request: Req) -> impl Future<Output = Result<Resp, CallError>> + Send {
         let request = self.request(request);
         async move { answer(self.calls.call(request?, Place::here, &mut false).await?) }

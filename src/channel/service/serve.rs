@@ -27,7 +27,8 @@ use crate::task::panic::caught as panic_of;
 use crate::task::unheeded;
 use crate::wire::frame::{ANSWER, CANCEL, Frame, Limits, REFUSAL, REQUEST};
 
-/// Requests that wait are read ahead while they are less than this many bytes, so that their cancellation is seen.
+/// Requests are read ahead while those behind the one whose turn it is are less than this many bytes, so that their
+/// cancellation, and its own, is seen.
 const AHEAD: usize = 256 * 1024;
 
 /// And while they have fewer fds than this: those of all the calls that a client may have open could take every fd that this process
@@ -182,7 +183,9 @@ pub(in crate::channel) fn last_word(sending: &Arc<Sending>, reason: &str) {
 
 /// As [`serve`], on this thread and one request after the other; not for async code.
 ///
-/// A request that its client cancels before its turn comes is skipped, and so are all that wait when the client ends.
+/// A request that its client cancels before its turn comes is skipped, and so are all that wait when the client ends. At each turn
+/// what lies behind the request is read for that, up to 256 KiB or 8 file descriptors of other requests: a cancellation, or an end,
+/// behind more of them is not seen in time.
 ///
 /// # Errors
 ///
@@ -226,7 +229,7 @@ where
             let Some(frame) = sides.receiving.blocking_frame()? else { return Ok(()) };
             waiting.take(frame).map_err(|reason| sides.receiving.refuse(reason))?;
         }
-        while waiting.bytes < AHEAD && waiting.fds < AHEAD_FDS {
+        while waiting.has_room() {
             let Some(frame) = sides.receiving.try_frame()? else { break };
             waiting.take(frame).map_err(|reason| sides.receiving.refuse(reason))?;
         }
@@ -277,6 +280,12 @@ impl Waiting {
             _ => return Err("a frame that is no request"),
         }
         Ok(())
+    }
+
+    /// Whether to read on. The request whose turn it is does not count, or nothing behind a large one would be read.
+    fn has_room(&self) -> bool {
+        let (bytes, fds) = self.requests.front().map_or((0, 0), |first| (first.wire_len(), first.fds.len()));
+        self.bytes - bytes < AHEAD && self.fds - fds < AHEAD_FDS
     }
 
     fn next(&mut self) -> Option<Frame> {
@@ -350,8 +359,17 @@ fn reason(error: &dyn Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{IoSlice, Write as _};
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
     use super::*;
     use crate::channel::duplex;
+    use crate::channel::fuzz::Lent;
+    use crate::channel::inbox::Inbox;
+    use crate::channel::socket::Socket;
+    use crate::sys::socket;
+    use crate::wire::frame::Head;
 
     /// The answers of one that did not read them stayed here.
     #[tokio::test]
@@ -367,6 +385,29 @@ mod tests {
         tokio::select! {
             served = serve_within(MAX_CALLS, theirs, handle) => panic!("it has ended: {served:?}"),
             first = answered => assert_eq!((first.kind, first.id), (ANSWER, 100)),
+        }
+    }
+
+    /// It was handled, however long before its turn it was cancelled: nothing behind it was read.
+    #[test]
+    fn a_request_that_is_as_much_as_may_wait_is_skipped_when_it_is_cancelled() {
+        for (len, fds) in [(AHEAD, 0), (10, AHEAD_FDS)] {
+            let (theirs, ours) = socket::stream_pair().unwrap();
+            let serving = thread::spawn(|| blocking_serve(Duplex::<u32, u32>::new(ours), |n| n));
+            let (mut head, mut last, lent) = (Vec::new(), vec![7], Lent::new());
+            Head { len, kind: REQUEST, fds, id: 1 }.put(&mut head);
+            socket::send(&theirs, &[IoSlice::new(&head)], &lent.times(fds)).unwrap();
+            let mut stream = UnixStream::from(socket::duplicate(&theirs).unwrap());
+            stream.write_all(&vec![7; len - 1]).unwrap();
+            // What is sent as one comes as one.
+            Head { len: 0, kind: CANCEL, fds: 0, id: 1 }.put(&mut last);
+            Head { len: 1, kind: REQUEST, fds: 0, id: 2 }.put(&mut last);
+            last.push(7);
+            stream.write_all(&last).unwrap();
+            let answer = Inbox::new(Limits::default()).blocking_frame(&Socket::new(theirs)).unwrap().unwrap();
+            assert_eq!((answer.kind, answer.id), (ANSWER, 2), "{len} bytes and {fds} fds");
+            drop(stream);
+            serving.join().unwrap().unwrap();
         }
     }
 }
