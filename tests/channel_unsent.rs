@@ -2,6 +2,8 @@
 
 #![expect(clippy::needless_pass_by_value, reason = "a task owns its arguments")]
 
+mod support;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
@@ -377,35 +379,42 @@ async fn the_ends_in_a_message_that_nobody_can_receive_go_on() {
     pairs.end().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_ends_in_an_answer_whose_caller_has_gone_go_on() {
-    let mut pairs = Pairs::new();
-    let (calls, called) = duplex::<(), (Ends, Rest)>().unwrap();
-    let (at_work, works) = std::sync::mpsc::channel();
-    let (go, may_go) = std::sync::mpsc::channel();
-    let ends = pairs.ends.clone();
-    let service = std::thread::spawn(move || {
-        multiproc::blocking_serve(called, move |()| {
-            at_work.send(()).unwrap();
-            may_go.recv().unwrap();
-            (ends.clone(), Rest::Fine)
-        })
-    });
-    let asking = std::thread::spawn(move || {
-        // In a runtime of its own, which has gone with the client: what just reads for that in another thread keeps it a moment longer.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let client = Client::new(calls);
+/// In a process of its own: one that another test starts just then has the client's socket until it is its program.
+#[test]
+fn the_ends_in_an_answer_whose_caller_has_gone_go_on() {
+    support::alone("the_ends_in_an_answer_whose_caller_has_gone_go_on", || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
-            let mut call = std::pin::pin!(client.call(()));
-            assert!(call.as_mut().now_or_never().is_none());
-            works.recv().unwrap();
+            let mut pairs = Pairs::new();
+            let (calls, called) = duplex::<(), (Ends, Rest)>().unwrap();
+            let (at_work, works) = std::sync::mpsc::channel();
+            let (go, may_go) = std::sync::mpsc::channel();
+            let ends = pairs.ends.clone();
+            let service = std::thread::spawn(move || {
+                multiproc::blocking_serve(called, move |()| {
+                    at_work.send(()).unwrap();
+                    may_go.recv().unwrap();
+                    (ends.clone(), Rest::Fine)
+                })
+            });
+            let asking = std::thread::spawn(move || {
+                // In a runtime of its own, which has gone with the client: what just reads for that in another thread keeps it a
+                // moment longer.
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let client = Client::new(calls);
+                runtime.block_on(async {
+                    let mut call = std::pin::pin!(client.call(()));
+                    assert!(call.as_mut().now_or_never().is_none());
+                    works.recv().unwrap();
+                });
+            });
+            asking.join().unwrap();
+            go.send(()).unwrap();
+            let _ = service.join().unwrap();
+            pairs.go_on();
+            pairs.end().await;
         });
     });
-    asking.join().unwrap();
-    go.send(()).unwrap();
-    let _ = service.join().unwrap();
-    pairs.go_on();
-    pairs.end().await;
 }
 
 fn wait_for_word(mut word: Receiver<()>) {
