@@ -1,8 +1,8 @@
 //! One worker's place in the pool: what the dispatcher, the callers and the supervisor share of it.
 //!
 //! A caller that has a task for an idle worker writes it at once, in its own task; only what does not fit into the socket, what
-//! needs a clock, and what comes while many workers are busy, wakes the supervisor. Whoever wants a task's worker ended leaves a word here; the supervisor, which
-//! alone knows whether that task is still the one that runs, acts on it.
+//! needs a clock, and what comes while many workers are busy, wakes the supervisor. Whoever wants a task's worker ended leaves a
+//! word here; the supervisor, which alone knows whether that task is still the one that runs, acts on it.
 
 mod back;
 mod clock;

@@ -17,6 +17,12 @@ pub(crate) fn allowed() -> Option<usize> {
     usize::try_from(sched_getaffinity(None).ok()?.count()).ok()
 }
 
+/// Whether this thread's system calls are filtered; prctl(2).
+fn is_filtered() -> bool {
+    // SAFETY: it takes nothing.
+    unsafe { libc::prctl(libc::PR_GET_SECCOMP) > 0 }
+}
+
 /// A thread that stays on the processor that runs it, as do those that it makes meanwhile, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Pinned {
@@ -29,8 +35,7 @@ impl Pinned {
     /// Nor where system calls are filtered, which may be to end who changes his processors: systemd counts that among what a
     /// service with a filter has no business with.
     pub(super) fn here() -> Option<Self> {
-        // SAFETY: it takes nothing; prctl(2).
-        if unsafe { libc::prctl(libc::PR_GET_SECCOMP) } > 0 {
+        if is_filtered() {
             return None;
         }
         // The call knows no more than 1,024 processors, and fails where there may be more.
@@ -77,8 +82,8 @@ mod tests {
     fn a_pinned_thread_and_those_that_it_makes_stay_until_that_ends() {
         let before = sched_getaffinity(None).unwrap();
         let Some(pinned) = Pinned::here() else {
-            assert_eq!(before.count(), 1);
-            return;
+            assert!(before.count() == 1 || is_filtered());
+            return eprintln!("skipped: one processor, or a filter");
         };
         let here = only(processor());
         assert_eq!(sched_getaffinity(None), Ok(here));
@@ -96,7 +101,7 @@ mod tests {
             fewer
         };
         // It takes three processors to be restricted to two.
-        if fewer.count() > 1 {
+        if fewer.count() > 1 && !is_filtered() {
             sched_setaffinity(None, &fewer).unwrap();
             drop(Pinned::here().unwrap());
             assert_eq!(sched_getaffinity(None), Ok(fewer));

@@ -74,7 +74,7 @@ impl ParentWatch {
     ///
     /// A new thread is put on another processor if one is idle, where most workers are over before it has slept again: to wake
     /// that processor, to fault in the same pages on both, and to have the last of the process taken down by the thread that has
-    /// none of it at hand takes a tenth of a short worker's life. So it begins on this processor, unless another one takes it.
+    /// none of it at hand takes up to a tenth of a short worker's life. So it begins on this processor, unless another one takes it.
     ///
     /// A task may forbid system calls to all threads of its process, which then ends at one that is none of its own: so the watch
     /// waits, and calls for nothing before its parent's end. What else it is to have it has from this thread.
