@@ -49,6 +49,48 @@ fn a_pool_works_in_one_runtime_after_another() {
     runtime(0).block_on(within(pool.close()));
 }
 
+/// Who waits in a current-thread runtime is woken before the answer is read, to read it himself.
+#[tokio::test]
+async fn an_answer_is_taken_in_though_who_was_woken_for_it_does_not_come() {
+    let pool = ProcessPool::new(1);
+    pool.start().await.unwrap();
+    let meeting = Meeting::new();
+    let mut one = Box::pin(pool.submit(call(|place: PathBuf| meet(&place, 1), meeting.place())));
+    assert!(is_pending(&mut one).await);
+    meeting.guest().await.go_on().await;
+    // Nobody polls it while the next one gets the worker, and its answer.
+    within(until(|| pool.status().counts.done == 1)).await;
+    let mut other = Box::pin(pool.submit(task!(add(1, 2))));
+    assert!(is_pending(&mut other).await);
+    within(until(|| pool.status().counts.done == 2)).await;
+    assert_eq!(within(other).await.unwrap(), 3);
+    within(one).await.unwrap();
+}
+
+/// They are woken for one another's answers, and each may take in what is another's.
+#[tokio::test]
+async fn callers_of_one_runtime_that_wait_in_turn_for_few_workers_all_get_their_own() {
+    for workers in [1, 2] {
+        let pool = ProcessPool::new(workers);
+        let callers = (0..4_u64).map(|caller| {
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                for n in 0..200 {
+                    assert_eq!(pool.submit(task!(add(caller << 32, n))).await.unwrap(), caller << 32 | n);
+                }
+            })
+        });
+        let own = async {
+            for n in 0..200 {
+                assert_eq!(pool.submit(task!(add(7 << 32, n))).await.unwrap(), 7 << 32 | n);
+            }
+        };
+        let (theirs, ()) = within(futures::future::join(join_all(callers), own)).await;
+        assert!(theirs.into_iter().all(|caller| caller.is_ok()));
+        assert_eq!(pool.status().counts.done, 1000);
+    }
+}
+
 #[test]
 fn the_end_of_one_runtime_takes_no_task_that_another_one_submitted_and_no_worker_has_begun() {
     for workers in [1, 2] {

@@ -76,6 +76,9 @@ impl Batches {
         if head.fds > most {
             return Err(TOO_MANY);
         }
+        if head.fds == 0 && self.0.is_empty() {
+            return Ok((Extra::default(), false));
+        }
         let batch = if head.fds == 0 { None } else { self.0.pop_front() };
         for batch in &mut self.0 {
             batch.within = batch.within.saturating_sub(HEAD_LEN + head.len);

@@ -110,12 +110,11 @@ impl Inbox {
     }
 
     /// The next frame, or `None` once the stream has ended between two frames. After the end and after an error, the
-    /// same again. Calls `herald` each time before it reads what may begin a frame.
-    pub(super) fn poll_frame(
+    /// same again.
+    pub(crate) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
         socket: &Socket,
-        herald: &impl Fn(),
     ) -> Poll<Result<Option<Frame>, RecvError>> {
         loop {
             if let Some(frame) = self.buffered().transpose() {
@@ -125,9 +124,6 @@ impl Inbox {
                 return Poll::Ready(self.end());
             }
             let read = ready!(socket.poll_read(cx, self.drained, || {
-                if self.awaited() == 0 {
-                    herald();
-                }
                 let received = self.read(socket)?;
                 Ok((received, self.drained))
             }));
@@ -147,16 +143,7 @@ impl Inbox {
     /// # Cancel safety
     /// Cancel-safe: what came stays in the inbox.
     pub(crate) async fn frame(&mut self, socket: &Socket) -> Result<Option<Frame>, RecvError> {
-        self.frame_heralded(socket, || {}).await
-    }
-
-    /// As [`frame`](Self::frame), and calls `herald` as [`poll_frame`](Self::poll_frame) does.
-    pub(crate) async fn frame_heralded(
-        &mut self,
-        socket: &Socket,
-        herald: impl Fn(),
-    ) -> Result<Option<Frame>, RecvError> {
-        poll_fn(|cx| self.poll_frame(cx, socket, &herald)).await
+        poll_fn(|cx| self.poll_frame(cx, socket)).await
     }
 
     /// As [`poll_frame`](Self::poll_frame), on this thread.

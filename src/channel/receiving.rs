@@ -85,7 +85,7 @@ impl Receiving {
         self.check()?;
         // A peer that is always ahead must not keep the other tasks of this thread from running.
         let budget = ready!(coop::poll_proceed(cx));
-        let frame = ready!(self.inbox.poll_frame(cx, &self.socket, &|| {}));
+        let frame = ready!(self.inbox.poll_frame(cx, &self.socket));
         budget.made_progress();
         Poll::Ready(self.passed(frame))
     }

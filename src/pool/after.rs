@@ -58,7 +58,8 @@ pub(super) struct Locked<'a> {
 }
 
 impl<'a> Locked<'a> {
-    pub(super) fn new(shared: &'a Arc<Shared>, state: MutexGuard<'a, State>) -> Self {
+    pub(super) fn new(shared: &'a Arc<Shared>, mut state: MutexGuard<'a, State>) -> Self {
+        state.now = None;
         Self { shared, state: Some(state) }
     }
 }

@@ -70,6 +70,10 @@ pub(super) fn begun(frame: &Frame) -> Option<u64> {
 
 /// What a frame answers, if it is an answer.
 pub(super) fn answer(frame: Frame) -> Result<Option<(u64, Outcome)>, Misbehaved> {
+    // As most are that come through the socket.
+    if frame.kind == Kind::Bell as u8 && frame.body.is_empty() && frame.fds.is_empty() {
+        return Ok(None);
+    }
     match FromWorker::parse(frame).map_err(|_| Misbehaved)? {
         FromWorker::Done(frame) => Ok(Some((frame.id, Ok(frame)))),
         FromWorker::Failed(id, failure) => Ok(Some((id, Err(Box::new(failure.into()))))),

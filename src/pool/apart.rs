@@ -25,6 +25,11 @@ impl Apart {
         Self { ledger, surplus: 0 }
     }
 
+    /// Whether most of them do.
+    pub(super) fn is_apart(&self) -> bool {
+        self.surplus == SURE
+    }
+
     /// An answer came, to this thread.
     pub(super) fn heard(&mut self, socket: &Socket) {
         self.surplus = if self.ledger.is_apart() { SURE.min(self.surplus + 1) } else { self.surplus.saturating_sub(1) };

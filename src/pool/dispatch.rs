@@ -45,7 +45,7 @@ impl Shared {
     fn stamp(&self, state: &mut State, job: &Job) {
         state.submitted += 1;
         job.set_number(state.submitted);
-        self.times.stamp(job, state.waiting.len(), state.submitted);
+        self.times.stamp(job, state.waiting.len(), state.submitted, || state.now());
     }
 
     /// Takes a slot for a task that would not wait for one. `false`: there is none free.
@@ -65,6 +65,9 @@ impl Shared {
     /// Takes the slots of tasks that were given up before their worker was ready. Says whether there were any.
     fn drop_unwanted_assigned(&self, state: &mut State) -> bool {
         let before = state.assigned.len();
+        if before == 0 {
+            return false;
+        }
         state.assigned.retain(|job| job.is_wanted());
         let dropped = before - state.assigned.len();
         for _ in 0..dropped {
@@ -140,7 +143,7 @@ impl Shared {
     /// Gives a task with a slot to a worker: the one that was idle last, or one that is still to be started.
     pub(super) fn place(self: &Arc<Self>, state: &mut State, job: Arc<Job>) {
         if let Some(seat) = state.idle.pop() {
-            match seat.give(job) {
+            match seat.give(job, state.is_nearby(&seat), state.now()) {
                 Ok(()) => {
                     state.watch(&seat);
                     if state.is_crowded() {
@@ -240,6 +243,7 @@ impl Shared {
         state.take_in(endings, unfinished);
         let surplus = state.seats.len() > state.target && state.staying() > state.target;
         let mut desk = seat.desk();
+        let worn = worn || desk.max_tasks.is_some_and(|most| desk.done >= most);
         let over = worn || surplus || desk.state == WorkerState::Draining || state.phase == Phase::Cancelled;
         if over {
             let back = desk.take_back();
@@ -289,7 +293,7 @@ impl Shared {
             return Turn::Retire;
         }
         while let Some(job) = state.assigned.pop_front() {
-            if let Err(why) = seat.give(job) {
+            if let Err(why) = seat.give(job, state.is_nearby(seat), state.now()) {
                 self.give_up(state, why);
                 continue;
             }

@@ -17,6 +17,7 @@ mod chore;
 mod chunk;
 mod counts;
 mod dispatch;
+mod drive;
 mod ending;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 
 use self::clock::Clock;
 pub(super) use self::writing::is_end;
+use super::drive::{Drive, has_one_thread};
 use super::job::{Job, Unsent};
 use super::life::{Event, WorkerState};
 use crate::channel::outbox::Outbox;
@@ -60,6 +61,10 @@ pub(super) struct Seat {
     pub(super) index: usize,
     /// Where its supervisor runs.
     pub(super) runtime: Option<Handle>,
+    /// Whether that polls all that runs in it on one thread.
+    pub(super) has_one_thread: bool,
+    /// Its supervisor.
+    pub(super) drive: Drive,
     desk: Mutex<Desk>,
     /// Rings when the supervisor should look at the desk.
     pub(super) bell: Notify,
@@ -73,6 +78,8 @@ pub(super) struct Desk {
     child: Option<Kept>,
     /// Whether it holds a permit of the pool: it does from its first task on until it has none.
     pub(super) holds_permit: bool,
+    /// Whether who gave it its last task first is probably in the runtime of its supervisor.
+    nearby: bool,
     socket: Option<Arc<Socket>>,
     ledger: Option<Arc<Ledger>>,
     outbox: Outbox,
@@ -126,7 +133,9 @@ struct Sent {
 
 impl Seat {
     pub(super) fn new(index: usize, runtime: Option<Handle>) -> Arc<Self> {
-        Arc::new(Self { index, runtime, desk: Mutex::new(Desk::empty()), bell: Notify::new() })
+        let has_one_thread = runtime.as_ref().is_some_and(has_one_thread);
+        let (drive, desk, bell) = (Drive::default(), Mutex::new(Desk::empty()), Notify::new());
+        Arc::new(Self { index, runtime, has_one_thread, drive, desk, bell })
     }
 
     /// Whether its supervisor runs in that runtime.
@@ -141,13 +150,16 @@ impl Seat {
     /// Gives a task to this idle worker, which takes over the task's permit, unless it can't be sent: then it is still idle.
     ///
     /// It is in the outbox then, and is to be [written](Self::write) once the pool's lock is gone, or [left](Self::leave).
-    pub(super) fn give(self: &Arc<Self>, job: Arc<Job>) -> Result<(), Unsent> {
+    ///
+    /// `nearby`: who waits for it is probably in the runtime of this worker's supervisor.
+    pub(super) fn give(self: &Arc<Self>, job: Arc<Job>, nearby: bool, now: Instant) -> Result<(), Unsent> {
         let has_timeout = job.timeout.is_some();
         let mut desk = self.desk();
         desk.send(job, self)?;
         desk.apply(Event::Sent);
         desk.holds_permit = true;
-        desk.clock.since = Instant::now();
+        desk.nearby = nearby;
+        desk.clock.since = now;
         if let Some(ledger) = &desk.ledger {
             ledger.note_sender();
         }
@@ -158,12 +170,13 @@ impl Seat {
         Ok(())
     }
 
-    /// Something has come from the worker, and is about to be read. To wake a processor that sleeps takes longer than that: so who
-    /// waits for its only task, and gave it that on another one, is woken now.
+    /// Something has come from the worker, and is about to be read. Who waits for its only task is woken now, where he may be the
+    /// first who can read it, and where he gave it on another processor: to wake one that sleeps takes longer than that.
     pub(super) fn herald(&self) {
         let desk = self.desk();
-        let apart = desk.sent.len() == 1 && desk.ledger.as_ref().is_some_and(|ledger| ledger.is_sender_apart());
-        let job = desk.first().filter(|_| apart).cloned();
+        let is_apart = || desk.ledger.as_ref().is_some_and(|ledger| ledger.is_sender_apart());
+        let is_due = desk.sent.len() == 1 && (desk.nearby || is_apart());
+        let job = desk.first().filter(|_| is_due).cloned();
         drop(desk);
         if let Some(job) = job {
             job.herald();
@@ -177,6 +190,7 @@ impl Desk {
             state: WorkerState::Starting,
             child: None,
             holds_permit: false,
+            nearby: false,
             socket: None,
             ledger: None,
             outbox: Outbox::default(),

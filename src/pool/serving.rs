@@ -2,9 +2,11 @@
 //!
 //! What the supervisor does before and after that is in `supervisor.rs`.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use super::answers::{Misbehaved, answer, begun, pace};
@@ -16,6 +18,8 @@ use super::recall::Review;
 use super::seat::{Desk, is_end};
 use super::state::End;
 use super::supervisor::{Cause, Process, Stopping, Supervisor};
+use crate::channel::inbox::Inbox;
+use crate::channel::socket::Socket;
 use crate::error::{RecvError, TaskError};
 use crate::process::kept::Exit;
 use crate::process::lost::has_lost_its_thread;
@@ -48,6 +52,7 @@ impl Supervisor {
     pub(super) async fn work(&self, process: &mut Process, turn: Turn) -> Cause {
         let kept = process.child.kept().clone();
         let socket = Arc::clone(&process.socket);
+        let ear = self.seat.ear();
         let mut exited = pin!(kept.exited());
         let mut rung = pin!(self.seat.bell.notified());
         let mut turn = Some(turn);
@@ -76,7 +81,9 @@ impl Supervisor {
             };
             // Now that nothing of ours is left to be looked at: a caller that has its result gives the worker its next task at
             // once, on another thread, and would meet us there.
-            process.resolve();
+            if process.resolve() && process.apart.is_apart() {
+                self.seat.drive.see_off().await;
+            }
             if let Some(cause) = over.or_else(|| drained.then_some(Cause::Retired(End::Other))) {
                 return cause;
             }
@@ -90,7 +97,7 @@ impl Supervisor {
             }
             let event = tokio::select! {
                 biased;
-                heard = process.inbox.frame_heralded(&socket, || self.seat.herald()), if !is_long_row => Event::Heard(heard),
+                heard = self.hear(&mut process.inbox, &socket, &ear), if !is_long_row => Event::Heard(heard),
                 _ = &mut exited => Event::Exited,
                 () = &mut rung => {
                     rung.set(self.seat.bell.notified());
@@ -111,6 +118,16 @@ impl Supervisor {
                 idle_until = None;
             }
         }
+    }
+
+    /// The next frame.
+    async fn hear(&self, inbox: &mut Inbox, socket: &Socket, ear: &Waker) -> Result<Option<Frame>, RecvError> {
+        poll_fn(|_| {
+            let heard = inbox.poll_frame(&mut Context::from_waker(ear), socket);
+            self.seat.drive.is_amid_frame(inbox.awaited() > 0);
+            heard
+        })
+        .await
     }
 
     /// Does what follows from an event: gives the worker's next turn, if it is another one, or why the process is to end.
@@ -205,7 +222,7 @@ impl Supervisor {
             process.pace = pace(&frame);
         }
         process.answers.extend(answer(frame)?);
-        match self.take_answers(process)? {
+        match self.settle_answers(process)? {
             // It has come to what was taken from it, and is as good as any other.
             None if self.seat.desk().state == WorkerState::Stalled => {
                 Ok(Some(self.shared.answered(&self.seat, &[], [], false)))
@@ -218,17 +235,18 @@ impl Supervisor {
     /// [resolved](Process::resolve) then. `None`: it has answered nothing.
     fn take_answers(&self, process: &mut Process) -> Result<Option<Turn>, Misbehaved> {
         process.ring.take(&mut process.answers)?;
+        self.settle_answers(process)
+    }
+
+    /// As [`take_answers`](Self::take_answers), of those that have been taken out of the ledger.
+    fn settle_answers(&self, process: &mut Process) -> Result<Option<Turn>, Misbehaved> {
         if process.answers.is_empty() {
             process.pace = None;
             return Ok(None);
         }
         self.match_answers(process)?;
-        let tired = {
-            let desk = self.seat.desk();
-            desk.max_tasks.is_some_and(|most| desk.done >= most)
-        };
         let pid = process.child.kept().pid();
-        let worn = tired || process.max_memory.is_some_and(|most| resident_memory(pid).is_some_and(|now| now > most));
+        let worn = process.max_memory.is_some_and(|most| resident_memory(pid).is_some_and(|now| now > most));
         // The worker gets its next tasks before these ones' callers get the results.
         let turn = self.shared.answered(&self.seat, &process.endings, process.unfinished.drain(..), worn);
         process.endings.clear();

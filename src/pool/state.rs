@@ -93,6 +93,8 @@ pub(super) struct State {
     pub(super) watched_ahead: bool,
     /// What is to be done once the lock is gone.
     pub(super) after: After,
+    /// When it was in this access to the state, if somebody has asked: see [`now`](Self::now).
+    pub(super) now: Option<Instant>,
 }
 
 /// How the pool stands.
@@ -152,6 +154,7 @@ impl Shared {
                 watched: Vec::new(),
                 watched_ahead: false,
                 after: After::default(),
+                now: None,
             }),
             changed: Notify::new(),
             look: Mutex::default(),
@@ -253,6 +256,17 @@ impl State {
                 self.requeue(job);
             }
         }
+    }
+
+    /// What time it is. It stands still for as long as the lock is held: to look at the clock takes longer than most of what is done
+    /// under it.
+    pub(super) fn now(&mut self) -> Instant {
+        *self.now.get_or_insert_with(Instant::now)
+    }
+
+    /// Whether who submitted a task last is in the one-threaded runtime of this worker's supervisor.
+    pub(super) fn is_nearby(&self, seat: &Seat) -> bool {
+        seat.has_one_thread && self.runtime.as_ref().is_some_and(|runtime| seat.is_in(runtime.id()))
     }
 
     /// A task was given to a worker: from now on somebody looks whether it comes to it, in the runtime of its supervisor.

@@ -102,6 +102,8 @@ impl PoolStatus {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
     use crate::pool::ProcessPool;
     use crate::pool::job::{Awaits, Job, Wishes};
@@ -123,7 +125,7 @@ mod tests {
         assert_eq!(count(), (1, 0));
         let parcel = crate::task::pack(&crate::call(|()| (), ()), 1024).unwrap();
         let job = Job::new("pool", parcel, Wishes::default(), Awaits::Outcome(None), None);
-        seat.give(Arc::clone(&job)).unwrap();
+        seat.give(Arc::clone(&job), false, Instant::now()).unwrap();
         assert_eq!(count(), (1, 1));
         // Its task is on its desk until it has ended.
         seat.desk().apply(Event::Kill);

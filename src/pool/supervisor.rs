@@ -31,9 +31,9 @@ pub(super) const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// Runs the supervisor of a new seat in its runtime. If there is none any more, the seat is given up.
 pub(super) fn spawn(shared: Arc<Shared>, seat: Arc<Seat>) {
     let runtime = seat.runtime.clone();
-    let supervisor = Supervisor { shared, seat, left: false };
+    let supervisor = Supervisor { shared, seat: Arc::clone(&seat), left: false };
     match runtime {
-        Some(runtime) => drop(runtime.spawn(supervisor.run())),
+        Some(runtime) => seat.drive(&runtime, supervisor.run()),
         None => drop(supervisor),
     }
 }
@@ -81,11 +81,13 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Hands their outcomes to the tasks that are off the desk.
-    pub(super) fn resolve(&mut self) {
+    /// Hands their outcomes to the tasks that are off the desk. Says whether there were any.
+    pub(super) fn resolve(&mut self) -> bool {
+        let any = !self.answered.is_empty();
         for (job, outcome) in self.answered.drain(..) {
             job.resolve(outcome);
         }
+        any
     }
 }
 

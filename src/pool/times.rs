@@ -1,6 +1,7 @@
 //! How long tasks waited and ran: two histograms a pool, cheap enough to be always there.
 //!
-//! The clock is read for a sample of those that wait in a long queue, each of which then counts for all that it stands for;
+//! What is noted goes into a histogram some at a time: its code, and the memory that it touches, are far from all else that a task
+//! goes through. The clock is read for a sample of those that wait in a long queue, each of which then counts for all that it stands for;
 //! tasks that are answered together count as equally long.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +16,9 @@ use super::job::Job;
 const LONG: usize = 64;
 const SAMPLE: u64 = 16;
 
+/// How many are noted before they go into a histogram.
+const RECENT: usize = 64;
+
 /// What is longer, a day, counts as that, in nanoseconds.
 const LONGEST: u64 = 24 * 60 * 60 * 1_000_000_000;
 
@@ -27,8 +31,39 @@ pub(super) struct Times {
 
 #[derive(Debug)]
 struct Spans {
-    wait: Histogram<u64>,
-    run: Histogram<u64>,
+    wait: Series,
+    run: Series,
+}
+
+/// Durations, in nanoseconds.
+#[derive(Debug)]
+struct Series {
+    histogram: Histogram<u64>,
+    /// Those that are not in the histogram yet, each with how many there were of it.
+    recent: Vec<(u64, u64)>,
+}
+
+impl Series {
+    fn new() -> Self {
+        // Two digits: 43 KiB a histogram.
+        let histogram = Histogram::new_with_bounds(1, LONGEST, 2).expect("the bounds are constants that fit");
+        Self { histogram, recent: Vec::with_capacity(RECENT) }
+    }
+
+    fn note(&mut self, time: Duration, count: u64) {
+        self.recent.push((nanos(time), count));
+        if self.recent.len() == RECENT {
+            self.settle();
+        }
+    }
+
+    /// Puts all into the histogram.
+    fn settle(&mut self) -> &Histogram<u64> {
+        for (nanos, count) in self.recent.drain(..) {
+            self.histogram.saturating_record_n(nanos, count);
+        }
+        &self.histogram
+    }
 }
 
 /// When a task was submitted, if it is in the sample: nanoseconds since the epoch, and in the lowest bit whether it stands
@@ -55,20 +90,18 @@ pub struct Quantiles {
 
 impl Times {
     pub(super) fn new() -> Self {
-        // Two digits: 43 KiB a histogram.
-        let histogram = || Histogram::new_with_bounds(1, LONGEST, 2).expect("the bounds are constants that fit");
-        Self { epoch: Instant::now(), spans: Mutex::new(Spans { wait: histogram(), run: histogram() }) }
+        Self { epoch: Instant::now(), spans: Mutex::new(Spans { wait: Series::new(), run: Series::new() }) }
     }
 
     /// A task is submitted, the `number`th, behind so many that wait.
-    pub(super) fn stamp(&self, job: &Job, waiting: usize, number: u64) {
+    pub(super) fn stamp(&self, job: &Job, waiting: usize, number: u64, now: impl FnOnce() -> Instant) {
         let stands_for_many = match waiting {
             _ if cfg!(feature = "tracing") => false,
             0..LONG => false,
             _ if number.is_multiple_of(SAMPLE) => true,
             _ => return,
         };
-        let nanos = u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let nanos = nanos(now().duration_since(self.epoch));
         job.submitted.0.store(nanos << 1 | u64::from(stands_for_many) | 2, Ordering::Relaxed);
     }
 
@@ -85,14 +118,14 @@ impl Times {
         for job in jobs {
             if let Some((submitted, weight)) = self.submitted(job) {
                 let wait = start.saturating_duration_since(submitted);
-                spans.wait.saturating_record_n(nanos(wait), weight);
+                spans.wait.note(wait, weight);
                 job.note_run(worker, wait, each);
             }
             count += 1;
             start += each;
         }
         if count > 0 {
-            spans.run.saturating_record_n(nanos(each), count);
+            spans.run.note(each, count);
         }
     }
 
@@ -104,8 +137,8 @@ impl Times {
 
     /// How long tasks waited, and how long they ran.
     pub(super) fn quantiles(&self) -> (Quantiles, Quantiles) {
-        let spans = self.spans();
-        (of(&spans.wait), of(&spans.run))
+        let mut spans = self.spans();
+        (of(spans.wait.settle()), of(spans.run.settle()))
     }
 
     fn spans(&self) -> MutexGuard<'_, Spans> {

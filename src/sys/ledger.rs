@@ -163,8 +163,10 @@ impl Ledger {
     }
 
     /// Says that a task is begun now, for which the worker had waited, in the worker; before it is claimed.
-    pub(crate) fn note_began(&self) {
-        self.word(BEGAN).store(monotonic_nanos(), Ordering::Release);
+    pub(crate) fn note_began(&self) -> u64 {
+        let now = monotonic_nanos();
+        self.word(BEGAN).store(now, Ordering::Release);
+        now
     }
 
     /// How long ago the worker began the first task after it had had none, by what it says, in the parent.

@@ -71,6 +71,9 @@ impl Extra<Passenger> {
     }
 
     pub(crate) fn moves(&self) -> Moves {
+        if self.is_empty() {
+            return Moves::default();
+        }
         Moves(self.iter().filter_map(|passenger| passenger.its_move.0.clone()).collect())
     }
 

@@ -10,7 +10,7 @@ use std::mem;
 use std::os::fd::AsFd as _;
 use std::process;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::BufMut as _;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
@@ -21,6 +21,7 @@ use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
 use crate::error::{Panic, RecvError};
 use crate::process::start;
+use crate::sys::clock::monotonic_nanos;
 use crate::sys::ledger::{Ledger, RING, Writer};
 use crate::sys::original;
 use crate::sys::socket::{self, Ready};
@@ -58,8 +59,8 @@ struct Answers {
     ledger: Arc<Ledger>,
     ring: Writer,
     told: u64,
-    /// Since when tasks have been run that the parent has not been told of, and how many.
-    since: Option<Instant>,
+    /// Since when tasks have been run that the parent has not been told of, by the clock of the ledger, and how many.
+    since: Option<u64>,
     count: u32,
     /// Whether we came to a task that had been taken back: the parent may wonder whether we ever would.
     passed: bool,
@@ -102,14 +103,12 @@ impl<'a> Server<'a> {
                     let attempt = mem::replace(&mut self.attempt, 1);
                     // What the parent has taken back runs elsewhere, or nowhere.
                     if let Some(answers) = &mut self.answers {
-                        if answers.since.is_none() {
-                            answers.ledger.note_began();
-                        }
+                        let since = answers.since.unwrap_or_else(|| answers.ledger.note_began());
                         if !answers.ledger.claim(frame.id) {
                             answers.passed = true;
                             continue;
                         }
-                        answers.since.get_or_insert_with(Instant::now);
+                        answers.since = Some(since);
                         answers.count = answers.count.saturating_add(1);
                         if !frame.fds.is_empty() {
                             self.outbox.push(Frame { kind: Kind::Begun as u8, id: frame.id, ..Frame::default() });
@@ -209,8 +208,8 @@ fn tell(answers: &mut Option<Answers>, outbox: &mut Outbox, socket: &Socket) {
     if answers.told != answers.ring.written() || answers.passed {
         answers.passed = false;
         answers.told = answers.ring.written();
-        let each = since.map_or(0, |since| since.elapsed().as_nanos() / u128::from(count.max(1)));
-        outbox.push(Frame { kind: Kind::Bell as u8, id: u64::try_from(each).unwrap_or(u64::MAX), ..Frame::default() });
+        let each = since.map_or(0, |since| monotonic_nanos().saturating_sub(since) / u64::from(count.max(1)));
+        outbox.push(Frame { kind: Kind::Bell as u8, id: each, ..Frame::default() });
         // If it does not fit now it will when the loop has nothing else to do.
         let _ = outbox.flush(socket);
     }

@@ -1,10 +1,12 @@
 //! Who waits for a job: for its slot, and for its outcome.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use super::{Job, Outcome, Stage};
 use crate::error::TaskError;
+use crate::pool::seat::Seat;
 use crate::task::unheeded;
 
 impl Job {
@@ -43,7 +45,24 @@ impl Job {
         }
     }
 
+    /// The worker that has it, if there is something to be heard of that. Nobody is woken for what is taken in here and now.
+    fn news(&self) -> Option<Arc<Seat>> {
+        let mut cell = self.cell();
+        let seat = match &cell.stage {
+            Stage::Sent(seat) if seat.has_news() => Arc::clone(seat),
+            _ => return None,
+        };
+        let waker = cell.waker.take();
+        drop(cell);
+        drop(waker);
+        Some(seat)
+    }
+
+    /// Waits for the outcome, and takes it in where that is possible here.
     pub(in crate::pool) fn poll_outcome(&self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        if let Some(seat) = self.news() {
+            seat.drive_here();
+        }
         // To clone a waker, and to drop one, is somebody else's code, which may use this task: not under the lock, which goes first.
         let mut waker = None;
         let mut cell = self.cell();

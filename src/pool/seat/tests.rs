@@ -232,7 +232,7 @@ impl Wake for Woken {
 }
 
 #[test]
-fn who_waits_on_another_processor_for_an_only_task_is_woken_before_its_answer_is_read_and_loses_nothing() {
+fn who_waits_nearby_or_on_another_processor_for_an_only_task_is_woken_before_its_answer_is_read_and_loses_nothing() {
     on_last_processor(|| {
         let (job, seat) = (job(), Seat::new(0, None));
         *seat.desk() = Desk { sent: VecDeque::new(), last_id: 0, ..busy_desk(&job) };
@@ -255,8 +255,12 @@ fn who_waits_on_another_processor_for_an_only_task_is_woken_before_its_answer_is
         }
         seat.herald();
         assert_eq!(count(), 1, "he is on this processor");
+        seat.desk().nearby = true;
+        seat.herald();
+        assert_eq!(count(), 2, "and may be the first to read it");
+        assert!(!is_ready(&mut cx));
         job.resolve(Err(TaskError::Cancelled.into()));
-        assert_eq!(count(), 2);
+        assert_eq!(count(), 3);
         assert!(is_ready(&mut cx));
     });
 }

@@ -103,7 +103,9 @@ impl Desk {
             outbox.abandon(spent);
             return None;
         }
-        outbox.append(mem::take(&mut self.outbox));
+        if !self.outbox.is_empty() {
+            outbox.append(mem::take(&mut self.outbox));
+        }
         if goes_on && !outbox.is_empty() {
             return Some((socket, outbox));
         }
