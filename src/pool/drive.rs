@@ -11,7 +11,6 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
-use std::thread;
 
 use futures::task::AtomicWaker;
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -63,7 +62,7 @@ impl Drive {
             }
         };
         drop(place);
-        let mut lent = Lent { drive: self, supervision: Some((supervision, waker)) };
+        let mut lent = Lent { drive: self, supervision: Some((supervision, waker)), goes_on: false };
         // What happens from now on has it polled again.
         self.woken.swap(false, Ordering::AcqRel);
         lent.poll()
@@ -83,7 +82,8 @@ impl Drive {
                 return Poll::Ready(());
             }
             seen_off = true;
-            self.woken.store(true, Ordering::Release);
+            // Here and now: it may be the task itself that polls it, while a visitor on another thread finds it lent.
+            self.wake();
             Poll::Pending
         })
         .await;
@@ -105,15 +105,15 @@ impl Drive {
 struct Lent<'a> {
     drive: &'a Drive,
     supervision: Option<(Supervision, Waker)>,
+    /// Whether it was polled, and is not over.
+    goes_on: bool,
 }
 
 impl Lent<'_> {
     fn poll(&mut self) -> Poll<()> {
         let Some((supervision, waker)) = &mut self.supervision else { return Poll::Ready(()) };
         let polled = supervision.as_mut().poll(&mut Context::from_waker(waker));
-        if polled.is_ready() {
-            self.supervision = None;
-        }
+        self.goes_on = polled.is_pending();
         polled
     }
 }
@@ -123,7 +123,7 @@ impl Drop for Lent<'_> {
         let mut place = self.drive.place();
         let is_given_up = matches!(*place, Place::Empty);
         let rest = match self.supervision.take() {
-            Some((supervision, waker)) if !is_given_up && !thread::panicking() => {
+            Some((supervision, waker)) if self.goes_on && !is_given_up => {
                 *place = Place::Here(supervision, waker);
                 None
             }

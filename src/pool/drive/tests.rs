@@ -1,3 +1,4 @@
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicUsize;
 
 use tokio::runtime::{Builder, Runtime};
@@ -175,4 +176,43 @@ fn the_rest_is_the_tasks_once_a_visitor_has_his_outcome() {
         yield_now().await;
         assert_eq!(probe.count(), 2, "without a visitor at once");
     });
+}
+
+/// With one thread in `block_on` and another in the handle's.
+#[test]
+fn the_task_goes_on_though_it_takes_a_visitor_who_finds_it_lent_for_its_own() {
+    let runtime = runtime();
+    let (seat, probe) = (seat(&runtime), Probe::default());
+    runtime.block_on(async {
+        let (its_seat, rest) = (Arc::downgrade(&seat), probe.clone());
+        seat.drive.visited.store(true, Ordering::Relaxed);
+        seat.drive(runtime.handle(), async move {
+            its_seat.upgrade().unwrap().drive.see_off().await;
+            rest.0.fetch_add(1, Ordering::Relaxed);
+        });
+        yield_now().await;
+        yield_now().await;
+        assert_eq!(probe.count(), 1);
+    });
+}
+
+#[test]
+fn a_thread_that_unwinds_polls_it_as_any_other() {
+    struct Unwinding<F: FnMut()>(F);
+
+    impl<F: FnMut()> Drop for Unwinding<F> {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+
+    let runtime = runtime();
+    let (seat, probe) = (seat(&runtime), Probe::default());
+    probe.on(&seat, |_| Poll::Pending);
+    let unwound = catch_unwind(AssertUnwindSafe(|| {
+        let _guard = Unwinding(|| runtime.block_on(yield_now()));
+        panic!("somebody's");
+    }));
+    assert!(unwound.is_err());
+    assert_eq!((probe.count(), is_over(&seat)), (1, false));
 }
