@@ -12,7 +12,7 @@ use std::future::Future;
 use std::marker::PhantomData;
 
 pub(crate) use panic::unheeded;
-pub(crate) use parcel::{PackError, Parcel, Runner, pack, pack_for, resolve, unpack};
+pub(crate) use parcel::{Answer, PackError, Parcel, Runner, pack, pack_for, resolve, unpack};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 

@@ -75,6 +75,14 @@ fn a_small_task_takes_one_allocation_at_most() {
         }
         let each = allocations() - before;
         assert!(each <= TASKS + 20, "{each} for {TASKS} tasks");
+        // 20 bytes, there and back.
+        let wide = (u64::MAX, u64::MAX);
+        let before = allocations();
+        for _ in 0..TASKS {
+            assert_eq!(pool.submit(call(|wide: (u64, u64)| wide, wide)).await.unwrap(), wide);
+        }
+        let each = allocations() - before;
+        assert!(each <= TASKS + 20, "{each} for {TASKS} tasks");
         pool.close().await;
     });
 }

@@ -48,7 +48,7 @@ impl Departure<'_> {
                 ControlFlow::Break(Ok(())) => {
                     let begin = line.outbox.pushed();
                     // It is dropped where it lies: most often its bytes are copied, and to move it took longer than that.
-                    let (body, fds) = ((&frame.body, &frame.more[..]), mem::take(&mut frame.fds));
+                    let (body, fds) = ((&[][..], &frame.body, &frame.more[..]), mem::take(&mut frame.fds));
                     let place = begin..line.outbox.push_shared(frame.kind, frame.id, body, fds);
                     let due = self.sending.due.fetch_sub(1, Ordering::Relaxed) - 1;
                     if waker.is_some_and(|waker| line.may_gather() && line.gathering.join(waker, due)) {

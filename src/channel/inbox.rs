@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::{BufMut as _, BytesMut};
 
 use super::batches::{Batch, Batches};
-use super::socket::Socket;
+use super::socket::{Berth, Socket};
 use crate::error::RecvError;
 use crate::sys::buffer::{Buffer, LARGE};
 use crate::sys::socket::{self, Ready, Received, Wait};
@@ -116,6 +116,16 @@ impl Inbox {
         cx: &mut Context<'_>,
         socket: &Socket,
     ) -> Poll<Result<Option<Frame>, RecvError>> {
+        self.poll_frame_at(cx, socket, &mut Berth::default())
+    }
+
+    /// As [`poll_frame`](Self::poll_frame), for who has a berth.
+    pub(crate) fn poll_frame_at(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: &Socket,
+        berth: &mut Berth,
+    ) -> Poll<Result<Option<Frame>, RecvError>> {
         loop {
             if let Some(frame) = self.buffered().transpose() {
                 return Poll::Ready(frame.map(Some));
@@ -123,7 +133,7 @@ impl Inbox {
             if self.state != State::Open {
                 return Poll::Ready(self.end());
             }
-            let read = ready!(socket.poll_read(cx, self.drained, || {
+            let read = ready!(socket.poll_read(cx, berth, self.drained, || {
                 let received = self.read(socket)?;
                 Ok((received, self.drained))
             }));
@@ -216,7 +226,8 @@ impl Inbox {
 
     /// The next frame that lies in the buffer whole.
     fn buffered(&mut self) -> Result<Option<Frame>, RecvError> {
-        if matches!(self.state, State::Broken(_)) {
+        // Of what had come before it is known that it is not whole.
+        if self.bytes.is_empty() && self.large.is_none() || matches!(self.state, State::Broken(_)) {
             return Ok(None);
         }
         let whole = if self.large.is_some() { Ok(self.large_frame()) } else { self.decoder.decode(&mut self.bytes) };

@@ -12,7 +12,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 
 use crate::sys::socket;
 use crate::wire::extra::Extra;
-use crate::wire::frame::{Frame, HEAD_LEN, Head};
+use crate::wire::frame::{Frame, HEAD_LEN, Head, body_len};
 use crate::wire::held::Held;
 use crate::wire::passenger::Passenger;
 
@@ -81,30 +81,34 @@ impl Outbox {
     /// Appends a frame. Gives the position in the stream at which it will have left; see [`sent`](Self::sent).
     pub(crate) fn push(&mut self, frame: Frame) -> u64 {
         let Frame { kind, id, body, more, fds, .. } = frame;
-        self.push_shared(kind, id, (&body, &more), fds)
+        self.push_shared(kind, id, (&[], &body, &more), fds)
     }
 
-    /// As [`push`](Self::push), for a body that somebody keeps: a small one is copied, a larger one shared.
+    /// As [`push`](Self::push), for a body that somebody keeps: its first bytes are copied, of what follows a small piece is, too, and
+    /// a larger one shared.
     pub(crate) fn push_shared(
         &mut self,
         kind: u8,
         id: u64,
-        (body, more): (&Held, &[Bytes]),
+        (first, body, more): (&[u8], &Held, &[Bytes]),
         fds: Extra<Passenger>,
     ) -> u64 {
-        let len = body.len() + more.iter().map(Bytes::len).sum::<usize>();
+        let len = first.len() + body_len(body, more);
         let head = Head { len, kind, fds: fds.len(), id };
         self.pushed += (HEAD_LEN + len) as u64;
         let copied = if body.len() <= COPY { body.len() } else { 0 };
-        let room = HEAD_LEN + copied;
+        let room = HEAD_LEN + first.len() + copied;
         // Fds leave with the first byte of a piece, so a frame that has some begins one.
         if !fds.is_empty() || self.gathered.len() + room > GATHER {
             self.end_piece(Extra::default());
         }
         self.gathered.reserve(room);
         head.put(&mut self.gathered);
+        if !first.is_empty() {
+            self.gathered.extend_from_slice(first);
+        }
         self.gathered.extend_from_slice(&body[..copied]);
-        if !fds.is_empty() || copied < len {
+        if !fds.is_empty() || first.len() + copied < len {
             self.end_piece(fds);
             let whole = (copied < body.len()).then(|| body.to_bytes());
             let whole = whole.into_iter().chain(more.iter().cloned());

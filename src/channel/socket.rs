@@ -55,11 +55,15 @@ struct Registration {
 }
 
 #[derive(Debug)]
-struct Readiness {
+pub(crate) struct Readiness {
     fd: Registered,
     /// Whether a task waits in [`Socket::poll_read`]: it has left its waker here, and holds nothing.
     is_waited_for: AtomicBool,
 }
+
+/// The place in the reactor of a reader that is always polled in one and the same runtime: it is looked up once.
+#[derive(Debug, Default)]
+pub(crate) struct Berth(Option<Arc<Readiness>>);
 
 impl Registration {
     /// Whether its runtime has ended: then whoever waited there has been told.
@@ -114,9 +118,11 @@ impl Socket {
     }
 
     /// Has this process's reactor woken, too, whenever the peer reads, or not any more: for what is answered soon after that, by a
-    /// peer that has a processor of its own. Who waits already is not touched.
-    pub(crate) fn wake_early(&self, early: bool) {
-        if self.wakes_early.swap(early, Ordering::Relaxed) != early {
+    /// peer that has a processor of its own. Who waits already is not touched, but for who has this berth.
+    pub(crate) fn wake_early(&self, early: bool, berth: &mut Berth) {
+        if self.wakes_early.load(Ordering::Relaxed) != early {
+            self.wakes_early.store(early, Ordering::Relaxed);
+            *berth = Berth::default();
             // It is registered anew by who waits next, who is told of what had come by then.
             self.registrations().retain(|registered| {
                 registered.ready != Ready::Read
@@ -223,11 +229,13 @@ impl Socket {
         }
     }
 
-    /// Runs `read` until it does not say `WouldBlock`, for the one task that waits for it. `drained` says that the last read
-    /// has left nothing, and so does what `read` gives besides its result: then a new one waits for readiness first.
+    /// Runs `read` until it does not say `WouldBlock`, for the one task that waits for it, which has this berth as long as it is polled here.
+    /// `drained` says that the last read has left nothing, and so does what `read` gives besides its result: then a new one waits for
+    /// readiness first.
     pub(crate) fn poll_read<R>(
         &self,
         cx: &mut Context<'_>,
+        berth: &mut Berth,
         drained: bool,
         mut read: impl FnMut() -> io::Result<(R, bool)>,
     ) -> Poll<io::Result<R>> {
@@ -237,8 +245,12 @@ impl Socket {
                 result => return Poll::Ready(result.map(|(read, _)| read)),
             }
         }
-        let readiness = match self.readiness(Ready::Read) {
-            Ok(readiness) => readiness,
+        let found = match berth.0.take() {
+            Some(readiness) => Ok(readiness),
+            None => self.readiness(Ready::Read),
+        };
+        let readiness = match found {
+            Ok(readiness) => &*berth.0.insert(readiness),
             // What is there can be taken all the same. Outside a runtime waiting is an error.
             Err(error) => {
                 return match read() {

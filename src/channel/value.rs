@@ -25,8 +25,9 @@ pub(crate) fn encode_within<T: Serialize>(value: &T, limits: Limits) -> Result<F
         }
         Ok(())
     })?;
-    let (body, more) = parts.finish();
-    Ok(Frame { kind: VALUE, body, more, fds, ..Frame::default() })
+    let mut frame = Frame { kind: VALUE, fds, ..Frame::default() };
+    frame.more = parts.finish(&mut frame.body);
+    Ok(frame)
 }
 
 /// Reads the value of a frame, and closes the fds that are no part of it.

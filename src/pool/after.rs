@@ -33,12 +33,11 @@ pub(super) struct After {
 }
 
 impl After {
-    pub(super) fn write(&mut self, seat: &Arc<Seat>) {
-        if let Some(other) = self.write.replace(Arc::clone(seat))
-            && !Arc::ptr_eq(&other, seat)
-        {
+    pub(super) fn write(&mut self, seat: Arc<Seat>) {
+        if let Some(other) = self.write.take_if(|other| !Arc::ptr_eq(other, &seat)) {
             other.write_into(&mut self.spent);
         }
+        self.write = Some(seat);
     }
 
     fn is_empty(&self) -> bool {
@@ -86,7 +85,7 @@ impl Drop for Locked<'_> {
         let changed = mem::take(&mut state.after.changed);
         let notify = || {
             if changed {
-                unheeded(|| self.shared.changed.notify_waiters());
+                unheeded(|| self.shared.changes.tell());
             }
         };
         if state.after.is_empty() {

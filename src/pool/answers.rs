@@ -8,6 +8,7 @@ use bytes::BytesMut;
 
 use super::job::Outcome;
 use crate::sys::ledger::{RING, Reader};
+use crate::task::Answer;
 use crate::wire::frame::{Frame, Head};
 use crate::wire::held::Held;
 use crate::wire::message::{FromWorker, Kind};
@@ -42,15 +43,15 @@ impl Ring {
                 return Err(Misbehaved);
             }
             // A copy of its own, as short as it is: a part of the buffer would keep all of it for as long as nobody looks.
-            let frame = Frame { kind: head.kind, id: head.id, ..Frame::default() };
             if head.kind == Kind::Done as u8 {
                 // As most of them are; so its bytes are put where they stay.
-                answers.push((head.id, Ok(frame)));
-                if let Some((_, Ok(frame))) = answers.last_mut() {
-                    frame.body.fill(body);
+                answers.push((head.id, Ok(Answer::default())));
+                if let Some((_, Ok(answer))) = answers.last_mut() {
+                    answer.body.fill(body);
                 }
             } else {
-                answers.push(answer(Frame { body: Held::copy(body), ..frame })?.ok_or(Misbehaved)?);
+                let frame = Frame { kind: head.kind, id: head.id, body: Held::copy(body), ..Frame::default() };
+                answers.push(answer(frame)?.ok_or(Misbehaved)?);
             }
             rest = next;
         }
@@ -75,7 +76,7 @@ pub(super) fn answer(frame: Frame) -> Result<Option<(u64, Outcome)>, Misbehaved>
         return Ok(None);
     }
     match FromWorker::parse(frame).map_err(|_| Misbehaved)? {
-        FromWorker::Done(frame) => Ok(Some((frame.id, Ok(frame)))),
+        FromWorker::Done(frame) => Ok(Some((frame.id, Ok(frame.into())))),
         FromWorker::Failed(id, failure) => Ok(Some((id, Err(Box::new(failure.into()))))),
         FromWorker::Bell | FromWorker::Begun => Ok(None),
         FromWorker::Ready | FromWorker::Refused(_) => Err(Misbehaved),

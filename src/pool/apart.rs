@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::channel::socket::Socket;
+use crate::channel::socket::{Berth, Socket};
 use crate::sys::ledger::Ledger;
 
 /// By so many answers there must have been more of the one kind than of the other before it changes: that takes two system calls.
@@ -31,11 +31,11 @@ impl Apart {
     }
 
     /// An answer came, to this thread.
-    pub(super) fn heard(&mut self, socket: &Socket) {
+    pub(super) fn heard(&mut self, socket: &Socket, berth: &mut Berth) {
         self.surplus = if self.ledger.is_apart() { SURE.min(self.surplus + 1) } else { self.surplus.saturating_sub(1) };
         match self.surplus {
-            0 => socket.wake_early(false),
-            SURE => socket.wake_early(true),
+            0 => socket.wake_early(false, berth),
+            SURE => socket.wake_early(true, berth),
             _ => {}
         }
     }
@@ -53,19 +53,19 @@ mod tests {
             let socket = Socket::new(socket::stream_pair().unwrap().0);
             let (ledger, fd) = Ledger::create().unwrap();
             let worker = Ledger::open(fd).unwrap();
-            let mut apart = Apart::new(Arc::new(ledger));
+            let (mut apart, mut berth) = (Apart::new(Arc::new(ledger)), Berth::default());
             for _ in 1..SURE {
-                apart.heard(&socket);
+                apart.heard(&socket, &mut berth);
                 assert!(!socket.is_woken_early());
             }
-            apart.heard(&socket);
+            apart.heard(&socket, &mut berth);
             assert!(socket.is_woken_early());
             worker.shares_processor();
             for _ in 1..SURE {
-                apart.heard(&socket);
+                apart.heard(&socket, &mut berth);
                 assert!(socket.is_woken_early());
             }
-            apart.heard(&socket);
+            apart.heard(&socket, &mut berth);
             assert!(!socket.is_woken_early());
         });
     }

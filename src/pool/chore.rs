@@ -8,9 +8,12 @@ use std::fmt;
 use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
+
 use crate::task::{self, PackError, Parcel, Task, unheeded};
 use crate::wire::extra::Extra;
 use crate::wire::frame::Frame;
+use crate::wire::held::Held;
 use crate::wire::message::Kind;
 
 /// Why a task is not sent whose end is another worker's.
@@ -18,8 +21,8 @@ const GONE: &str =
     "this end was sent to another process: an end of a channel in a pool's start or exit task goes to one worker";
 
 pub(super) enum Chore {
-    /// There are no fds in it.
-    Plain(Parcel),
+    /// There are no fds in it: its frame's body, and what follows that.
+    Plain { name: &'static str, body: Held, more: Extra<Bytes> },
     Anew {
         name: &'static str,
         /// To encode it is other people's code, so whoever waits for that must not keep a thread.
@@ -42,12 +45,14 @@ pub(super) enum Kept {
 impl Chore {
     pub(super) fn new<T: Task>(task: T, max: usize) -> Result<Self, PackError> {
         let first = task::pack(&task, max)?;
+        let name = first.name;
         if first.fds.is_empty() {
-            return Ok(Self::Plain(first));
+            let Frame { body, more, .. } = first.into_frame(0);
+            return Ok(Self::Plain { name, body, more });
         }
         // That was only to see whether it can be sent. There is no worker yet to which an end could go.
         let pack = Box::new(move || task::pack(&task, max));
-        Ok(Self::Anew { name: first.name, turn: tokio::sync::Mutex::default(), kept: Mutex::new(Kept::Task(pack)) })
+        Ok(Self::Anew { name, turn: tokio::sync::Mutex::default(), kept: Mutex::new(Kept::Task(pack)) })
     }
 
     /// The task for one more worker.
@@ -55,19 +60,16 @@ impl Chore {
     /// # Cancel safety
     /// Dropping it leaves the ends in it where they are.
     pub(super) async fn errand(&self) -> Result<Errand<'_>, PackError> {
-        let Parcel { name, body, more, fds } = match self {
-            Self::Plain(parcel) => Parcel {
-                name: parcel.name,
-                body: parcel.body.clone(),
-                more: parcel.more.clone(),
-                fds: Extra::default(),
-            },
-            Self::Anew { turn, .. } => {
+        let (name, frame) = match self {
+            Self::Plain { name, body, more } => {
+                let (body, more) = (body.clone(), more.clone());
+                (*name, Frame { kind: Kind::Run as u8, body, more, ..Frame::default() })
+            }
+            Self::Anew { name, turn, .. } => {
                 let _turn = turn.lock().await;
-                self.encode()?
+                (*name, self.encode()?.into_frame(0))
             }
         };
-        let frame = Frame { kind: Kind::Run as u8, body, more, fds, ..Frame::default() };
         Ok(Errand { of: self, name, frame })
     }
 
@@ -113,7 +115,7 @@ impl Drop for Chore {
 
 impl fmt::Debug for Chore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Plain(Parcel { name, .. }) | Self::Anew { name, .. }) = self;
+        let (Self::Plain { name, .. } | Self::Anew { name, .. }) = self;
         f.debug_tuple("Chore").field(name).finish()
     }
 }

@@ -333,7 +333,8 @@ mod tests {
             let is_large = values[0] == large;
             values = &values[expected..];
             assert_eq!(out.is_written(), !is_large);
-            let (first, more) = out.finish();
+            let mut first = Held::default();
+            let more = out.finish(&mut first);
             assert!(!is_large || more[0].as_ptr() == large.as_ptr());
             let (whole, mut back) = (Bytes::from([&first[..], &more.concat()].concat()), Vec::new());
             unpack::<Bytes>(expected, &whole, Extra::default(), &mut back);

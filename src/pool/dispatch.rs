@@ -149,7 +149,7 @@ impl Shared {
                     if state.is_crowded() {
                         seat.leave();
                     } else {
-                        state.after.write(&seat);
+                        state.after.write(seat);
                     }
                 }
                 Err(why) => {
@@ -298,7 +298,7 @@ impl Shared {
                 continue;
             }
             state.watch(seat);
-            state.after.write(seat);
+            state.after.write(Arc::clone(seat));
             // Tasks that were given up in between have freed their slots.
             self.dispatch(state);
             // And those that waited for this one's start, because others had failed, need wait no longer.
@@ -354,7 +354,7 @@ impl Shared {
         if any {
             drop(desk);
             state.watch_ahead();
-            state.after.write(seat);
+            state.after.write(Arc::clone(seat));
         }
     }
 }

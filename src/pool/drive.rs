@@ -9,10 +9,9 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
-use futures::task::AtomicWaker;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::seat::Seat;
@@ -28,10 +27,12 @@ pub(super) struct Drive {
     /// Whether something has happened since it was polled last. Whoever polls it does so with one and the same waker, so nothing
     /// else tells it of anything.
     woken: AtomicBool,
+    /// Whether something else has happened than that its worker has said something.
+    has_other_news: AtomicBool,
     /// Whether it is polled by who waits for an answer.
     visited: AtomicBool,
-    /// Of its own task.
-    task: AtomicWaker,
+    /// Of its own task, which it wakes for as long as that lives.
+    task: OnceLock<Waker>,
     /// Whether what comes next from its worker is more of a frame that has begun to come.
     amid_frame: AtomicBool,
 }
@@ -71,7 +72,19 @@ impl Drive {
     /// Something has happened that the supervisor waits for.
     fn wake(&self) {
         self.woken.store(true, Ordering::Release);
-        self.task.wake();
+        if let Some(task) = self.task.get() {
+            task.wake_by_ref();
+        }
+    }
+
+    /// Something else has happened than that its worker has said something, or is to be waited for from now on.
+    pub(super) fn note_other_news(&self) {
+        self.has_other_news.store(true, Ordering::Release);
+    }
+
+    /// Whether something else has happened since this was asked last. To ask all whom it waits for instead takes locks.
+    pub(super) fn take_other_news(&self) -> bool {
+        self.has_other_news.load(Ordering::Relaxed) && self.has_other_news.swap(false, Ordering::AcqRel)
     }
 
     /// Has its own task go on here with what need not be done before a visitor that has his outcome is gone.
@@ -145,7 +158,7 @@ impl Future for Driven {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.0.drive.task.register(cx.waker());
+        self.0.drive.task.get_or_init(|| cx.waker().clone());
         self.0.drive.poll()
     }
 }
@@ -163,10 +176,11 @@ impl Drop for Driven {
 /// What a supervisor waits with.
 impl Wake for Seat {
     fn wake(self: Arc<Self>) {
-        self.drive.wake();
+        self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
+        self.drive.note_other_news();
         self.drive.wake();
     }
 }

@@ -15,6 +15,7 @@ use crate::channel::Fd;
 use crate::channel::fuzz::Lent;
 use crate::error::TaskError;
 use crate::sys::ledger::{Ledger, RING, Reader};
+use crate::task::Answer;
 use crate::wire::frame::{Decoder, Frame, Head};
 use crate::wire::fuzz::piece;
 use crate::wire::held::Held;
@@ -123,7 +124,7 @@ fn chunk_of<R: DeserializeOwned>(calls: u32, mut data: &[u8]) {
         let mut answered = |body: &[u8]| {
             let fds = (0..control >> 4 & 7).map(|_| Passenger::from(lent.copy())).collect();
             let stopped = (control & 4 != 0).then_some(TaskError::TimedOut);
-            parts.answer(Frame { body: Held::copy(body), fds, ..Frame::default() }, stopped).is_some()
+            parts.answer(Answer { body: Held::copy(body), fds, ..Answer::default() }, stopped).is_some()
         };
         match control % 4 {
             0 => {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use serde::de::DeserializeOwned;
 
@@ -81,8 +81,10 @@ impl<R: DeserializeOwned> Future for TaskHandle<R> {
     type Output = Result<R, TaskError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let outcome = ready!(self.claim.poll(cx));
-        Poll::Ready(result_of(outcome))
+        match &mut self.claim.poll(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(outcome) => Poll::Ready(result_of(outcome)),
+        }
     }
 }
 

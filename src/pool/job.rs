@@ -22,11 +22,12 @@ use super::times::Stamp;
 use super::trace::Span;
 use crate::channel::outbox::Outbox;
 use crate::error::TaskError;
-use crate::task::{Parcel, unheeded};
+use crate::sys::image::Place;
+use crate::task::{Answer, Parcel, unheeded};
 use crate::wire::extra::Extra;
 use crate::wire::frame::Frame;
 use crate::wire::held::Held;
-use crate::wire::message::Kind;
+use crate::wire::message::{Kind, Run};
 use crate::wire::passenger::Moves;
 
 /// The largest body, in bytes, that is sent to a worker before it has finished what it has.
@@ -52,8 +53,8 @@ pub(super) enum Awaits {
     Outcome(Option<Waker>),
 }
 
-/// How a task ended: the frame with its encoded result, or why there is none.
-pub(super) type Outcome = Result<Frame, Box<TaskError>>;
+/// How a task ended: its encoded result, or why there is none.
+pub(super) type Outcome = Result<Answer, Box<TaskError>>;
 
 /// Why a task was not sent to a worker.
 #[derive(Debug)]
@@ -67,9 +68,11 @@ pub(super) enum Unsent {
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) name: Cow<'static, str>,
+    /// Where its code is.
+    place: Place,
     pub(super) timeout: Option<Duration>,
     /// Whether somebody waits for its slot.
-    wants_slot: bool,
+    pub(super) wants_slot: bool,
     /// Whether it has ever left the queue for a worker. Read and written under the cell's lock, in which it would take a word.
     had_slot: AtomicBool,
     /// Whether it may be sent to a worker that is still busy with another: one that is small, and is not to have a slot.
@@ -85,6 +88,7 @@ pub(super) struct Job {
 #[derive(Debug)]
 struct Cell {
     stage: Stage,
+    /// Its arguments.
     body: Held,
     /// Who waits for its outcome; or, if somebody waits for its slot, first for that.
     waker: Option<Waker>,
@@ -95,7 +99,7 @@ struct Cell {
 /// What few jobs have: a million of them may wait, and each byte counts.
 #[derive(Debug, Default)]
 struct Rare {
-    /// What follows the body's beginning.
+    /// What follows the body.
     more: Extra<Bytes>,
     fds: Extra<OwnedFd>,
     /// Of the ends in it, which have gone nowhere until a worker begins it.
@@ -108,8 +112,7 @@ struct Rare {
     bounces: u32,
     /// How far it has come, if it is a chunk.
     parts: Option<Parts>,
-    /// The inputs of its calls from there on, once it has gone on; then the body is but a head, and `more` what is to be sent of
-    /// these.
+    /// The inputs of its calls from there on, once it has gone on; then the body is empty, and `more` what is to be sent of these.
     inputs: Option<Bytes>,
 }
 
@@ -133,28 +136,34 @@ impl Job {
             Awaits::Outcome(waker) => (false, waker),
         };
         let Wishes { name, timeout, retries } = wishes;
-        let Parcel { name: function, body, more, fds } = parcel;
+        let Parcel { name: function, place, arguments, fds } = parcel;
         let moves = fds.moves();
         // How far a dead one's conversation had come nobody knows, and what it held is not given back while we keep its end.
         let retries = if moves.any() { 0 } else { retries };
         let name = name.unwrap_or(Cow::Borrowed(function));
         let span = Span::begin(pool, &name);
         let is_chunk = parts.is_some();
-        let plain = more.is_empty() && fds.is_empty() && retries == 0 && !is_chunk;
-        let may_go_ahead = !wants_slot && more.is_empty() && body.len() <= LARGEST_AHEAD;
-        let rare =
-            (!plain).then(|| Box::new(Rare { more, fds: fds.into_fds(), moves, retries, parts, ..Rare::default() }));
-        Arc::new(Self {
+        let is_one = arguments.is_written();
+        let plain = is_one && fds.is_empty() && retries == 0 && !is_chunk;
+        let mut job = Self {
             name,
+            place,
             submitted: Stamp::default(),
             number: AtomicU64::new(0),
             timeout,
             wants_slot,
             had_slot: AtomicBool::new(false),
-            may_go_ahead,
+            may_go_ahead: !wants_slot && is_one && arguments.len() <= LARGEST_AHEAD,
             is_chunk,
-            cell: Mutex::new(Cell { stage: Stage::Queued, body, waker, rare, span }),
-        })
+            cell: Mutex::new(Cell { stage: Stage::Queued, body: Held::default(), waker, rare: None, span }),
+        };
+        let cell = job.cell.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // Where it stays: to move what was just written takes long.
+        let more = arguments.finish(&mut cell.body);
+        if !plain {
+            cell.rare = Some(Box::new(Rare { more, fds: fds.into_fds(), moves, retries, parts, ..Rare::default() }));
+        }
+        Arc::new(job)
     }
 
     /// It is submitted, as the `number`th.
@@ -207,7 +216,7 @@ impl Job {
             let attempt = u64::from(deaths) + 1;
             outbox.push(Frame { kind: Kind::Attempt as u8, id: attempt, ..Frame::default() });
         }
-        outbox.push_shared(Kind::Run as u8, id, (&cell.body, more), fds);
+        outbox.push_shared(Kind::Run as u8, id, (&Run::head(self.place), &cell.body, more), fds);
         cell.stage = Stage::Sent(Arc::clone(seat));
         self.had_slot.store(true, Ordering::Relaxed);
         drop(cell);
@@ -262,7 +271,7 @@ impl Job {
     pub(super) fn resolve(&self, outcome: Outcome) {
         let cell = self.cell();
         if cell.is_pending() {
-            settle(cell, Stage::Resolved(outcome));
+            settle(cell, || Stage::Resolved(outcome));
         }
     }
 
@@ -294,7 +303,7 @@ impl Job {
             Stage::Sent(seat) => Some(Arc::clone(seat)),
             Stage::Queued | Stage::Assigned => None,
         };
-        settle(cell, stage);
+        settle(cell, || stage);
         seat
     }
 
@@ -358,17 +367,21 @@ impl Cell {
 
 /// Ends it. Then, with the lock gone, as all that is other people's code: wakes whoever waits, ends the span, and lets go of
 /// what it carried.
-fn settle(mut cell: MutexGuard<'_, Cell>, stage: Stage) {
-    cell.span.note_outcome(match &stage {
-        Stage::Resolved(Ok(_)) => "ok",
-        Stage::Resolved(Err(error)) => error.kind(),
-        _ => "cancelled",
-    });
+///
+/// The stage is made where it stays: to move what was just written takes longer than all else here.
+#[inline]
+fn settle(mut cell: MutexGuard<'_, Cell>, stage: impl FnOnce() -> Stage) {
     if cell.is_with_no_worker() {
         // Before anybody hears of it. Where a worker has it, it is seen when it comes off that one's desk whether it was begun.
         cell.leave_ends();
     }
-    cell.stage = stage;
+    cell.stage = stage();
+    let how = match &cell.stage {
+        Stage::Resolved(Ok(_)) => "ok",
+        Stage::Resolved(Err(error)) => error.kind(),
+        _ => "cancelled",
+    };
+    cell.span.note_outcome(how);
     let waker = cell.waker.take();
     let span = std::mem::take(&mut cell.span);
     let body = std::mem::take(&mut cell.body);

@@ -226,7 +226,7 @@ impl Shared {
     /// A supervisor has ended, and with it all that was left of its worker.
     pub(super) fn supervisor_ended(self: &Arc<Self>) {
         self.state().supervisors -= 1;
-        self.changed.notify_waiters();
+        self.changes.tell();
     }
 
     /// Takes nothing new any more.
@@ -275,7 +275,7 @@ impl Shared {
                 process.kill_group_in(grace);
             }
         }
-        self.changed.notify_waiters();
+        self.changes.tell();
     }
 
     /// Sets how many workers there may be. Idle ones retire at once, busy ones after their task.

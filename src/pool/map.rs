@@ -27,7 +27,6 @@ use super::state::Shared;
 use super::submit::Claim;
 use crate::error::TaskError;
 use crate::process::start;
-use crate::wire::frame;
 
 /// The most inputs in any chunk.
 const MOST_EVER: usize = u32::MAX as usize;
@@ -271,7 +270,7 @@ where
         Ok(packed) => packed,
         Err(error) => return (inputs.len(), Err(error)),
     };
-    let bytes = frame::body_len(&parcel.body, &parcel.more);
+    let bytes = parcel.arguments.len();
     let calls = u32::try_from(count).expect("a chunk is limited when it is taken");
     let wishes = Wishes { timeout: shared.settings.task_timeout, ..Wishes::default() };
     let job = Job::new(&shared.settings.name, parcel, wishes, Awaits::Outcome(None), Some(Parts::new(calls)));

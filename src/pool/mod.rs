@@ -13,6 +13,7 @@ mod after;
 mod answers;
 mod apart;
 mod builder;
+mod changes;
 mod chore;
 mod chunk;
 mod counts;

@@ -8,8 +8,8 @@ use bytes::Bytes;
 
 use super::chunk;
 use crate::error::TaskError;
+use crate::task::Answer;
 use crate::wire::extra::Extra;
-use crate::wire::frame::Frame;
 use crate::wire::passenger::Passenger;
 
 /// A chunk's progress.
@@ -76,8 +76,8 @@ impl Parts {
     }
 
     /// Takes a worker's answer. With `stopped` its last call was asked to stop, and has that outcome. `None`: it can't be true.
-    pub(super) fn answer(&mut self, frame: Frame, stopped: Option<TaskError>) -> Option<()> {
-        let Frame { body, fds, .. } = frame;
+    pub(super) fn answer(&mut self, answer: Answer, stopped: Option<TaskError>) -> Option<()> {
+        let Answer { body, fds, .. } = answer;
         let mut bytes = body.into_bytes();
         let (count, nanos) = chunk::take_head(&mut bytes)?;
         if !(1..=self.calls - self.known).contains(&count) {

@@ -61,7 +61,7 @@ impl Shared {
         // It has not begun even the first of them, so that one stays.
         while let Some(job) = state.next_wanted() {
             let Err(why) = seat.desk().send(job, seat) else {
-                state.after.write(seat);
+                state.after.write(Arc::clone(seat));
                 break;
             };
             state.unsent(why);

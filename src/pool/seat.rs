@@ -25,6 +25,7 @@ use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
 use crate::process::kept::Kept;
 use crate::sys::ledger::Ledger;
+use crate::task::unheeded;
 
 /// After so many looks in a row more at which a worker has not begun its task, that is to go elsewhere: 40 to 60 ms, where a worker
 /// that has a CPU takes some 10 µs.
@@ -82,7 +83,9 @@ pub(super) struct Desk {
     nearby: bool,
     socket: Option<Arc<Socket>>,
     ledger: Option<Arc<Ledger>>,
-    outbox: Outbox,
+    outbox: Box<Outbox>,
+    /// What takes its place while it is lent, and is empty otherwise.
+    interim: Option<Box<Outbox>>,
     pen: Pen,
     /// Whether too many fds were under way when the supervisor wrote last.
     congested: bool,
@@ -176,10 +179,10 @@ impl Seat {
         let desk = self.desk();
         let is_apart = || desk.ledger.as_ref().is_some_and(|ledger| ledger.is_sender_apart());
         let is_due = desk.sent.len() == 1 && (desk.nearby || is_apart());
-        let job = desk.first().filter(|_| is_due).cloned();
+        let waker = desk.first().filter(|_| is_due).and_then(|job| job.take_waker());
         drop(desk);
-        if let Some(job) = job {
-            job.herald();
+        if let Some(waker) = waker {
+            unheeded(|| waker.wake());
         }
     }
 }
@@ -193,7 +196,8 @@ impl Desk {
             nearby: false,
             socket: None,
             ledger: None,
-            outbox: Outbox::default(),
+            outbox: Box::default(),
+            interim: None,
             pen: Pen::Supervisor,
             congested: false,
             sent: VecDeque::new(),
@@ -209,7 +213,8 @@ impl Desk {
 
     /// Sets the desk up for a new process.
     pub(super) fn set_up(&mut self, child: Kept, socket: Arc<Socket>, ledger: Arc<Ledger>, outbox: Outbox) {
-        *self = Self { child: Some(child), socket: Some(socket), ledger: Some(ledger), outbox, ..Self::empty() };
+        let (child, socket, ledger) = (Some(child), Some(socket), Some(ledger));
+        *self = Self { child, socket, ledger, outbox: Box::new(outbox), ..Self::empty() };
     }
 
     /// Its process, if it has one that has shaken hands.

@@ -2,11 +2,11 @@
 //!
 //! What the supervisor does before and after that is in `supervisor.rs`.
 
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::answers::{Misbehaved, answer, begun, pace};
@@ -19,13 +19,14 @@ use super::seat::{Desk, is_end};
 use super::state::End;
 use super::supervisor::{Cause, Process, Stopping, Supervisor};
 use crate::channel::inbox::Inbox;
-use crate::channel::socket::Socket;
+use crate::channel::socket::{Berth, Socket};
 use crate::error::{RecvError, TaskError};
 use crate::process::kept::Exit;
 use crate::process::lost::has_lost_its_thread;
 use crate::process::spawn::died;
 use crate::sys::proc;
 use crate::sys::socket::Ready;
+use crate::task::Answer;
 use crate::wire::frame::Frame;
 
 /// After so many frames others have their turn, who may not have had it where each frame was there at once: this thread's other
@@ -55,6 +56,7 @@ impl Supervisor {
         let ear = self.seat.ear();
         let mut exited = pin!(kept.exited());
         let mut rung = pin!(self.seat.bell.notified());
+        self.seat.drive.note_other_news();
         let mut turn = Some(turn);
         // `None`: it stays, however long it is idle.
         let mut idle_until = None;
@@ -95,18 +97,32 @@ impl Supervisor {
             } else {
                 in_a_row += 1;
             }
-            let event = tokio::select! {
-                biased;
-                heard = self.hear(&mut process.inbox, &socket, &ear), if !is_long_row => Event::Heard(heard),
-                _ = &mut exited => Event::Exited,
-                () = &mut rung => {
+            let others = poll_fn(|cx| {
+                if !self.seat.drive.take_other_news() {
+                    return Poll::Pending;
+                }
+                let event = if exited.as_mut().poll(cx).is_ready() {
+                    Event::Exited
+                } else if rung.as_mut().poll(cx).is_ready() {
                     rung.set(self.seat.bell.notified());
                     Event::Rung
+                } else {
+                    return Poll::Pending;
+                };
+                // It has yet to be polled for the first time, or there may be more of it.
+                self.seat.drive.note_other_news();
+                Poll::Ready(event)
+            });
+            let event = tokio::select! {
+                biased;
+                heard = self.hear(&mut process.inbox, &mut process.berth, &socket, &ear), if !is_long_row => {
+                    Event::Heard(heard)
                 }
+                other = others => other,
                 written = socket.when(Ready::Write, || self.seat.write_rest(&socket)), if unwritten => {
                     Event::Written(written)
                 }
-                () = sleep_until(deadline) => Event::Due,
+                () = sleep_until(deadline), if deadline.is_some() => Event::Due,
                 () = std::future::ready(()), if is_long_row => Event::Paused,
             };
             let is_due = matches!(event, Event::Due);
@@ -121,9 +137,15 @@ impl Supervisor {
     }
 
     /// The next frame.
-    async fn hear(&self, inbox: &mut Inbox, socket: &Socket, ear: &Waker) -> Result<Option<Frame>, RecvError> {
+    async fn hear(
+        &self,
+        inbox: &mut Inbox,
+        berth: &mut Berth,
+        socket: &Socket,
+        ear: &Waker,
+    ) -> Result<Option<Frame>, RecvError> {
         poll_fn(|_| {
-            let heard = inbox.poll_frame(&mut Context::from_waker(ear), socket);
+            let heard = inbox.poll_frame_at(&mut Context::from_waker(ear), socket, berth);
             self.seat.drive.is_amid_frame(inbox.awaited() > 0);
             heard
         })
@@ -213,7 +235,7 @@ impl Supervisor {
 
     /// A frame has come.
     fn heard(&self, process: &mut Process, frame: Frame) -> Result<Option<Turn>, Misbehaved> {
-        process.apart.heard(&process.socket);
+        process.apart.heard(&process.socket, &mut process.berth);
         // What lies in the ledger is older than what came through the socket.
         process.ring.take(&mut process.answers)?;
         if let Some(id) = begun(&frame) {
@@ -266,6 +288,12 @@ impl Supervisor {
                 break;
             };
             let stopped = process.stopping.take_if(|stopping| stopping.id == id).map(|stopping| stopping.cause);
+            if stopped.is_none() && !job.is_chunk {
+                // As most are: it is moved no more than it has to be.
+                process.endings.push(if outcome.is_ok() { Ending::Done } else { Ending::Failed });
+                process.answered.push((job, outcome));
+                continue;
+            }
             let late = stopped == Some(Cause::TimedOut);
             let outcome = match outcome {
                 outcome if job.is_chunk => match answer_chunk(&desk, id, &job, outcome, late) {
@@ -312,12 +340,12 @@ impl Supervisor {
 /// Takes a chunk's answer. Gives the chunk's own outcome, if it has one by now; otherwise it is to go on.
 fn answer_chunk(desk: &Desk, id: u64, job: &Job, outcome: Outcome, late: bool) -> Result<Option<Outcome>, Misbehaved> {
     match outcome {
-        Ok(frame) => job.answer_part(frame, late.then_some(TaskError::TimedOut)),
+        Ok(answer) => job.answer_part(answer, late.then_some(TaskError::TimedOut)),
         // The last words of a worker that ends with a panic, for want of unwinding: it ends the call that ran.
         Err(error) => {
             desk.keep_parts(id, job);
             let again = job.fail_part(|| if late { TaskError::TimedOut } else { *error });
-            Ok((!again).then(|| Ok(Frame::default())))
+            Ok((!again).then(|| Ok(Answer::default())))
         }
     }
 }

@@ -16,7 +16,7 @@ use super::output::{Listening, heard_out};
 use super::seat::is_end;
 use super::supervisor::{Process, Supervisor, random};
 use crate::channel::inbox::Inbox;
-use crate::channel::socket::Socket;
+use crate::channel::socket::{Berth, Socket};
 use crate::error::{SpawnError, TaskError};
 use crate::process::kept::Kept;
 use crate::process::lost::Looks;
@@ -110,6 +110,7 @@ impl Supervisor {
             child,
             socket,
             inbox,
+            berth: Berth::default(),
             ring,
             apart: Apart::new(ledger),
             answers: Vec::new(),

@@ -5,17 +5,17 @@
 //! then a job's cell.
 
 use std::collections::VecDeque;
-use std::pin::pin;
 use std::process::ExitStatus;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tokio::runtime::{Handle, Id};
-use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::after::{After, Locked};
 use super::builder::Settings;
+use super::changes::Changes;
 use super::counts::{Counts, Ending};
 use super::job::{Job, Unsent};
 use super::life::WorkerState;
@@ -42,8 +42,8 @@ pub(super) struct Shared {
     pub(super) permits: Semaphore,
     pub(super) times: Times,
     state: Mutex<State>,
-    /// Rings when something changed that somebody may wait for, see [`when`](Self::when).
-    pub(super) changed: Notify,
+    /// That something has changed which somebody may wait for, see [`when`](Self::when).
+    pub(super) changes: Changes,
     /// Until when somebody looks for an outcome, see [`Look`](super::look::Look).
     pub(super) look: Mutex<Option<Instant>>,
     /// Whether there was more than one processor when the last worker was ready: else nobody looks.
@@ -156,7 +156,7 @@ impl Shared {
                 after: After::default(),
                 now: None,
             }),
-            changed: Notify::new(),
+            changes: Changes::default(),
             look: Mutex::default(),
             may_look: AtomicBool::new(false),
             settings,
@@ -165,19 +165,6 @@ impl Shared {
 
     pub(super) fn state(self: &Arc<Self>) -> Locked<'_> {
         Locked::new(self, self.state.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Waits until something is known of the state.
-    pub(super) async fn when<R>(self: &Arc<Self>, mut known: impl FnMut(&State) -> Option<R>) -> R {
-        loop {
-            let mut changed = pin!(self.changed.notified());
-            // Listen before looking, or a change in between would be missed.
-            changed.as_mut().enable();
-            if let Some(known) = known(&self.state()) {
-                return known;
-            }
-            changed.await;
-        }
     }
 
     pub(super) fn take_permit(&self) -> bool {
@@ -336,7 +323,8 @@ impl State {
     /// Takes the next task that somebody wants out of the queue, for a slot.
     pub(super) fn next_wanted(&mut self) -> Option<Arc<Job>> {
         while let Some(job) = self.waiting.pop_front() {
-            if job.assign(&mut self.after.wake) {
+            // Whether somebody wants it is seen when it is sent, which is next if nobody is to be told of its slot.
+            if !job.wants_slot && !self.idle.is_empty() || job.assign(&mut self.after.wake) {
                 return Some(job);
             }
             self.counts.add(Ending::Cancelled);

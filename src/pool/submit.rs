@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -130,22 +130,26 @@ impl<T: Task> Future for Submit<T> {
     type Output = Result<T::Output, TaskError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Stage::Unsent(_) = self.stage
-            && let Stage::Unsent(task) = std::mem::replace(&mut self.stage, Stage::Over)
-        {
-            let wishes = std::mem::take(&mut self.wishes);
-            let job = prepare(&self.shared, &task, wishes, Awaits::Outcome(Some(cx.waker().clone())))?;
-            drop(task);
-            self.shared.submit(Arc::clone(&job))?;
-            let mut claim = Claim::looking(&self.shared, job);
-            // However soon it has an outcome, we are woken for it.
-            claim.look_again(cx);
-            self.stage = Stage::Sent(claim);
+        let this = &mut *self;
+        if let Stage::Unsent(task) = &this.stage {
+            let wishes = std::mem::take(&mut this.wishes);
+            let job = prepare(&this.shared, task, wishes, Awaits::Outcome(Some(cx.waker().clone())));
+            // Its task goes before it is known to anybody.
+            this.stage = Stage::Over;
+            let job = job?;
+            this.shared.submit(Arc::clone(&job))?;
+            this.stage = Stage::Sent(Claim::looking(&this.shared, job));
+            if let Stage::Sent(claim) = &mut this.stage {
+                // However soon it has an outcome, we are woken for it.
+                claim.look_again(cx);
+            }
             return Poll::Pending;
         }
-        let Stage::Sent(claim) = &mut self.stage else { return Poll::Ready(Err(TaskError::Cancelled)) };
-        let outcome = ready!(claim.poll(cx));
-        Poll::Ready(result_of(outcome))
+        let Stage::Sent(claim) = &mut this.stage else { return Poll::Ready(Err(TaskError::Cancelled)) };
+        match &mut claim.poll(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(outcome) => Poll::Ready(result_of(outcome)),
+        }
     }
 }
 
@@ -331,9 +335,10 @@ impl Drop for Claim {
     }
 }
 
-pub(super) fn result_of<R: DeserializeOwned>(outcome: Outcome) -> Result<R, TaskError> {
+/// What a task came to, by its outcome. That is left where it lies: to move what was just written takes long.
+pub(super) fn result_of<R: DeserializeOwned>(outcome: &mut Outcome) -> Result<R, TaskError> {
     match outcome {
-        Ok(mut frame) => task::unpack(&mut frame),
-        Err(error) => Err(*error),
+        Ok(answer) => task::unpack(answer),
+        Err(error) => Err(std::mem::replace(&mut **error, TaskError::Cancelled)),
     }
 }

@@ -16,7 +16,7 @@ use super::seat::Seat;
 use super::state::{End, Next, Phase, Shared};
 use super::trace;
 use crate::channel::inbox::Inbox;
-use crate::channel::socket::Socket;
+use crate::channel::socket::{Berth, Socket};
 use crate::error::SpawnError;
 use crate::process::keeper::is_forked_copy;
 use crate::process::kept::KillOnDrop;
@@ -63,6 +63,7 @@ pub(super) struct Process {
     pub(super) child: KillOnDrop,
     pub(super) socket: Arc<Socket>,
     pub(super) inbox: Inbox,
+    pub(super) berth: Berth,
     pub(super) ring: Ring,
     pub(super) apart: Apart,
     /// Answers that are being taken in; empty between two turns, as the next three are.

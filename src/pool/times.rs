@@ -13,7 +13,7 @@ use hdrhistogram::Histogram;
 use super::job::Job;
 
 /// In a queue as long as this only every `SAMPLE`th task looks at the clock.
-const LONG: usize = 64;
+const LONG: usize = 16;
 const SAMPLE: u64 = 16;
 
 /// How many are noted before they go into a histogram.

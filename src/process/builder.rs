@@ -14,9 +14,8 @@ use super::spawn::Process;
 use super::start::{self, Plan};
 use crate::error::SpawnError;
 use crate::sys::worker::Slot;
-use crate::task::{self, Parcel, Task};
-use crate::wire::frame::Frame;
-use crate::wire::message::{Kind, Life};
+use crate::task::{self, Task};
+use crate::wire::message::Life;
 
 /// How a process is to start; made by [`Process::builder`].
 #[derive(Debug)]
@@ -142,9 +141,9 @@ impl ProcessBuilder {
         let packed = valid.and_then(|()| start::permitted()).and_then(|_| Ok(task::pack(&task, self.plan.max_body)?));
         drop(task);
         async move {
-            let Parcel { name, body, more, fds } = packed?;
-            let moves = fds.moves();
-            let run = Frame { kind: Kind::Run as u8, id: 1, body, more, fds, ..Frame::default() };
+            let parcel = packed?;
+            let (name, moves) = (parcel.name, parcel.fds.moves());
+            let run = parcel.into_frame(1);
             let start = async {
                 // All that is waited for from here on would panic.
                 if Handle::try_current().is_err() {

@@ -181,7 +181,7 @@ impl<T> Process<T> {
         }
         let exit = self.kept().exited_watched().await;
         match std::mem::replace(&mut self.running.reply, Reply::None) {
-            Reply::Done(mut frame) => task::unpack(&mut frame),
+            Reply::Done(frame) => task::unpack(&mut frame.into()),
             Reply::Failed(error) => Err(error),
             Reply::Awaited | Reply::None => Err(died(self.kept(), &exit, self.running.name.into())),
         }

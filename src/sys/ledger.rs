@@ -374,20 +374,30 @@ impl Reader {
         if count > CAPACITY {
             return Err(Corrupt);
         }
-        out.reserve(count);
-        let mut left = count;
-        while left > 0 {
-            let skip = (self.read % 8) as usize;
-            let word = self.ledger.ring(self.read).load(Ordering::Relaxed).to_le_bytes();
-            let now = left.min(8 - skip);
-            out.put_slice(&word[skip..skip + now]);
-            self.read += now as u64;
-            left -= now;
+        if count == 0 {
+            return Ok(0);
         }
-        if count > 0 {
-            self.ledger.word(READ).store(self.read, Ordering::Release);
+        let begin = out.len();
+        out.resize(begin + count, 0);
+        // The rest of a word, whole ones, and the beginning of one.
+        let skip = (self.read % 8) as usize;
+        let (first, rest) = out[begin..].split_at_mut(count.min((8 - skip) % 8));
+        let (words, last) = rest.as_chunks_mut();
+        first.copy_from_slice(&self.next_word()[skip..][..first.len()]);
+        self.read += first.len() as u64;
+        for word in words {
+            *word = self.next_word();
+            self.read += 8;
         }
+        last.copy_from_slice(&self.next_word()[..last.len()]);
+        self.read += last.len() as u64;
+        self.ledger.word(READ).store(self.read, Ordering::Release);
         Ok(count)
+    }
+
+    /// The word that has the next byte.
+    fn next_word(&self) -> [u8; 8] {
+        self.ledger.ring(self.read).load(Ordering::Relaxed).to_le_bytes()
     }
 }
 

@@ -123,8 +123,9 @@ fn receive(socket: impl AsFd, buf: &mut [MaybeUninit<u8>], flags: libc::c_int) -
     let received = loop {
         #[cfg(test)]
         calls::add();
+        // Not by recvmsg(3), where a thread could be cancelled, which takes two atomic instructions in a process that has several.
         // SAFETY: `message` points at `buf` and `control` with their true lengths, and both outlive the call.
-        let received = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, flags) };
+        let received = unsafe { libc::syscall(libc::SYS_recvmsg, socket.as_fd().as_raw_fd(), &raw mut message, flags) };
         if let Ok(received) = usize::try_from(received) {
             break received;
         }

@@ -5,13 +5,12 @@
 use std::any::type_name;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use super::Task;
 use super::panic::caught;
 use crate::error::{BoxError, Panic, SpawnError, TaskError};
-use crate::sys::image::{self, Entry};
+use crate::sys::image::{self, Entry, Place};
 use crate::sys::original;
 use crate::wire::body::{self, EncodeError, Parts};
 use crate::wire::extra::Extra;
@@ -62,10 +61,20 @@ pub(crate) fn resolve(run: &Run) -> Option<&'static Entry<Runner>> {
 #[derive(Debug)]
 pub(crate) struct Parcel {
     pub(crate) name: &'static str,
-    pub(crate) body: Held,
-    /// What follows the body's beginning.
-    pub(crate) more: Extra<Bytes>,
+    /// Where its code is.
+    pub(crate) place: Place,
+    /// Its arguments, where they were written: they are moved once, to where they stay.
+    pub(crate) arguments: Box<Parts>,
     pub(crate) fds: Extra<Passenger>,
+}
+
+impl Parcel {
+    /// The frame that has it run.
+    pub(crate) fn into_frame(self, id: u64) -> Frame {
+        let mut arguments = Held::default();
+        let rest = self.arguments.finish(&mut arguments);
+        Run::frame(id, self.place, (arguments, rest), self.fds)
+    }
 }
 
 /// Why a task can't be sent.
@@ -111,25 +120,37 @@ pub(crate) fn pack_for(
     encode: impl FnOnce(&mut Parts) -> Result<(), EncodeError>,
 ) -> Result<Parcel, PackError> {
     let place = image::place_of(entry).ok_or(PackError::Foreign { task: of })?;
-    let mut parts = Parts::scratch();
-    Run::begin(&mut parts.written, place);
-    match catch_unwind(AssertUnwindSafe(|| fds::collect(|| encode(&mut parts)))) {
-        Ok(Ok(((), fds))) => {
-            let (body, more) = parts.finish();
-            Ok(Parcel { name, body, more, fds })
-        }
+    let mut arguments = Parts::scratch();
+    match catch_unwind(AssertUnwindSafe(|| fds::collect(|| encode(&mut arguments)))) {
+        Ok(Ok(((), fds))) => Ok(Parcel { name, place, arguments, fds }),
         Ok(Err(EncodeError::Failed(source))) => Err(PackError::Encode(source)),
         Ok(Err(EncodeError::TooLarge { len, max })) => Err(PackError::TooLarge { len, max }),
         Err(payload) => Err(PackError::Panicked(caught(payload))),
     }
 }
 
-/// Decodes a task's result from the frame that brought it, and takes the fds out of that.
-pub(crate) fn unpack<R: DeserializeOwned>(frame: &mut Frame) -> Result<R, TaskError> {
-    let arrived = std::mem::take(&mut frame.fds);
-    match catch_unwind(AssertUnwindSafe(|| fds::provide(arrived, || body::decode_shared(&frame.body)))) {
+/// What has come back of a task: its result, encoded.
+#[derive(Debug, Default)]
+pub(crate) struct Answer {
+    pub(crate) body: Held,
+    pub(crate) fds: Extra<Passenger>,
+    /// Some of its fds could not be taken in, as this process had none free.
+    pub(crate) fds_lost: bool,
+}
+
+impl From<Frame> for Answer {
+    fn from(frame: Frame) -> Self {
+        let Frame { body, fds, fds_lost, .. } = frame;
+        Self { body, fds, fds_lost }
+    }
+}
+
+/// Decodes a task's result, and takes the fds out of what it came in.
+pub(crate) fn unpack<R: DeserializeOwned>(answer: &mut Answer) -> Result<R, TaskError> {
+    let arrived = std::mem::take(&mut answer.fds);
+    match catch_unwind(AssertUnwindSafe(|| fds::provide(arrived, || body::decode_shared(&answer.body)))) {
         Ok(Ok(result)) => Ok(result),
-        Ok(Err(error)) => Err(TaskError::Decode(if frame.fds_lost { fds::LOST.into() } else { error })),
+        Ok(Err(error)) => Err(TaskError::Decode(if answer.fds_lost { fds::LOST.into() } else { error })),
         Err(payload) => Err(TaskError::Panicked(caught(payload))),
     }
 }
@@ -140,7 +161,7 @@ mod tests {
     use crate::call;
 
     fn run_of<T: Task>(task: T) -> Run {
-        Run::parse(pack(&task, 1024).unwrap().body).unwrap()
+        Run::parse(pack(&task, 1024).unwrap().into_frame(1).body).unwrap()
     }
 
     /// By their names, as closures of one function, they were the same.

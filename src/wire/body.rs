@@ -81,17 +81,19 @@ impl Parts {
         SCRATCH.try_with(Cell::take).ok().flatten().unwrap_or_default()
     }
 
-    /// Takes the whole body.
-    pub(crate) fn finish(mut self: Box<Self>) -> (Held, Extra<Bytes>) {
+    /// Puts the whole body there, and gives the pieces that follow its beginning.
+    pub(crate) fn finish(mut self: Box<Self>, body: &mut Held) -> Extra<Bytes> {
         if !self.is_written() || self.written.len() > SMALL {
-            return self.take(0);
+            let (beginning, rest) = self.take(0);
+            *body = beginning;
+            return rest;
         }
-        let body = Held::copy(&self.written);
+        body.fill(&self.written);
         self.written.clear();
         if self.written.capacity() <= 2 * SMALL {
             let _ = SCRATCH.try_with(|scratch| scratch.set(Some(self)));
         }
-        (body, Extra::default())
+        Extra::default()
     }
 
     /// How many bytes it has.

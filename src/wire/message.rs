@@ -20,15 +20,17 @@
 
 use std::time::Duration;
 
-use bytes::{Buf as _, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{BoxError, Panic, RecvError, TaskError};
 use crate::sys::image::{ImageId, Place};
 use crate::sys::limits::Limits;
 use crate::wire::body;
+use crate::wire::extra::Extra;
 use crate::wire::frame::{Frame, Head};
 use crate::wire::held::Held;
+use crate::wire::passenger::Passenger;
 
 /// The frame kinds of this conversation; a channel's values have kinds of their own below 16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,13 +98,29 @@ impl Run {
     /// The bytes before the arguments.
     pub(crate) const HEAD_LEN: usize = 16;
 
-    /// Begins a body; the arguments are appended to it.
-    pub(crate) fn begin(body: &mut BytesMut, place: Place) {
-        // In one piece: a buffer that may have to grow looks at its room for each.
+    /// What stands before the arguments.
+    pub(crate) fn head(place: Place) -> [u8; Self::HEAD_LEN] {
         let mut head = [0; Self::HEAD_LEN];
         head[..8].copy_from_slice(&place.entry.to_le_bytes());
         head[8..].copy_from_slice(&place.run.to_le_bytes());
-        body.extend_from_slice(&head);
+        head
+    }
+
+    /// One whole. Arguments that are not few are sent from where they lie.
+    pub(crate) fn frame(
+        id: u64,
+        place: Place,
+        (arguments, rest): (Held, Extra<Bytes>),
+        fds: Extra<Passenger>,
+    ) -> Frame {
+        let mut body = BytesMut::from(&Self::head(place)[..]);
+        let mut more = Vec::new();
+        match arguments.shared() {
+            Some(arguments) => more.push(arguments.clone()),
+            None => body.extend_from_slice(&arguments),
+        }
+        more.extend(rest.into_vec());
+        Frame { kind: Kind::Run as u8, id, body: body.freeze().into(), more: more.into(), fds, ..Frame::default() }
     }
 
     pub(crate) fn parse(body: Held) -> Option<Self> {

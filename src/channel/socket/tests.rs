@@ -116,7 +116,11 @@ fn the_places_in_runtimes_that_have_ended_are_given_up() {
     let read = || socket::recv_into(&ours, &mut BytesMut::with_capacity(1), 1, Wait::No).map(|read| (read, false));
     for _ in 0..3 * MANY {
         // Whoever waited there is gone, and nothing says so.
-        assert!(new_runtime().block_on(poll_fn(|cx| Poll::Ready(ours.poll_read(cx, false, read)))).is_pending());
+        assert!(
+            new_runtime()
+                .block_on(poll_fn(|cx| Poll::Ready(ours.poll_read(cx, &mut Berth::default(), false, read))))
+                .is_pending()
+        );
         assert!(ours.registrations().len() <= MANY);
     }
 }
@@ -142,15 +146,15 @@ fn a_wait_that_one_runtime_has_begun_goes_on_in_another() {
 #[tokio::test]
 async fn who_is_to_be_woken_early_is_told_of_what_had_come() {
     let (a, b) = socket::stream_pair().unwrap();
-    let ours = Socket::new(a);
+    let (ours, mut berth) = (Socket::new(a), Berth::default());
     let read = || socket::recv_into(&ours, &mut BytesMut::with_capacity(1), 1, Wait::No).map(|read| (read, true));
-    assert!(poll_fn(|cx| Poll::Ready(ours.poll_read(cx, false, read))).await.is_pending());
+    assert!(poll_fn(|cx| Poll::Ready(ours.poll_read(cx, &mut berth, false, read))).await.is_pending());
     for early in [true, false, true] {
         socket::send(&b, &[IoSlice::new(b"x")], &[]).unwrap();
-        poll_fn(|cx| ours.poll_read(cx, true, read)).await.unwrap();
+        poll_fn(|cx| ours.poll_read(cx, &mut berth, true, read)).await.unwrap();
         socket::send(&b, &[IoSlice::new(b"y")], &[]).unwrap();
-        ours.wake_early(early);
-        assert_eq!(poll_fn(|cx| ours.poll_read(cx, true, read)).await.unwrap().len, 1);
+        ours.wake_early(early, &mut berth);
+        assert_eq!(poll_fn(|cx| ours.poll_read(cx, &mut berth, true, read)).await.unwrap().len, 1);
         let readiness = ours.readiness(Ready::Read).unwrap();
         let woken = readiness.fd.ready(Interest::WRITABLE);
         if early {
@@ -167,9 +171,9 @@ async fn who_waits_already_is_not_touched_by_waking_early() {
     let (a, b) = socket::stream_pair().unwrap();
     let ours = Socket::new(a);
     let read = || socket::recv_into(&ours, &mut BytesMut::with_capacity(1), 1, Wait::No).map(|read| (read, true));
-    let mut waits = pin!(poll_fn(|cx| ours.poll_read(cx, false, read)));
+    let mut waits = pin!(poll_fn(|cx| ours.poll_read(cx, &mut Berth::default(), false, read)));
     assert!(waits.as_mut().now_or_never().is_none());
-    ours.wake_early(true);
+    ours.wake_early(true, &mut Berth::default());
     socket::send(&b, &[IoSlice::new(b"x")], &[]).unwrap();
     waits.await.unwrap();
 }

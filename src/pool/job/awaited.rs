@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
-use super::{Job, Outcome, Stage};
+use super::{Cell, Job, Outcome, Stage};
 use crate::error::TaskError;
 use crate::pool::seat::Seat;
-use crate::task::unheeded;
 
 impl Job {
     /// Waits until it has a slot. An error: it has ended without one.
@@ -35,37 +34,24 @@ impl Job {
         drop(waker);
     }
 
-    /// Wakes whoever waits for the outcome, which is about to come.
-    pub(in crate::pool) fn herald(&self) {
+    /// Who waits for the outcome of what a worker has, and is to be woken.
+    pub(in crate::pool) fn take_waker(&self) -> Option<Waker> {
         let mut cell = self.cell();
-        let waker = if matches!(cell.stage, Stage::Sent(_)) { cell.waker.take() } else { None };
-        drop(cell);
-        if let Some(waker) = waker {
-            unheeded(|| waker.wake());
-        }
-    }
-
-    /// The worker that has it, if there is something to be heard of that. Nobody is woken for what is taken in here and now.
-    fn news(&self) -> Option<Arc<Seat>> {
-        let mut cell = self.cell();
-        let seat = match &cell.stage {
-            Stage::Sent(seat) if seat.has_news() => Arc::clone(seat),
-            _ => return None,
-        };
-        let waker = cell.waker.take();
-        drop(cell);
-        drop(waker);
-        Some(seat)
+        if matches!(cell.stage, Stage::Sent(_)) { cell.waker.take() } else { None }
     }
 
     /// Waits for the outcome, and takes it in where that is possible here.
     pub(in crate::pool) fn poll_outcome(&self, cx: &mut Context<'_>) -> Poll<Outcome> {
-        if let Some(seat) = self.news() {
-            seat.drive_here();
-        }
         // To clone a waker, and to drop one, is somebody else's code, which may use this task: not under the lock, which goes first.
         let mut waker = None;
         let mut cell = self.cell();
+        if let Some(seat) = cell.news() {
+            // Nobody is woken for what is taken in here and now.
+            waker = cell.waker.take();
+            drop(cell);
+            seat.drive_here();
+            cell = self.cell();
+        }
         if cell.is_pending() {
             drop(cell);
             waker = Some(cx.waker().clone());
@@ -78,6 +64,16 @@ impl Job {
         match std::mem::replace(&mut cell.stage, Stage::Gone) {
             Stage::Resolved(outcome) => Poll::Ready(outcome),
             _ => Poll::Ready(Err(TaskError::Cancelled.into())),
+        }
+    }
+}
+
+impl Cell {
+    /// The worker that has it, if there is something to be heard of that.
+    fn news(&self) -> Option<Arc<Seat>> {
+        match &self.stage {
+            Stage::Sent(seat) if seat.has_news() => Some(Arc::clone(seat)),
+            _ => None,
         }
     }
 }

@@ -7,9 +7,8 @@ use crate::error::TaskError;
 use crate::pool::answers::Misbehaved;
 use crate::pool::chunk;
 use crate::pool::parts::{Part, Parts};
-use crate::wire::frame::Frame;
+use crate::task::Answer;
 use crate::wire::held::Held;
-use crate::wire::message::Run;
 
 impl Job {
     /// Keeps results that a chunk's worker had before its end.
@@ -38,15 +37,15 @@ impl Job {
     /// one by now; otherwise it is to go on.
     pub(in crate::pool) fn answer_part(
         &self,
-        frame: Frame,
+        answer: Answer,
         stopped: Option<TaskError>,
     ) -> Result<Option<Outcome>, Misbehaved> {
         let mut cell = self.cell();
         let wanted = matches!(cell.stage, Stage::Sent(_));
         let Some(parts) = cell.parts() else { return Err(Misbehaved) };
-        parts.answer(frame, stopped).ok_or(Misbehaved)?;
+        parts.answer(answer, stopped).ok_or(Misbehaved)?;
         if parts.is_whole() || !wanted {
-            return Ok(Some(Ok(Frame::default())));
+            return Ok(Some(Ok(Answer::default())));
         }
         cell.go_on();
         Ok(None)
@@ -69,11 +68,11 @@ impl Cell {
         rare.bounces = 0;
         let Some(parts) = &mut rare.parts else { return };
         let done = parts.take_progress();
-        let mut inputs = rare.inputs.take().unwrap_or_else(|| self.body.to_bytes().slice(Run::HEAD_LEN..));
+        let mut inputs = rare.inputs.take().unwrap_or_else(|| self.body.to_bytes());
         inputs.advance(chunk::len_of(&inputs, done));
         rare.more = vec![inputs.slice(..chunk::len_of(&inputs, 2 * done))].into();
         rare.inputs = Some(inputs);
-        self.body = Held::copy(&self.body[..Run::HEAD_LEN]);
+        self.body = Held::default();
     }
 
     fn parts(&mut self) -> Option<&mut Parts> {
@@ -105,7 +104,7 @@ mod tests {
         for at_once in 1..=7 {
             let (parcel, count) = pack(|_| (), &inputs);
             assert_eq!(count, CALLS.into());
-            let whole = parcel.body.len() as u64;
+            let whole = parcel.arguments.len() as u64;
             let parts = Some(Parts::new(CALLS.into()));
             let job = Job::new("pool", parcel, Wishes::default(), Awaits::Outcome(None), parts);
             let (seat, mut outbox) = (Seat::new(0, None), Outbox::default());
@@ -117,8 +116,8 @@ mod tests {
                 let mut answer = Vec::new();
                 answer.put_u32_le(made.into());
                 answer.put_u64_le(0);
-                let frame = Frame { body: Held::copy(&answer), ..Frame::default() };
-                if job.answer_part(frame, None).unwrap().is_some() {
+                let answer = Answer { body: Held::copy(&answer), ..Answer::default() };
+                if job.answer_part(answer, None).unwrap().is_some() {
                     break;
                 }
                 let cell = job.cell();

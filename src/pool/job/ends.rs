@@ -35,8 +35,7 @@ mod tests {
     use crate::channel::{Sender, channel};
     use crate::pool::job::{Awaits, Job, Wishes};
     use crate::pool::seat::Seat;
-    use crate::task::{self, call};
-    use crate::wire::frame::Frame;
+    use crate::task::{self, Answer, call};
 
     /// An end that is left behind, and a job that it has moved with.
     fn moved() -> (Arc<Sender<u8>>, Arc<Job>) {
@@ -108,7 +107,7 @@ mod tests {
             if is_told {
                 job.let_fds_go();
             }
-            job.resolve(Ok(Frame::default()));
+            job.resolve(Ok(Answer::default()));
             drop(job);
             assert!(tx.blocking_send(0).is_err());
             let (tx, job) = moved();

@@ -81,35 +81,36 @@ pub(in crate::pool) fn is_end(error: &io::Error) -> bool {
 
 impl Desk {
     /// Gives what is to be written to whoever writes it, unless somebody else does already.
-    pub(super) fn lend_outbox(&mut self) -> Option<(Arc<Socket>, Outbox)> {
+    pub(super) fn lend_outbox(&mut self) -> Option<(Arc<Socket>, Box<Outbox>)> {
         if self.pen == Pen::Lent {
             return None;
         }
         let socket = self.socket.clone()?;
         self.pen = Pen::Lent;
-        Some((socket, mem::take(&mut self.outbox)))
+        let interim = self.interim.take().unwrap_or_default();
+        Some((socket, mem::replace(&mut self.outbox, interim)))
     }
 
     /// Takes it back, and gives it out once more if its writer goes on and there is more by now.
     pub(super) fn take_outbox(
         &mut self,
         socket: Arc<Socket>,
-        mut outbox: Outbox,
+        mut outbox: Box<Outbox>,
         goes_on: bool,
         spent: &mut Vec<Bytes>,
-    ) -> Option<(Arc<Socket>, Outbox)> {
+    ) -> Option<(Arc<Socket>, Box<Outbox>)> {
         if self.pen != Pen::Lent || !self.socket.as_ref().is_some_and(|own| Arc::ptr_eq(own, &socket)) {
             // That process is gone.
             outbox.abandon(spent);
             return None;
         }
         if !self.outbox.is_empty() {
-            outbox.append(mem::take(&mut self.outbox));
+            outbox.append(mem::take(&mut *self.outbox));
         }
         if goes_on && !outbox.is_empty() {
             return Some((socket, outbox));
         }
-        self.outbox = outbox;
+        self.interim = Some(mem::replace(&mut self.outbox, outbox));
         self.pen = Pen::Supervisor;
         None
     }
