@@ -75,6 +75,8 @@ pub(super) struct Job {
     pub(super) wants_slot: bool,
     /// Whether it has ever left the queue for a worker. Read and written under the cell's lock, in which it would take a word.
     had_slot: AtomicBool,
+    /// Whether it has ended. Written under that lock, too, and read by who looks through a queue of them.
+    is_over: AtomicBool,
     /// Whether it may be sent to a worker that is still busy with another: one that is small, and is not to have a slot.
     pub(super) may_go_ahead: bool,
     /// Whether it is a chunk, some calls of which may have results before it has an outcome.
@@ -153,6 +155,7 @@ impl Job {
             timeout,
             wants_slot,
             had_slot: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
             may_go_ahead: !wants_slot && is_one && arguments.len() <= LARGEST_AHEAD,
             is_chunk,
             cell: Mutex::new(Cell { stage: Stage::Queued, body: Held::default(), waker, rare: None, span }),
@@ -271,6 +274,7 @@ impl Job {
     pub(super) fn resolve(&self, outcome: Outcome) {
         let cell = self.cell();
         if cell.is_pending() {
+            self.is_over.store(true, Ordering::Release);
             settle(cell, || Stage::Resolved(outcome));
         }
     }
@@ -303,6 +307,7 @@ impl Job {
             Stage::Sent(seat) => Some(Arc::clone(seat)),
             Stage::Queued | Stage::Assigned => None,
         };
+        self.is_over.store(true, Ordering::Release);
         settle(cell, || stage);
         seat
     }
@@ -327,7 +332,7 @@ impl Job {
 
     /// Whether somebody may still want it done.
     pub(super) fn is_wanted(&self) -> bool {
-        self.cell().is_pending()
+        !self.is_over.load(Ordering::Acquire)
     }
 
     /// The process that runs it.

@@ -50,8 +50,8 @@ impl Series {
         Self { histogram, recent: Vec::with_capacity(RECENT) }
     }
 
-    fn note(&mut self, time: Duration, count: u64) {
-        self.recent.push((nanos(time), count));
+    fn note(&mut self, nanos: u64, count: u64) {
+        self.recent.push((nanos, count));
         if self.recent.len() == RECENT {
             self.settle();
         }
@@ -70,6 +70,15 @@ impl Series {
 /// for `SAMPLE` tasks or for itself. 0: it is not.
 #[derive(Debug, Default)]
 pub(super) struct Stamp(AtomicU64);
+
+impl Stamp {
+    /// When it was, and for how many tasks it stands.
+    fn get(&self) -> Option<(u64, u64)> {
+        let stamp = self.0.load(Ordering::Relaxed);
+        let weight = if stamp & 1 == 1 { SAMPLE } else { 1 };
+        (stamp != 0).then_some((stamp >> 1, weight))
+    }
+}
 
 /// How a duration is spread over a pool's tasks, of all that it has done since it was made.
 ///
@@ -106,33 +115,22 @@ impl Times {
     }
 
     /// A worker has done tasks, one after the other from `start` on, each in so long.
-    pub(super) fn note<'a>(
-        &self,
-        mut start: Instant,
-        each: Duration,
-        jobs: impl Iterator<Item = &'a Job>,
-        worker: u32,
-    ) {
+    pub(super) fn note<'a>(&self, start: Instant, each: Duration, jobs: impl Iterator<Item = &'a Job>, worker: u32) {
+        let (mut began, run) = (nanos(start.saturating_duration_since(self.epoch)), nanos(each));
         let mut spans = self.spans();
         let mut count = 0;
         for job in jobs {
-            if let Some((submitted, weight)) = self.submitted(job) {
-                let wait = start.saturating_duration_since(submitted);
+            if let Some((submitted, weight)) = job.submitted.get() {
+                let wait = began.saturating_sub(submitted);
                 spans.wait.note(wait, weight);
-                job.note_run(worker, wait, each);
+                job.note_run(worker, Duration::from_nanos(wait), each);
             }
             count += 1;
-            start += each;
+            began = began.saturating_add(run);
         }
         if count > 0 {
-            spans.run.note(each, count);
+            spans.run.note(run, count);
         }
-    }
-
-    fn submitted(&self, job: &Job) -> Option<(Instant, u64)> {
-        let stamp = job.submitted.0.load(Ordering::Relaxed);
-        let weight = if stamp & 1 == 1 { SAMPLE } else { 1 };
-        (stamp != 0).then(|| (self.epoch + Duration::from_nanos(stamp >> 1), weight))
     }
 
     /// How long tasks waited, and how long they ran.
