@@ -84,8 +84,8 @@ impl Outbox {
         self.push_shared(kind, id, (&[], &body, &more), fds)
     }
 
-    /// As [`push`](Self::push), for a body that somebody keeps: its first bytes are copied, of what follows a small piece is, too, and
-    /// a larger one shared.
+    /// As [`push`](Self::push), for a body that somebody keeps: behind its first bytes, which are copied, a small piece is copied,
+    /// too, and a larger one shared.
     pub(crate) fn push_shared(
         &mut self,
         kind: u8,

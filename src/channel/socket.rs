@@ -55,7 +55,7 @@ struct Registration {
 }
 
 #[derive(Debug)]
-pub(crate) struct Readiness {
+struct Readiness {
     fd: Registered,
     /// Whether a task waits in [`Socket::poll_read`]: it has left its waker here, and holds nothing.
     is_waited_for: AtomicBool,
@@ -118,7 +118,8 @@ impl Socket {
     }
 
     /// Has this process's reactor woken, too, whenever the peer reads, or not any more: for what is answered soon after that, by a
-    /// peer that has a processor of its own. Who waits already is not touched, but for who has this berth.
+    /// peer that has a processor of its own. Who waits already is not touched; whose berth it is looks for
+    /// its place anew.
     pub(crate) fn wake_early(&self, early: bool, berth: &mut Berth) {
         if self.wakes_early.load(Ordering::Relaxed) != early {
             self.wakes_early.store(early, Ordering::Relaxed);
@@ -229,9 +230,9 @@ impl Socket {
         }
     }
 
-    /// Runs `read` until it does not say `WouldBlock`, for the one task that waits for it, which has this berth as long as it is polled here.
-    /// `drained` says that the last read has left nothing, and so does what `read` gives besides its result: then a new one waits for
-    /// readiness first.
+    /// Runs `read` until it does not say `WouldBlock`, for the one task that waits for it, which keeps its berth while one runtime
+    /// polls it. `drained` says that the last read has left nothing, and so does what `read` gives besides its result: then a new one
+    /// waits for readiness first.
     pub(crate) fn poll_read<R>(
         &self,
         cx: &mut Context<'_>,

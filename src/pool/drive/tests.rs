@@ -216,3 +216,18 @@ fn a_thread_that_unwinds_polls_it_as_any_other() {
     assert!(unwound.is_err());
     assert_eq!((probe.count(), is_over(&seat)), (1, false));
 }
+
+/// Whoever else it waits for is asked only then, and holds locks.
+#[test]
+fn what_its_worker_says_is_no_other_news_and_all_else_is_once() {
+    let runtime = runtime();
+    let seat = seat(&runtime);
+    let is_news = || seat.drive.take_other_news();
+    assert!(!is_news());
+    seat.ear().wake();
+    assert!(!is_news());
+    Waker::from(Arc::clone(&seat)).wake();
+    assert!(is_news() && !is_news());
+    seat.drive.note_other_news();
+    assert!(is_news() && !is_news());
+}
