@@ -274,8 +274,7 @@ impl Job {
     pub(super) fn resolve(&self, outcome: Outcome) {
         let cell = self.cell();
         if cell.is_pending() {
-            self.is_over.store(true, Ordering::Release);
-            settle(cell, || Stage::Resolved(outcome));
+            self.settle(cell, || Stage::Resolved(outcome));
         }
     }
 
@@ -307,8 +306,7 @@ impl Job {
             Stage::Sent(seat) => Some(Arc::clone(seat)),
             Stage::Queued | Stage::Assigned => None,
         };
-        self.is_over.store(true, Ordering::Release);
-        settle(cell, || stage);
+        self.settle(cell, || stage);
         seat
     }
 
@@ -354,6 +352,44 @@ impl Job {
         }
     }
 
+    /// Ends it. Then, with the lock gone, as all that is other people's code: wakes whoever waits, ends the span, and lets go of
+    /// what it carried.
+    ///
+    /// The stage is made where it stays: to move what was just written takes longer than all else here.
+    #[inline]
+    fn settle(&self, mut cell: MutexGuard<'_, Cell>, stage: impl FnOnce() -> Stage) {
+        self.is_over.store(true, Ordering::Release);
+        if cell.is_with_no_worker() {
+            // Before anybody hears of it. Where a worker has it, it is seen when it comes off that one's desk whether it was begun.
+            cell.leave_ends();
+        }
+        cell.stage = stage();
+        let how = match &cell.stage {
+            Stage::Resolved(Ok(_)) => "ok",
+            Stage::Resolved(Err(error)) => error.kind(),
+            _ => "cancelled",
+        };
+        cell.span.note_outcome(how);
+        let waker = cell.waker.take();
+        let span = std::mem::take(&mut cell.span);
+        let body = std::mem::take(&mut cell.body);
+        let rest = cell.rare.as_mut().map(|rare| {
+            rare.inputs = None;
+            (std::mem::take(&mut rare.more), std::mem::take(&mut rare.fds))
+        });
+        drop(cell);
+        span.end();
+        // No panic of theirs must keep others from their outcome.
+        if let Some(waker) = waker {
+            unheeded(|| waker.wake());
+        }
+        drop(body);
+        // Bytes that may have an owner.
+        if rest.is_some() {
+            unheeded(|| drop(rest));
+        }
+    }
+
     fn cell(&self) -> MutexGuard<'_, Cell> {
         self.cell.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -367,42 +403,5 @@ impl Cell {
 
     fn bounces(&self) -> u32 {
         self.rare.as_ref().map_or(0, |rare| rare.bounces)
-    }
-}
-
-/// Ends it. Then, with the lock gone, as all that is other people's code: wakes whoever waits, ends the span, and lets go of
-/// what it carried.
-///
-/// The stage is made where it stays: to move what was just written takes longer than all else here.
-#[inline]
-fn settle(mut cell: MutexGuard<'_, Cell>, stage: impl FnOnce() -> Stage) {
-    if cell.is_with_no_worker() {
-        // Before anybody hears of it. Where a worker has it, it is seen when it comes off that one's desk whether it was begun.
-        cell.leave_ends();
-    }
-    cell.stage = stage();
-    let how = match &cell.stage {
-        Stage::Resolved(Ok(_)) => "ok",
-        Stage::Resolved(Err(error)) => error.kind(),
-        _ => "cancelled",
-    };
-    cell.span.note_outcome(how);
-    let waker = cell.waker.take();
-    let span = std::mem::take(&mut cell.span);
-    let body = std::mem::take(&mut cell.body);
-    let rest = cell.rare.as_mut().map(|rare| {
-        rare.inputs = None;
-        (std::mem::take(&mut rare.more), std::mem::take(&mut rare.fds))
-    });
-    drop(cell);
-    span.end();
-    // No panic of theirs must keep others from their outcome.
-    if let Some(waker) = waker {
-        unheeded(|| waker.wake());
-    }
-    drop(body);
-    // Bytes that may have an owner.
-    if rest.is_some() {
-        unheeded(|| drop(rest));
     }
 }
