@@ -30,6 +30,11 @@ impl Ring {
         Self { reader, bytes: BytesMut::new() }
     }
 
+    /// Whether there may be some.
+    pub(super) fn has_answers(&self) -> bool {
+        self.reader.has_answers()
+    }
+
     /// Appends all answers that are in the ring to `answers`.
     pub(super) fn take(&mut self, answers: &mut Vec<(u64, Outcome)>) -> Result<(), Misbehaved> {
         self.bytes.clear();

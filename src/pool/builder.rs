@@ -176,10 +176,13 @@ impl PoolBuilder {
     }
 
     /// How long a worker that has finished a task looks for the next one before it sleeps, and whoever awaits a task that an idle
-    /// worker was given looks for its result: 50 µs, say. Default: not at all.
+    /// worker was given looks for its result: 50 µs, say.
     ///
-    /// It is for tiny tasks in a chain, each made from the result of the one before: to wake a sleeping processor takes some 20 µs in a
-    /// virtual machine, and a task there and back wakes two. Where many tasks are under way, a worker finds the next one there already.
+    /// Without it both do so for up to 40 µs, where it costs less than to sleep and to be woken: while the pool has one task at a time, the
+    /// last answer and the last task were there within that, and the worker is on another processor than who waits. That is
+    /// enough for tiny tasks in a chain, each made from the result of the one before. This is for longer ones, and for where both
+    /// share a processor: to wake one that sleeps takes some 20 µs in a virtual machine, and a task there and back wakes two. Where
+    /// many tasks are under way, a worker finds the next one there already.
     ///
     /// The price is CPU time: up to `window` for each task in its worker, and as much here, for one at a time of all who wait. Between
     /// two looks both call sched_yield(2), so whoever else has work for that processor goes first, and so do this runtime's other

@@ -5,12 +5,14 @@
 //! of those that wait, as many as keep it busy for a moment; what it has not begun is taken back when somebody else is idle.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 
 use super::counts::Ending;
+use super::glance::Expected;
 use super::job::{Job, Unsent};
 use super::life::{Event, WorkerState};
 use super::lifecycle::had_a_process;
@@ -30,7 +32,9 @@ pub(super) enum Turn {
 
 impl Shared {
     /// Takes a task in, and sends it if a slot is free.
-    pub(super) fn submit(self: &Arc<Self>, job: Arc<Job>) -> Result<(), TaskError> {
+    ///
+    /// Gives whether its answer is [to be looked for](super::glance).
+    pub(super) fn submit(self: &Arc<Self>, job: Arc<Job>) -> Result<bool, TaskError> {
         let mut state = self.state();
         self.admit(&mut state)?;
         if state.waiting.len() >= state.sweep_at {
@@ -38,14 +42,30 @@ impl Shared {
         }
         self.stamp(&mut state, &job);
         state.waiting.push_back(job);
+        state.expected = Expected::Sometime;
         self.dispatch(&mut state);
-        Ok(())
+        Ok(self.is_worth_a_glance(&state))
+    }
+
+    /// Whether the answer to a task that was submitted just now is to be looked for.
+    fn is_worth_a_glance(&self, state: &State) -> bool {
+        let is_soon = match state.expected {
+            Expected::Sometime => false,
+            Expected::Soon => true,
+            Expected::SoonHere => self.may_look.load(Ordering::Relaxed),
+        };
+        is_soon && self.has_one_task(state)
+    }
+
+    /// Whether there is one task under way, which is with a worker, and none that waits.
+    fn has_one_task(&self, state: &State) -> bool {
+        state.waiting.is_empty() && state.assigned.is_empty() && self.permits.available_permits() + 1 == state.target
     }
 
     fn stamp(&self, state: &mut State, job: &Job) {
-        state.submitted += 1;
-        job.set_number(state.submitted);
-        self.times.stamp(job, state.waiting.len(), state.submitted, || state.now());
+        let number = self.next_number(state);
+        job.set_number(number);
+        self.times.stamp(job, state.waiting.len(), number, || state.now());
     }
 
     /// Takes a slot for a task that would not wait for one. `false`: there is none free.
@@ -144,7 +164,8 @@ impl Shared {
     pub(super) fn place(self: &Arc<Self>, state: &mut State, job: Arc<Job>) {
         if let Some(seat) = state.idle.pop() {
             match seat.give(job, state.is_nearby(&seat), state.now()) {
-                Ok(()) => {
+                Ok(expected) => {
+                    state.expected = expected;
                     state.watch(&seat);
                     if state.is_crowded() {
                         seat.leave();

@@ -29,8 +29,10 @@ pub(super) struct Drive {
     woken: AtomicBool,
     /// Whether something else has happened than that its worker has said something.
     has_other_news: AtomicBool,
-    /// Whether it is polled by who waits for an answer.
+    /// Whether it is polled by who waits for an answer, and its own task is polled by the same thread.
     visited: AtomicBool,
+    /// Whether who waits for an answer has found it in the ledger.
+    has_found: AtomicBool,
     /// Of its own task, which it wakes for as long as that lives.
     task: OnceLock<Waker>,
     /// Whether what comes next from its worker is more of a frame that has begun to come.
@@ -85,6 +87,11 @@ impl Drive {
     /// Whether something else has happened since this was asked last. To ask all whom it waits for instead takes locks.
     pub(super) fn take_other_news(&self) -> bool {
         self.has_other_news.load(Ordering::Relaxed) && self.has_other_news.swap(false, Ordering::AcqRel)
+    }
+
+    /// Whether somebody has found an answer in the ledger since this was asked last.
+    pub(super) fn take_found(&self) -> bool {
+        self.has_found.load(Ordering::Relaxed) && self.has_found.swap(false, Ordering::Relaxed)
     }
 
     /// Has its own task go on here with what need not be done before a visitor that has his outcome is gone.
@@ -223,13 +230,20 @@ impl Seat {
         }
         let mut goes_on = false;
         // Its panic is its end, and not his.
-        self.drive.visited.store(true, Ordering::Relaxed);
+        self.drive.visited.store(self.has_one_thread, Ordering::Relaxed);
         unheeded(|| goes_on = self.drive.poll().is_pending());
         self.drive.visited.store(false, Ordering::Relaxed);
         // Its task is to end with it, and may have found it lent.
         if !goes_on || self.drive.woken.load(Ordering::Acquire) {
             self.drive.wake();
         }
+    }
+
+    /// As [`drive_here`](Self::drive_here), for who has found an answer in the ledger.
+    pub(super) fn take_in_here(self: &Arc<Self>) {
+        self.drive.has_found.store(true, Ordering::Relaxed);
+        self.drive.woken.store(true, Ordering::Release);
+        self.drive_here();
     }
 
     /// Whether something has happened since the supervisor was polled last, with which somebody else may go on.

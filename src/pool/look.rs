@@ -25,7 +25,6 @@ use crate::task::unheeded;
 pub(super) struct Look {
     shared: Arc<Shared>,
     until: Instant,
-    again: Option<Arc<Again>>,
 }
 
 impl Look {
@@ -41,24 +40,16 @@ impl Look {
         }
         let until = after(shared.settings.plan.busy_poll);
         *turn = Some(until);
-        Some(Box::new(Self { shared: Arc::clone(shared), until, again: None }))
+        Some(Box::new(Self { shared: Arc::clone(shared), until }))
     }
 
-    /// Has who waits polled again soon. `false`: the time for that is over.
-    pub(super) fn again(&mut self, cx: &mut Context<'_>) -> bool {
+    /// Has who waits for the job polled again soon. `false`: the time for that is over.
+    pub(super) fn again(&self, job: &Arc<Job>) -> bool {
         if Instant::now() >= self.until {
             return false;
         }
-        if WAKING.get() {
-            return true;
-        }
-        let again = match &self.again {
-            Some(again) if again.0.will_wake(cx.waker()) => again,
-            _ => self.again.insert(Arc::new(Again(cx.waker().clone()))),
-        };
-        let waker = Waker::from(Arc::clone(again));
         thread::yield_now();
-        let _ = pin!(yield_now()).poll(&mut Context::from_waker(&waker));
+        soon(job);
         true
     }
 }
@@ -79,15 +70,26 @@ thread_local! {
     static WAKING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What tokio is given to wake. A waker may be anybody's code, which may panic, or poll at once, and neither is for tokio's
-/// scheduler to see.
-struct Again(Waker);
+/// Has who waits for a job polled again, once this thread's other tasks have had their turn. `false`: that can't be had just now, and
+/// he is polled again all the same.
+pub(super) fn soon(job: &Arc<Job>) -> bool {
+    if WAKING.get() {
+        return false;
+    }
+    let waker = Waker::from(Arc::clone(job));
+    let _ = pin!(yield_now()).poll(&mut Context::from_waker(&waker));
+    true
+}
 
-impl Wake for Again {
+/// What tokio is given to wake: whoever waits for it. His waker may be anybody's code, which may panic, or poll at once, and neither is
+/// for tokio's scheduler to see.
+impl Wake for Job {
     fn wake(self: Arc<Self>) {
         let before = WAKING.replace(true);
         unheeded(move || {
-            self.0.wake_by_ref();
+            if let Some(waker) = self.take_waker() {
+                waker.wake();
+            }
             drop(self);
         });
         WAKING.set(before);

@@ -274,7 +274,7 @@ where
     let calls = u32::try_from(count).expect("a chunk is limited when it is taken");
     let wishes = Wishes { timeout: shared.settings.task_timeout, ..Wishes::default() };
     let job = Job::new(&shared.settings.name, parcel, wishes, Awaits::Outcome(None), Some(Parts::new(calls)));
-    let sent = shared.submit(Arc::clone(&job)).map(|()| (Claim::new(job), bytes));
+    let sent = shared.submit(Arc::clone(&job)).map(|_| (Claim::new(job), bytes));
     (count, sent)
 }
 

@@ -23,6 +23,7 @@ mod ending;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub(crate) mod fuzz;
+mod glance;
 mod handle;
 mod job;
 mod life;

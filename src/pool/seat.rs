@@ -6,6 +6,7 @@
 
 mod back;
 mod clock;
+mod pace;
 mod writing;
 
 use std::collections::VecDeque;
@@ -17,8 +18,10 @@ use tokio::runtime::{Handle, Id};
 use tokio::sync::Notify;
 
 use self::clock::Clock;
+pub(super) use self::pace::MOST_SENT;
 pub(super) use self::writing::is_end;
 use super::drive::{Drive, has_one_thread};
+use super::glance::Expected;
 use super::job::{Job, Unsent};
 use super::life::{Event, WorkerState};
 use crate::channel::outbox::Outbox;
@@ -36,25 +39,6 @@ const STUCK: u32 = 100;
 
 /// At each so many looks a worker that goes on with the same task is looked at more closely.
 const LONG: u32 = 50;
-
-/// A worker gets tasks ahead for about so long, by the time that its last ones took.
-const AHEAD: Duration = Duration::from_millis(1);
-
-/// One whose tasks take no longer than this has the next one at hand when it is done with one. And what lies behind a task that
-/// takes longer goes elsewhere: others that were submitted later would overtake it.
-const LATE: Duration = Duration::from_millis(5);
-
-/// What takes no longer than this is not shared: to wake another worker would take as long.
-const UNSHARED: Duration = Duration::from_micros(50);
-
-/// No task takes less than this, whatever its worker says.
-const LEAST: Duration = Duration::from_nanos(200);
-
-/// The most tasks that a worker has, the running one included.
-pub(super) const MOST_SENT: usize = 1024;
-
-/// How many bytes may wait, besides those that somebody is writing, before no more tasks are sent ahead.
-const MOST_UNWRITTEN: usize = 64 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Seat {
@@ -79,7 +63,7 @@ pub(super) struct Desk {
     child: Option<Kept>,
     /// Whether it holds a permit of the pool: it does from its first task on until it has none.
     pub(super) holds_permit: bool,
-    /// Whether who gave it its last task first is probably in the runtime of its supervisor.
+    /// Whether who gave it its last task first is probably in the one-threaded runtime of its supervisor.
     nearby: bool,
     socket: Option<Arc<Socket>>,
     ledger: Option<Arc<Ledger>>,
@@ -98,6 +82,8 @@ pub(super) struct Desk {
     pub(super) clock: Clock,
     /// How long its last tasks took, each; `None` before the first answer.
     pace: Option<Duration>,
+    /// How long the last ones took that were answered together, each, as it looked from here.
+    last: Option<Duration>,
     /// Tasks that this process has answered.
     pub(super) done: u64,
     /// After how many it is replaced.
@@ -155,22 +141,27 @@ impl Seat {
     /// It is in the outbox then, and is to be [written](Self::write) once the pool's lock is gone, or [left](Self::leave).
     ///
     /// `nearby`: who waits for it is probably in the runtime of this worker's supervisor.
-    pub(super) fn give(self: &Arc<Self>, job: Arc<Job>, nearby: bool, now: Instant) -> Result<(), Unsent> {
+    ///
+    /// Gives when its answer is to be expected.
+    pub(super) fn give(self: &Arc<Self>, job: Arc<Job>, nearby: bool, now: Instant) -> Result<Expected, Unsent> {
         let has_timeout = job.timeout.is_some();
         let mut desk = self.desk();
         desk.send(job, self)?;
         desk.apply(Event::Sent);
         desk.holds_permit = true;
-        desk.nearby = nearby;
+        desk.nearby = nearby && self.has_one_thread;
         desk.clock.since = now;
-        if let Some(ledger) = &desk.ledger {
-            ledger.note_sender();
-        }
+        let is_apart = desk.ledger.as_ref().is_some_and(|ledger| ledger.note_sender());
+        let is_soon = nearby && desk.is_prompt();
         drop(desk);
         if has_timeout {
             self.bell.notify_one();
         }
-        Ok(())
+        Ok(match is_soon {
+            true if is_apart => Expected::Soon,
+            true => Expected::SoonHere,
+            false => Expected::Sometime,
+        })
     }
 
     /// Something has come from the worker, and is about to be read. Who waits for its only task is woken now, where he may be the
@@ -204,6 +195,7 @@ impl Desk {
             recalled: None,
             clock: Clock::new(),
             pace: None,
+            last: None,
             done: 0,
             max_tasks: None,
             last_id: 0,
@@ -271,19 +263,9 @@ impl Desk {
         Ok(())
     }
 
-    /// How many more tasks it is to be sent: as many as keep it busy for a moment, and at most `share`, unless they are tiny.
-    ///
-    /// None while it still has more than half of that: the more tasks go at once, the fewer writes, reads and wake-ups
-    /// each of them costs on both sides.
-    pub(super) fn room(&self, share: usize) -> usize {
-        let Some(pace) = self.pace else { return 0 };
-        if self.outbox.len() > MOST_UNWRITTEN || self.state != WorkerState::Busy {
-            return 0;
-        }
-        let within = |time: Duration| (time.as_nanos() / pace.as_nanos().max(1)).clamp(1, MOST_SENT as u128) as usize;
-        let most = within(AHEAD).max(if pace <= LATE { 2 } else { 1 });
-        let share = share.max(within(UNSHARED));
-        if self.sent.len() > most.min(share).div_ceil(2) { 0 } else { most.saturating_sub(self.sent.len()).min(share) }
+    /// Its ledger, if it has a process.
+    pub(super) fn ledger(&self) -> Option<&Arc<Ledger>> {
+        self.ledger.as_ref()
     }
 
     /// How many tasks it has, the running one included.
@@ -382,18 +364,6 @@ impl Desk {
         };
         self.done += 1;
         self.sent.remove(place).map(|sent| sent.job)
-    }
-
-    /// Notes that `count` tasks were answered just now, and gives how long each took, as it looks from here. `own` is what
-    /// the worker says, who does not count how long they waited for it, nor it for a processor before it began them.
-    pub(super) fn answered(&mut self, count: usize, own: Option<Duration>) -> Duration {
-        let now = Instant::now();
-        let each = now.duration_since(self.clock.since) / u32::try_from(count.max(1)).unwrap_or(u32::MAX);
-        let new = own.map_or(each, |own| own.max(LEAST).min(each));
-        // Half old, half new: one long task must not end the sending ahead, and three must.
-        self.pace = Some(self.pace.map_or(new, |pace| (pace + new) / 2));
-        self.clock.since = now;
-        each
     }
 }
 

@@ -35,6 +35,8 @@ const MOST_IN_A_ROW: u32 = 128;
 
 /// What has happened while a worker is served.
 enum Event {
+    /// The answer to its only task lies in the ledger.
+    Answered,
     /// Something has come from it, or its stream has ended.
     Heard(Result<Option<Frame>, RecvError>),
     Exited,
@@ -113,8 +115,17 @@ impl Supervisor {
                 self.seat.drive.note_other_news();
                 Poll::Ready(event)
             });
+            // Where it is on another processor: to read what it says of that takes longer, and can be done after that, when it has
+            // its next task.
+            let only_answer = poll_fn(|_| {
+                let is_there = process.ring.has_answers()
+                    && (self.seat.drive.take_found() || process.apart.is_apart())
+                    && self.seat.desk().load() == 1;
+                if is_there { Poll::Ready(()) } else { Poll::Pending }
+            });
             let event = tokio::select! {
                 biased;
+                () = only_answer => Event::Answered,
                 heard = self.hear(&mut process.inbox, &mut process.berth, &socket, &ear), if !is_long_row => {
                     Event::Heard(heard)
                 }
@@ -155,6 +166,10 @@ impl Supervisor {
     /// Does what follows from an event: gives the worker's next turn, if it is another one, or why the process is to end.
     fn react(&self, process: &mut Process, event: Event) -> Result<Option<Turn>, Cause> {
         match event {
+            Event::Answered => {
+                process.apart.answered(&process.socket, &mut process.berth);
+                self.take_answers(process).map_err(|Misbehaved| self.disown(process))
+            }
             Event::Heard(Ok(Some(frame))) => self.heard(process, frame).map_err(|Misbehaved| self.disown(process)),
             // The end of the stream, in whatever way.
             Event::Heard(Ok(None) | Err(RecvError::Truncated | RecvError::Io(_))) | Event::Exited => Err(Cause::Died),

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::process::ExitStatus;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -17,6 +17,7 @@ use super::after::{After, Locked};
 use super::builder::Settings;
 use super::changes::Changes;
 use super::counts::{Counts, Ending};
+use super::glance::Expected;
 use super::job::{Job, Unsent};
 use super::life::WorkerState;
 use super::seat::Seat;
@@ -42,6 +43,8 @@ pub(super) struct Shared {
     pub(super) permits: Semaphore,
     pub(super) times: Times,
     state: Mutex<State>,
+    /// How many tasks were submitted. Who changes it holds the lock of the state.
+    submitted: AtomicU64,
     /// That something has changed which somebody may wait for, see [`when`](Self::when).
     pub(super) changes: Changes,
     /// Until when somebody looks for an outcome, see [`Look`](super::look::Look).
@@ -77,8 +80,6 @@ pub(super) struct State {
     pub(super) failed_at: Instant,
     pub(super) last_cause: Option<Arc<SpawnError>>,
     pub(super) counts: Counts,
-    /// How many tasks were submitted.
-    pub(super) submitted: u64,
     /// Whether some worker may have tasks that it has not begun.
     pub(super) sent_ahead: bool,
     /// The runtime that the last task came from, which is that of the next new seat; if it has ended, any where a worker lives.
@@ -93,6 +94,8 @@ pub(super) struct State {
     pub(super) watched_ahead: bool,
     /// What is to be done once the lock is gone.
     pub(super) after: After,
+    /// When the answer is to be expected to the task that an idle worker was given last.
+    pub(super) expected: Expected,
     /// When it was in this access to the state, if somebody has asked: see [`now`](Self::now).
     pub(super) now: Option<Instant>,
 }
@@ -146,7 +149,6 @@ impl Shared {
                 failed_at: Instant::now(),
                 last_cause: None,
                 counts: Counts::default(),
-                submitted: 0,
                 sent_ahead: false,
                 reserved: 0,
                 runtime: None,
@@ -154,8 +156,10 @@ impl Shared {
                 watched: Vec::new(),
                 watched_ahead: false,
                 after: After::default(),
+                expected: Expected::Sometime,
                 now: None,
             }),
+            submitted: AtomicU64::new(0),
             changes: Changes::default(),
             look: Mutex::default(),
             may_look: AtomicBool::new(false),
@@ -165,6 +169,18 @@ impl Shared {
 
     pub(super) fn state(self: &Arc<Self>) -> Locked<'_> {
         Locked::new(self, self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The number of the task that was submitted last.
+    pub(super) fn submitted(&self) -> u64 {
+        self.submitted.load(Ordering::Relaxed)
+    }
+
+    /// The number of one that is submitted now, by who holds the lock.
+    pub(super) fn next_number(&self, _state: &mut State) -> u64 {
+        let number = self.submitted() + 1;
+        self.submitted.store(number, Ordering::Relaxed);
+        number
     }
 
     pub(super) fn take_permit(&self) -> bool {
@@ -251,9 +267,9 @@ impl State {
         *self.now.get_or_insert_with(Instant::now)
     }
 
-    /// Whether who submitted a task last is in the one-threaded runtime of this worker's supervisor.
+    /// Whether who submitted a task last is in the runtime of this worker's supervisor.
     pub(super) fn is_nearby(&self, seat: &Seat) -> bool {
-        seat.has_one_thread && self.runtime.as_ref().is_some_and(|runtime| seat.is_in(runtime.id()))
+        self.runtime.as_ref().is_some_and(|runtime| seat.is_in(runtime.id()))
     }
 
     /// A task was given to a worker: from now on somebody looks whether it comes to it, in the runtime of its supervisor.

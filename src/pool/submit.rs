@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use super::ProcessPool;
+use super::glance;
 use super::handle::TaskHandle;
 use super::job::{Awaits, Job, Outcome, Wishes};
 use super::look::Look;
@@ -37,7 +38,8 @@ pub struct Submit<T: Task> {
 
 enum Stage<T> {
     Unsent(T),
-    Sent(Claim),
+    /// `true`: it is to be looked for when this is polled next.
+    Sent(Claim, bool),
     Over,
 }
 
@@ -137,15 +139,20 @@ impl<T: Task> Future for Submit<T> {
             // Its task goes before it is known to anybody.
             this.stage = Stage::Over;
             let job = job?;
-            this.shared.submit(Arc::clone(&job))?;
-            this.stage = Stage::Sent(Claim::looking(&this.shared, job));
-            if let Stage::Sent(claim) = &mut this.stage {
+            let glances = this.shared.submit(Arc::clone(&job))? && glance::begin(&job);
+            this.stage = Stage::Sent(Claim::looking(&this.shared, job), glances);
+            if let Stage::Sent(claim, false) = &mut this.stage {
                 // However soon it has an outcome, we are woken for it.
-                claim.look_again(cx);
+                claim.look_again();
             }
             return Poll::Pending;
         }
-        let Stage::Sent(claim) = &mut this.stage else { return Poll::Ready(Err(TaskError::Cancelled)) };
+        let Stage::Sent(claim, glances) = &mut this.stage else { return Poll::Ready(Err(TaskError::Cancelled)) };
+        if std::mem::take(glances)
+            && let Some(job) = claim.job()
+        {
+            this.shared.glance(job);
+        }
         match &mut claim.poll(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(outcome) => Poll::Ready(result_of(outcome)),
@@ -304,13 +311,15 @@ impl Claim {
             // In a forked copy: it is the original that gets it.
             return Poll::Ready(Err(TaskError::from(error).into()));
         } else {
-            self.look_again(cx);
+            self.look_again();
         }
         outcome
     }
 
-    fn look_again(&mut self, cx: &mut Context<'_>) {
-        if self.look.as_mut().is_some_and(|look| !look.again(cx)) {
+    fn look_again(&mut self) {
+        if let (Some(job), Some(look)) = (&self.job, &self.look)
+            && !look.again(job)
+        {
             self.look = None;
         }
     }

@@ -24,6 +24,8 @@
 //! Both sides touch the memory with atomics only, and the parent believes nothing in it: a length that can't be is an
 //! error, and bytes are copied out before they are looked at. What the frames say is not this file's business.
 
+mod ring;
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::{self, NonNull};
@@ -36,6 +38,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::thread::futex;
 
+pub(crate) use self::ring::{Reader, Writer};
 use super::affinity::processor;
 use super::clock::monotonic_nanos;
 use super::memory::memfd;
@@ -63,6 +66,7 @@ const KEPT_SO_FAR: usize = 384;
 const BEGAN: usize = 448;
 const RUNS_ON: usize = 456;
 const SENT_ON: usize = 512;
+const LOOKED_FOR: usize = 520;
 
 /// The shared memory, mapped.
 #[derive(Debug)]
@@ -174,9 +178,13 @@ impl Ledger {
         Duration::from_nanos(monotonic_nanos().saturating_sub(self.word(BEGAN).load(Ordering::Acquire)))
     }
 
-    /// Says on which processor this thread is, which is about to send a task, in the parent.
-    pub(crate) fn note_sender(&self) {
-        self.word(SENT_ON).store(processor() as u64, Ordering::Relaxed);
+    /// Says on which processor this thread is, which is about to send a task, for whose answer nobody looks yet, in the parent.
+    /// Gives whether the worker was on another one.
+    pub(crate) fn note_sender(&self) -> bool {
+        self.word(LOOKED_FOR).store(0, Ordering::Relaxed);
+        let here = processor() as u64;
+        self.word(SENT_ON).store(here, Ordering::Relaxed);
+        self.word(RUNS_ON).load(Ordering::Relaxed) != here
     }
 
     /// Says on which processor this thread is, which has nothing to do, and whether the parent was on that one, too, in the worker.
@@ -194,6 +202,16 @@ impl Ledger {
     /// Whether the worker was on another one than this thread is, in the parent.
     pub(crate) fn is_apart(&self) -> bool {
         self.word(RUNS_ON).load(Ordering::Relaxed) != processor() as u64
+    }
+
+    /// Says whether somebody looks for the answer to the worker's only task just now, who need not be told of it, in the parent.
+    pub(crate) fn look_for_answer(&self, looks: bool) {
+        self.word(LOOKED_FOR).store(u64::from(looks), Ordering::Relaxed);
+    }
+
+    /// Whether somebody does, in the worker. It may be over by now: it is for the worker to see that what it says is taken in.
+    pub(crate) fn is_looked_for(&self) -> bool {
+        self.word(LOOKED_FOR).load(Ordering::Relaxed) != 0
     }
 
     /// Takes back every task up to `last` that was not begun, in the parent. Gives the last one that was.
@@ -248,40 +266,6 @@ impl Drop for Ledger {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, LEN bytes long, and no reference into it outlives `self`.
         let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), LEN) };
-    }
-}
-
-/// The worker's end of the ring.
-#[derive(Debug)]
-pub(crate) struct Writer {
-    ledger: Arc<Ledger>,
-    written: u64,
-    /// What the word at `written` holds so far: words are stored whole.
-    partial: u64,
-}
-
-impl Writer {
-    pub(crate) fn new(ledger: Arc<Ledger>) -> Self {
-        Self { ledger, written: 0, partial: 0 }
-    }
-
-    /// Appends an answer, whole or not at all. `false`: there is no room for it.
-    pub(crate) fn append(&mut self, answer: &[u8]) -> bool {
-        let taken = self.ledger.word(READ).load(Ordering::Acquire);
-        let held = usize::try_from(self.written.wrapping_sub(taken)).unwrap_or(usize::MAX);
-        if held > CAPACITY || answer.len() > CAPACITY - held {
-            return false;
-        }
-        let Self { ledger, written, partial } = self;
-        store(answer, written, partial, |position| ledger.ring(position));
-        // The bytes before the number that says they are there.
-        self.ledger.word(WRITTEN).store(self.written, Ordering::Release);
-        true
-    }
-
-    /// How many bytes have been written, ever.
-    pub(crate) fn written(&self) -> u64 {
-        self.written
     }
 }
 
@@ -351,55 +335,9 @@ fn store<'a>(bytes: &[u8], position: &mut u64, partial: &mut u64, word_at: impl 
     }
 }
 
-/// The parent's end of the ring.
-#[derive(Debug)]
-pub(crate) struct Reader {
-    ledger: Arc<Ledger>,
-    read: u64,
-}
-
 /// The worker wrote what can't be into the ledger.
 #[derive(Debug)]
 pub(crate) struct Corrupt;
-
-impl Reader {
-    pub(crate) fn new(ledger: Arc<Ledger>) -> Self {
-        Self { ledger, read: 0 }
-    }
-
-    /// Moves what the worker has written to the end of `out`. Gives how many bytes that were.
-    pub(crate) fn take(&mut self, out: &mut BytesMut) -> Result<usize, Corrupt> {
-        let written = self.ledger.word(WRITTEN).load(Ordering::Acquire);
-        let count = usize::try_from(written.wrapping_sub(self.read)).map_err(|_| Corrupt)?;
-        if count > CAPACITY {
-            return Err(Corrupt);
-        }
-        if count == 0 {
-            return Ok(0);
-        }
-        let begin = out.len();
-        out.resize(begin + count, 0);
-        // The rest of a word, whole ones, and the beginning of one.
-        let skip = (self.read % 8) as usize;
-        let (first, rest) = out[begin..].split_at_mut(count.min((8 - skip) % 8));
-        let (words, last) = rest.as_chunks_mut();
-        first.copy_from_slice(&self.next_word()[skip..][..first.len()]);
-        self.read += first.len() as u64;
-        for word in words {
-            *word = self.next_word();
-            self.read += 8;
-        }
-        last.copy_from_slice(&self.next_word()[..last.len()]);
-        self.read += last.len() as u64;
-        self.ledger.word(READ).store(self.read, Ordering::Release);
-        Ok(count)
-    }
-
-    /// The word that has the next byte.
-    fn next_word(&self) -> [u8; 8] {
-        self.ledger.ring(self.read).load(Ordering::Relaxed).to_le_bytes()
-    }
-}
 
 #[cfg(test)]
 mod tests;

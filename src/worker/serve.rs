@@ -5,11 +5,13 @@
 //! answered until no more tasks are at hand, and of how long they took: measured there it would be mostly the wait for a
 //! processor, where workers are many. Large answers, and those with fds, go through the socket at once.
 
+use std::hint;
 use std::io::{self, Write as _};
 use std::mem;
 use std::os::fd::AsFd as _;
 use std::process;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use bytes::BufMut as _;
@@ -37,6 +39,9 @@ use crate::wire::passenger::Passenger;
 /// Answers up to this many bytes go into the ledger.
 const SMALL: usize = RING / 16;
 
+/// Who looks for our answer gives us our next task soon, if he has one: for so long, in nanoseconds, we look for it before we sleep.
+const GLANCE: u64 = 40_000;
+
 /// The parent is told of answers at the latest when so many bytes of them have gathered: it reads while we work.
 const GATHER: u64 = RING as u64 / 4;
 
@@ -62,6 +67,10 @@ struct Answers {
     /// Since when tasks have been run that the parent has not been told of, by the clock of the ledger, and how many.
     since: Option<u64>,
     count: u32,
+    /// When we had nothing to do any more, by that clock, if we have looked for a task since.
+    done: Option<u64>,
+    /// Whether the last task came soon after the one before it.
+    prompt: bool,
     /// Whether we came to a task that had been taken back: the parent may wonder whether we ever would.
     passed: bool,
 }
@@ -69,14 +78,7 @@ struct Answers {
 impl<'a> Server<'a> {
     pub(super) fn new(socket: &'a Socket, inbox: Inbox, hello: &Hello, ledger: Option<Arc<Ledger>>) -> Self {
         install_hook(socket);
-        let answers = ledger.map(|ledger| Answers {
-            ring: Writer::new(Arc::clone(&ledger)),
-            ledger,
-            told: 0,
-            since: None,
-            count: 0,
-            passed: false,
-        });
+        let answers = ledger.map(Answers::new);
         let max_body = usize::try_from(hello.max_body).unwrap_or(usize::MAX);
         let looks = !hello.busy_poll.is_zero() && !sys::has_one_processor();
         let busy_poll = if looks { hello.busy_poll } else { Duration::ZERO };
@@ -89,11 +91,15 @@ impl<'a> Server<'a> {
         loop {
             // Here it would take what is the original's to read and to claim.
             original::end_copy(start::EXIT_NO_PARENT);
-            let patience = self.patience();
+            let shares = self.answers.as_ref().is_none_or(|answers| answers.ledger.shares_processor());
+            let patience = self.patience(shares);
+            let found = self.glance(shares);
             let (socket, outbox, answers) = (self.socket, &mut self.outbox, &mut self.answers);
-            let frame = self.inbox.frame_or_wait(socket, patience, || {
-                tell(answers, outbox, socket);
-                flush(outbox, socket)
+            let frame = found.unwrap_or_else(|| {
+                self.inbox.frame_or_wait(socket, patience, || {
+                    tell(answers, outbox, socket);
+                    flush(outbox, socket)
+                })
             });
             match frame {
                 Ok(Some(frame)) if frame.kind == Kind::Attempt as u8 => {
@@ -103,7 +109,7 @@ impl<'a> Server<'a> {
                     let attempt = mem::replace(&mut self.attempt, 1);
                     // What the parent has taken back runs elsewhere, or nowhere.
                     if let Some(answers) = &mut self.answers {
-                        let since = answers.since.unwrap_or_else(|| answers.ledger.note_began());
+                        let since = answers.since.unwrap_or_else(|| answers.note_began());
                         if !answers.ledger.claim(frame.id) {
                             answers.passed = true;
                             continue;
@@ -136,9 +142,28 @@ impl<'a> Server<'a> {
     }
 
     /// How to wait for the next task, by where the last one came from.
-    fn patience(&self) -> Patience {
-        let apart = self.answers.as_ref().is_some_and(|answers| !answers.ledger.shares_processor());
-        if apart || !self.busy_poll.is_zero() { Patience::Read { busy_poll: self.busy_poll } } else { Patience::Poll }
+    fn patience(&self, shares: bool) -> Patience {
+        if !shares || !self.busy_poll.is_zero() { Patience::Read { busy_poll: self.busy_poll } } else { Patience::Poll }
+    }
+
+    /// Looks for the next task for a moment, where the parent looks for our answer, which it is not told of then.
+    fn glance(&mut self, shares: bool) -> Option<Result<Option<Frame>, RecvError>> {
+        let answers = self.answers.as_mut()?;
+        if !answers.is_looked_for() || shares && self.busy_poll.is_zero() {
+            return None;
+        }
+        let done = *answers.done.insert(monotonic_nanos());
+        while monotonic_nanos() - done < GLANCE {
+            match self.inbox.try_frame(self.socket) {
+                Ok(None) if shares => thread::yield_now(),
+                Ok(None) => hint::spin_loop(),
+                frame => {
+                    tell(&mut self.answers, &mut self.outbox, self.socket);
+                    return Some(frame);
+                }
+            }
+        }
+        None
     }
 
     /// Runs one task and answers. Says whether it has a result.
@@ -200,15 +225,42 @@ impl<'a> Server<'a> {
     }
 }
 
-/// Tells the parent of answers in the ledger that it has not been told of, or just that we have come so far.
+impl Answers {
+    fn new(ledger: Arc<Ledger>) -> Self {
+        let ring = Writer::new(Arc::clone(&ledger));
+        Self { ledger, ring, told: 0, since: None, count: 0, done: None, prompt: false, passed: false }
+    }
+
+    /// Begins a task after there was none.
+    fn note_began(&mut self) -> u64 {
+        let now = self.ledger.note_began();
+        self.came_at(now);
+        now
+    }
+
+    fn came_at(&mut self, now: u64) {
+        self.prompt = self.done.take().is_some_and(|done| now.saturating_sub(done) <= GLANCE);
+    }
+
+    /// Whether somebody looks for what the parent has not been told of, and the last task came soon.
+    fn is_looked_for(&self) -> bool {
+        let is_new = self.told != self.ring.written() && !self.passed;
+        self.prompt && is_new && self.ledger.is_looked_for()
+    }
+}
+
+/// Tells the parent of answers in the ledger that it has not been told of and has not taken, or just that we have come so far.
 fn tell(answers: &mut Option<Answers>, outbox: &mut Outbox, socket: &Socket) {
     let Some(answers) = answers else { return };
     // What comes begins anew.
     let (since, count) = (answers.since.take(), mem::take(&mut answers.count));
     if answers.told != answers.ring.written() || answers.passed {
-        answers.passed = false;
         answers.told = answers.ring.written();
-        let each = since.map_or(0, |since| monotonic_nanos().saturating_sub(since) / u64::from(count.max(1)));
+        let done = *answers.done.get_or_insert_with(monotonic_nanos);
+        if !mem::take(&mut answers.passed) && answers.ring.is_taken() {
+            return;
+        }
+        let each = since.map_or(0, |since| done.saturating_sub(since) / u64::from(count.max(1)));
         outbox.push(Frame { kind: Kind::Bell as u8, id: each, ..Frame::default() });
         // If it does not fit now it will when the loop has nothing else to do.
         let _ = outbox.flush(socket);
@@ -245,3 +297,6 @@ fn install_hook(socket: &Socket) {
         }
     });
 }
+
+#[cfg(test)]
+mod tests;

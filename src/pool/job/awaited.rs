@@ -34,6 +34,14 @@ impl Job {
         drop(waker);
     }
 
+    /// The worker that has it.
+    pub(in crate::pool) fn seat(&self) -> Option<Arc<Seat>> {
+        match &self.cell().stage {
+            Stage::Sent(seat) => Some(Arc::clone(seat)),
+            _ => None,
+        }
+    }
+
     /// Who waits for the outcome of what a worker has, and is to be woken.
     pub(in crate::pool) fn take_waker(&self) -> Option<Waker> {
         let mut cell = self.cell();

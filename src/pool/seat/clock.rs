@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Desk, LATE};
+use super::Desk;
+use super::pace::LATE;
 
 /// From one look whether a task that has a timeout is begun to the next, at least.
 const LEAST_LOOK: Duration = Duration::from_millis(1);

@@ -1,10 +1,13 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Wake, Waker};
 
+use super::pace::{AHEAD, LATE, LEAST, UNSHARED};
 use super::*;
 use crate::channel::inbox::Inbox;
 use crate::error::TaskError;
+use crate::pool::glance::GLANCE;
 use crate::pool::job::{Awaits, Wishes};
+use crate::sys::ledger::Writer;
 use crate::sys::worker::on_last_processor;
 use crate::wire::frame::{Frame, Limits};
 
@@ -263,4 +266,64 @@ fn who_waits_nearby_or_on_another_processor_for_an_only_task_is_woken_before_its
         assert_eq!(count(), 3);
         assert!(is_ready(&mut cx));
     });
+}
+
+#[test]
+fn an_answer_is_expected_soon_from_a_worker_whose_last_one_was_there_soon() {
+    on_last_processor(|| {
+        let seat = Seat::new(0, None);
+        let expected = |last: Option<Duration>, nearby| {
+            let (ledger, fd) = Ledger::create().unwrap();
+            let worker = Ledger::open(fd).unwrap();
+            let gives = |ledger: Arc<Ledger>| {
+                *seat.desk() = Desk { state: WorkerState::Idle, ledger: Some(ledger), last, ..Desk::empty() };
+                seat.give(job(), nearby, Instant::now()).unwrap_or_else(|_| panic!("it can be sent"))
+            };
+            let ledger = Arc::new(ledger);
+            let apart = gives(Arc::clone(&ledger));
+            assert!(worker.shares_processor());
+            (apart, gives(ledger))
+        };
+        let (soon, never) = ((Expected::Soon, Expected::SoonHere), (Expected::Sometime, Expected::Sometime));
+        assert_eq!(expected(None, true), never, "there was none");
+        assert_eq!(expected(Some(GLANCE), true), soon);
+        assert_eq!(expected(Some(GLANCE), false), never, "he is not where it could be taken in");
+        assert_eq!(expected(Some(GLANCE * 2), true), never, "to look for the last one would have been in vain");
+    });
+}
+
+/// Nothing else runs in this runtime meanwhile, neither its reactor nor a supervisor's task.
+#[test]
+fn who_finds_an_answer_takes_it_in_himself_unless_another_task_has_come() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let pool = crate::pool::ProcessPool::new(1);
+    let (shared, job) = (pool.shared(), job());
+    let number = |job: &Job| job.set_number(shared.next_number(&mut shared.state()));
+    number(&job);
+    let (ledger, fd) = Ledger::create().unwrap();
+    let seat = Seat::new(0, Some(runtime.handle().clone()));
+    *seat.desk() = Desk { state: WorkerState::Busy, ledger: Some(Arc::new(ledger)), ..Desk::empty() };
+    assert!(seat.desk().send(Arc::clone(&job), &seat).is_ok());
+    runtime.block_on(async {
+        let (its_seat, its_job) = (Arc::downgrade(&seat), Arc::clone(&job));
+        seat.drive(
+            runtime.handle(),
+            std::future::poll_fn(move |_| {
+                if its_seat.upgrade().is_some_and(|seat| seat.drive.take_found()) {
+                    its_job.resolve(Err(TaskError::TimedOut.into()));
+                }
+                std::task::Poll::Pending
+            }),
+        );
+        tokio::task::yield_now().await;
+        shared.glance(&job);
+        assert!(job.is_sent(), "there is none");
+        let mut worker = Writer::new(Arc::new(Ledger::open(fd).unwrap()));
+        assert!(worker.append(&[0; 20]));
+        shared.glance(&job);
+        assert!(!job.is_wanted(), "it was taken in");
+    });
+    assert!(shared.is_last(&job));
+    number(&self::job());
+    assert!(!shared.is_last(&job), "nor is it looked for any more");
 }

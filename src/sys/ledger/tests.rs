@@ -1,4 +1,5 @@
 use super::*;
+use crate::sys::worker::on_last_processor;
 
 fn pair() -> (Writer, Reader, Arc<Ledger>) {
     let (ledger, fd) = Ledger::create().unwrap();
@@ -150,4 +151,36 @@ fn each_side_can_tell_whether_the_other_one_is_on_its_processor() {
         assert!(!ledger.is_apart(), "it has been here since");
     }
     sched_setaffinity(None, &all).unwrap();
+}
+
+#[test]
+fn the_worker_sees_what_the_parent_has_taken_and_the_parent_what_there_is_to_take() {
+    let (mut writer, mut reader, ledger) = pair();
+    assert!(writer.is_taken() && !reader.has_answers() && !ledger.has_answers());
+    assert!(writer.append(&[1; 3]));
+    assert!(!writer.is_taken() && reader.has_answers() && ledger.has_answers());
+    assert_eq!(reader.take(&mut BytesMut::new()).unwrap(), 3);
+    assert!(writer.is_taken() && !reader.has_answers() && !ledger.has_answers());
+}
+
+#[test]
+fn who_sends_a_task_does_not_look_for_its_answer_yet() {
+    let (ledger, fd) = Ledger::create().unwrap();
+    let worker = Ledger::open(fd).unwrap();
+    assert!(!worker.is_looked_for());
+    ledger.look_for_answer(true);
+    assert!(worker.is_looked_for());
+    ledger.note_sender();
+    assert!(!worker.is_looked_for());
+}
+
+#[test]
+fn who_sends_a_task_is_told_whether_its_worker_was_on_another_processor() {
+    on_last_processor(|| {
+        let (ledger, fd) = Ledger::create().unwrap();
+        let worker = Ledger::open(fd).unwrap();
+        assert!(ledger.note_sender(), "it has yet to say so");
+        assert!(worker.shares_processor());
+        assert!(!ledger.note_sender());
+    });
 }
