@@ -3,7 +3,7 @@
 //! Such a caller is woken for that answer before the supervisor's task is. In a current-thread runtime he is the next one to be
 //! polled then, if he is what `block_on` drives, and polls the supervisor himself: that hands him his outcome, without a turn of the
 //! runtime and a look at its reactor in between. Nothing depends on it: the task has been woken, too, and finds something to do if
-//! he has not come.
+//! he has not come. Who finds that answer in the ledger (`glance.rs`) polls the supervisor wherever he is, in a runtime with threads too.
 
 use std::fmt;
 use std::future::{Future, poll_fn};

@@ -1,10 +1,12 @@
 //! A glance at a worker's ledger, by who waits for its only task, before he sleeps.
 //!
 //! To sleep and to be woken takes a thread longer than a tiny task, and both sides would: the worker for its task, and he for
-//! the answer. So where the last tasks of a worker were tiny and the last answer was there soon, and it is on another processor, he looks
-//! for the next answer for about as long as he would sleep; if it was not there by then, he does not look for the one after it. The
-//! worker, which sees that he looks, says nothing of its answer, and looks for its next task likewise (see `worker/serve.rs`). What
-//! is found here he takes in himself.
+//! the answer. So where a worker's last answer was there soon, and it is on another processor, he looks for the next one for about as
+//! long as he would sleep; if it was not there by then, he does not look for the one after it. The worker, which sees that he looks,
+//! says nothing of its answer, and looks for its next task likewise (see `worker/serve.rs`). What is found here he takes in himself.
+//!
+//! Where both share a processor, one of them would have to let the other run, which may let anybody run, for milliseconds: that is for
+//! pools with `busy_poll` alone, see `look.rs`.
 //!
 //! Only a pool's only task is looked for, once this thread's other tasks have had their turn. Nothing depends on it: a worker tells of an
 //! answer that was not taken in before it sleeps.

@@ -12,6 +12,7 @@
 //!       448   began:   when the worker began the first task after it had had none; CLOCK_MONOTONIC, in nanoseconds
 //!       456   runs on: the processor on which the worker was when it last had nothing more to do
 //!       512   sent on: the processor on which the parent was when it last gave the worker a task after it had had none
+//!       520   looked for: whether somebody in the parent looks for the answer to the worker's only task
 //!       4096  the ring of answers: a stream of frames, 64 KiB of it at a time
 //!      69632  the results that are kept, up to 128 KiB
 //! ```

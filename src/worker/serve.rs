@@ -3,7 +3,8 @@
 //! A worker of a pool has a ledger: it begins a task by claiming it there, and its small answers go into the ring there,
 //! where they are safe whatever becomes of this process. The parent learns of them by a bell, once for all that were
 //! answered until no more tasks are at hand, and of how long they took: measured there it would be mostly the wait for a
-//! processor, where workers are many. Large answers, and those with fds, go through the socket at once.
+//! processor, where workers are many. Of what it has taken in by then it is not told; where it looks for an answer it is given a
+//! moment for that. Large answers, and those with fds, go through the socket at once.
 
 use std::hint;
 use std::io::{self, Write as _};
@@ -39,7 +40,8 @@ use crate::wire::passenger::Passenger;
 /// Answers up to this many bytes go into the ledger.
 const SMALL: usize = RING / 16;
 
-/// Who looks for our answer gives us our next task soon, if he has one: for so long, in nanoseconds, we look for it before we sleep.
+/// Who looks for our answer gives us our next task soon, if he has one: for so long, in nanoseconds, we look for it before we tell of
+/// the answer, and sleep.
 const GLANCE: u64 = 40_000;
 
 /// The parent is told of answers at the latest when so many bytes of them have gathered: it reads while we work.
