@@ -1,8 +1,8 @@
 //! Memory for large bodies: huge pages, and used again.
 //!
 //! To have a page given by the kernel costs about as much as to fill it: a fault, and zeros that nobody reads. So memory
-//! of a body that is no longer needed is kept for the next one, marked so that the kernel may take the pages back when it
-//! is short of them (`MADV_FREE` in madvise(2)).
+//! of a body that is no longer needed is kept for the next one, and but for a little marked so that the kernel may take the pages
+//! back when it is short of them (`MADV_FREE` in madvise(2)).
 
 use std::io;
 use std::mem;
@@ -23,6 +23,10 @@ const HUGE: usize = 2 << 20;
 /// How much is kept for later, in bytes.
 const KEPT: usize = 128 << 20;
 
+/// How much of that is not marked, in bytes, where it is smaller than a huge page. Small pages are marked one by one, and each is noted
+/// to be written then when it is used again, which a hypervisor may have to see to: that took as long as to fill them.
+const WARM: usize = 8 << 20;
+
 /// Memory of whole pages, which is filled from its beginning.
 #[derive(Debug)]
 pub(crate) struct Buffer {
@@ -31,6 +35,8 @@ pub(crate) struct Buffer {
     /// So many bytes were written since it was taken. What is behind them is not even arbitrary: the kernel may take a page back at
     /// any time until it is written.
     filled: usize,
+    /// Whether it is kept, and not marked.
+    is_warm: bool,
 }
 
 // SAFETY: it is a plain range of memory that it alone owns.
@@ -47,7 +53,9 @@ impl Buffer {
         // One that is far too large is left for a body that needs it.
         let fits = |buffer: &Self| buffer.capacity >= len && buffer.capacity / 2 <= len;
         if let Some(found) = spare.iter().rposition(fits) {
-            return Ok(spare.remove(found));
+            let mut buffer = spare.remove(found);
+            buffer.is_warm = false;
+            return Ok(buffer);
         }
         drop(spare);
         Self::map(len).or_else(|_| {
@@ -96,7 +104,7 @@ impl Buffer {
             start
         };
         let start = NonNull::new(start).ok_or_else(|| io::Error::other("mapped at null"))?;
-        let buffer = Self { start, capacity, filled: 0 };
+        let buffer = Self { start, capacity, filled: 0, is_warm: false };
         buffer.advise(Advice::LinuxHugepage);
         Ok(buffer)
     }
@@ -148,7 +156,10 @@ impl Drop for Kept {
     fn drop(&mut self) {
         let Some(mut buffer) = self.0.take().filter(|buffer| buffer.capacity <= KEPT) else { return };
         buffer.filled = 0;
-        buffer.advise(Advice::LinuxFree);
+        buffer.is_warm = buffer.capacity < HUGE;
+        if !buffer.is_warm {
+            buffer.advise(Advice::LinuxFree);
+        }
         let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
         let mut total = buffer.capacity + spare.iter().map(|buffer| buffer.capacity).sum::<usize>();
         let mut oldest = 0;
@@ -158,8 +169,21 @@ impl Drop for Kept {
         }
         let gone: Vec<_> = spare.drain(..oldest).collect();
         spare.push(buffer);
+        cool(&mut spare);
         drop(spare);
         drop(gone);
+    }
+}
+
+/// Marks what has been kept for longest of what is too much to stay warm.
+fn cool(spare: &mut [Buffer]) {
+    let mut warm = 0;
+    for buffer in spare.iter_mut().rev().filter(|buffer| buffer.is_warm) {
+        warm += buffer.capacity;
+        if warm > WARM {
+            buffer.is_warm = false;
+            buffer.advise(Advice::LinuxFree);
+        }
     }
 }
 
@@ -233,6 +257,33 @@ mod tests {
         };
         // What is kept belongs to the whole process, and a test beside this one may give all of it up in between.
         assert!((0..50).any(|_| is_used_again()));
+    }
+
+    /// How many bytes of it the kernel may take back, by `LazyFree` in proc_pid_smaps(5).
+    fn marked(buffer: &Buffer) -> usize {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let begin = format!("{:x}-", buffer.start.as_ptr().addr());
+        let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&begin));
+        let line = lines.find_map(|line| line.strip_prefix("LazyFree:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() << 10
+    }
+
+    #[test]
+    fn of_what_is_smaller_than_a_huge_page_the_newest_stays_as_it_is() {
+        let count = 2 * WARM / LARGE;
+        let mut spare: Vec<_> = (0..count)
+            .map(|_| {
+                // With nothing else in their mappings.
+                let mut buffer = Buffer::map(LARGE).unwrap();
+                buffer.put_slice(&vec![1; LARGE]);
+                buffer.is_warm = true;
+                buffer
+            })
+            .collect();
+        cool(&mut spare);
+        let is_warm: Vec<_> = spare.iter().map(|buffer| buffer.is_warm).collect();
+        assert_eq!(is_warm, [[false; WARM / LARGE], [true; WARM / LARGE]].concat());
+        assert!(spare.iter().all(|buffer| buffer.is_warm == (marked(buffer) == 0)));
     }
 
     #[test]
