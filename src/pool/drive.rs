@@ -14,6 +14,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use tokio::runtime::{Handle, RuntimeFlavor};
 
+use super::look::is_waking;
 use super::seat::Seat;
 use crate::process::keeper::is_forked_copy;
 use crate::task::unheeded;
@@ -225,7 +226,7 @@ impl Seat {
 
     /// Polls the supervisor, for who [waits for what has come](Self::has_news), if he is where it runs.
     pub(super) fn drive_here(self: &Arc<Self>) {
-        if !self.is_here() {
+        if !self.is_here() || is_waking() {
             return;
         }
         let mut goes_on = false;

@@ -54,9 +54,11 @@ impl Shared {
     pub(super) fn glance(&self, job: &Job) {
         let Some(seat) = job.seat() else { return };
         let Some(ledger) = seat.desk().ledger().map(Arc::clone) else { return };
+        // Where nobody can take it in, it comes by itself.
+        let looks = !look::is_waking();
         let begin = Instant::now();
         // It may be taken in on another thread meanwhile.
-        while !ledger.has_answers() && job.is_wanted() && self.is_last(job) && begin.elapsed() < GLANCE {
+        while looks && !ledger.has_answers() && job.is_wanted() && self.is_last(job) && begin.elapsed() < GLANCE {
             // It may have come to our processor meanwhile.
             if self.may_look.load(Ordering::Relaxed) && !ledger.is_apart() {
                 thread::yield_now();
@@ -65,7 +67,7 @@ impl Shared {
             }
         }
         ledger.look_for_answer(false);
-        if ledger.has_answers() {
+        if looks && ledger.has_answers() {
             seat.take_in_here();
         }
     }

@@ -70,10 +70,15 @@ thread_local! {
     static WAKING: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Whether this thread is in such a call. A supervisor is not to be polled there, which may ask tokio for one.
+pub(super) fn is_waking() -> bool {
+    WAKING.get()
+}
+
 /// Has who waits for a job polled again, once this thread's other tasks have had their turn. `false`: that can't be had just now, and
 /// he is polled again all the same.
 pub(super) fn soon(job: &Arc<Job>) -> bool {
-    if WAKING.get() {
+    if is_waking() {
         return false;
     }
     let waker = Waker::from(Arc::clone(job));

@@ -268,6 +268,45 @@ fn who_waits_nearby_or_on_another_processor_for_an_only_task_is_woken_before_its
     });
 }
 
+/// Has the supervisor polled where it is woken.
+struct Visits(Arc<Seat>);
+
+impl Wake for Visits {
+    fn wake(self: Arc<Self>) {
+        self.0.drive_here();
+    }
+}
+
+/// It panicked in one of 128 polls, as tokio's list of what is to be polled again was in use.
+#[test]
+fn in_a_waker_that_tokio_calls_no_supervisor_is_polled() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let seat = Seat::new(0, Some(runtime.handle().clone()));
+    let polls = Arc::new(AtomicUsize::new(0));
+    let count = || polls.load(Ordering::Relaxed);
+    runtime.block_on(async {
+        let counted = Arc::clone(&polls);
+        let supervision = std::future::poll_fn(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            std::task::Poll::Pending
+        });
+        seat.drive(runtime.handle(), supervision);
+        tokio::task::yield_now().await;
+        let polled = count();
+        let job = job();
+        *seat.desk() = busy_desk(&job);
+        assert!(seat.desk().send(Arc::clone(&job), &seat).is_ok());
+        let waker = Waker::from(Arc::new(Visits(Arc::clone(&seat))));
+        assert!(job.poll_outcome(&mut Context::from_waker(&waker)).is_pending());
+        seat.drive.note_other_news();
+        Waker::from(Arc::clone(&seat)).wake();
+        Waker::from(job).wake();
+        assert_eq!(count(), polled);
+        tokio::task::yield_now().await;
+        assert!(count() > polled, "its task does what is to be done");
+    });
+}
+
 #[test]
 fn an_answer_is_expected_soon_from_a_worker_whose_last_one_was_there_soon() {
     on_last_processor(|| {
