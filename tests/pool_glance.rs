@@ -3,13 +3,13 @@
 mod pool_support;
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
-use futures::future::{BoxFuture, join_all};
+use futures::future::join_all;
 use multiproc::{ProcessPool, TaskError, call, task};
+use pool_support::wakers::{InPlace, Touchy};
 use pool_support::{is_pending, pid, until, within};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -184,14 +184,6 @@ async fn who_looks_for_answers_lets_others_run() {
     within(pool.close()).await;
 }
 
-struct Touchy;
-
-impl Wake for Touchy {
-    fn wake(self: Arc<Self>) {
-        panic!("a waker's own fault");
-    }
-}
-
 #[test]
 fn a_waker_that_panics_is_its_own_affair() {
     in_both_runtimes(|| async {
@@ -204,30 +196,6 @@ fn a_waker_that_panics_is_its_own_affair() {
         }
         within(pool.close()).await;
     });
-}
-
-/// An executor of one future, which is polled wherever somebody wakes it.
-struct InPlace {
-    future: Mutex<Option<BoxFuture<'static, Result<u32, TaskError>>>>,
-    woken: AtomicBool,
-    result: Mutex<Option<Result<u32, TaskError>>>,
-}
-
-impl Wake for InPlace {
-    fn wake(self: Arc<Self>) {
-        self.woken.store(true, Ordering::SeqCst);
-        while self.woken.load(Ordering::SeqCst) {
-            // Else it is being polled, and is polled once more after that.
-            let Ok(mut place) = self.future.try_lock() else { return };
-            self.woken.store(false, Ordering::SeqCst);
-            let waker = Waker::from(Arc::clone(&self));
-            let Some(future) = &mut *place else { return };
-            if let Poll::Ready(result) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-                *self.result.lock().unwrap() = Some(result);
-                *place = None;
-            }
-        }
-    }
 }
 
 /// While tokio has its list of what is to be polled again in use.
@@ -244,12 +212,7 @@ fn a_waker_may_poll_at_once() {
                     pool.submit(task!(pid())).await
                 }
             };
-            let (woken, result) = (AtomicBool::new(false), Mutex::default());
-            let future: BoxFuture<'static, _> = Box::pin(both);
-            let executor = Arc::new(InPlace { future: Mutex::new(Some(future)), woken, result });
-            Arc::clone(&executor).wake();
-            within(until(|| executor.result.lock().unwrap().is_some())).await;
-            assert_eq!(executor.result.lock().unwrap().take().unwrap().unwrap(), worker);
+            assert_eq!(within(InPlace::run(Box::pin(both))).await.unwrap(), worker);
         }
         within(pool.close()).await;
     });

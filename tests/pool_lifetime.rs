@@ -171,6 +171,7 @@ async fn a_new_worker_has_the_lowest_number_that_no_other_has() {
 async fn a_busy_worker_is_not_idle() {
     let pool = ProcessPool::builder().workers(1).idle_timeout(Duration::from_millis(10)).build().unwrap();
     let (running, guest) = busy(&pool).await;
+    // That its idle time passes, ten times, is the thing under test.
     tokio::time::sleep(Duration::from_millis(100)).await;
     let pid = guest.pid;
     guest.go_on().await;

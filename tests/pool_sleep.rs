@@ -4,14 +4,14 @@ mod pool_support;
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Wake, Waker};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
-use multiproc::{ProcessPool, Receiver, TaskError, channel, spawn_process, task};
+use multiproc::{ProcessPool, Receiver, channel, spawn_process, task};
 use pool_support::proc::{state, status};
+use pool_support::wakers::{InPlace, Touchy};
 use pool_support::{Meeting, is_gone, meet_and_give_pid, pid, until, within};
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_setaffinity};
@@ -141,14 +141,6 @@ async fn a_busy_worker_sleeps_when_its_time_is_over() {
     assert_eq!(within(pool.submit(task!(pid()))).await.unwrap(), worker, "and wakes");
 }
 
-struct Touchy;
-
-impl Wake for Touchy {
-    fn wake(self: Arc<Self>) {
-        panic!("a waker's own fault");
-    }
-}
-
 async fn one_whose_waker_panics() {
     let pool = ProcessPool::builder().workers(1).busy_poll(Duration::from_mins(1)).build().unwrap();
     let worker = within(pool.submit(task!(pid()))).await.unwrap();
@@ -171,41 +163,13 @@ async fn in_a_busy_pool_too_a_waker_that_panics_is_its_own_affair_on_a_runtimes_
     within(tokio::spawn(one_whose_waker_panics())).await.unwrap();
 }
 
-/// An executor of one future, which is polled wherever somebody wakes it.
-struct InPlace {
-    future: Mutex<Option<BoxFuture<'static, Result<u32, TaskError>>>>,
-    woken: AtomicBool,
-    result: Mutex<Option<Result<u32, TaskError>>>,
-}
-
-impl Wake for InPlace {
-    fn wake(self: Arc<Self>) {
-        self.woken.store(true, Ordering::SeqCst);
-        while self.woken.load(Ordering::SeqCst) {
-            // Else it is being polled, and is polled once more after that.
-            let Ok(mut place) = self.future.try_lock() else { return };
-            self.woken.store(false, Ordering::SeqCst);
-            let waker = Waker::from(Arc::clone(&self));
-            let Some(future) = &mut *place else { return };
-            if let Poll::Ready(result) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-                *self.result.lock().unwrap() = Some(result);
-                *place = None;
-            }
-        }
-    }
-}
-
 /// tokio's list of what is to be polled again was in use.
 #[tokio::test]
 async fn in_a_busy_pool_too_a_waker_may_poll_at_once() {
     let pool = ProcessPool::builder().workers(1).busy_poll(Duration::from_mins(1)).build().unwrap();
     let worker = within(pool.submit(task!(pid()))).await.unwrap();
     let future = Box::pin(pool.submit(task!(pid())));
-    let (woken, result) = (AtomicBool::new(false), Mutex::default());
-    let executor = Arc::new(InPlace { future: Mutex::new(Some(future)), woken, result });
-    Arc::clone(&executor).wake();
-    within(until(|| executor.result.lock().unwrap().is_some())).await;
-    assert_eq!(executor.result.lock().unwrap().take().unwrap().unwrap(), worker);
+    assert_eq!(within(InPlace::run(future)).await.unwrap(), worker);
     within(pool.close()).await;
 }
 

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use super::job::Job;
 use super::look;
 use super::state::Shared;
+use crate::process::keeper::is_forked_copy;
 
 /// For how long at most, and within which the last answer must have been there. A tiny task of a worker that has to be woken takes less,
 /// in a virtual machine, too.
@@ -52,6 +53,10 @@ pub(super) fn begin(job: &Arc<Job>) -> bool {
 impl Shared {
     /// Looks for the answer to a task that is still the pool's only one, and takes it in.
     pub(super) fn glance(&self, job: &Job) {
+        // There a lock may be held for good.
+        if is_forked_copy() {
+            return;
+        }
         let Some(seat) = job.seat() else { return };
         let Some(ledger) = seat.desk().ledger().map(Arc::clone) else { return };
         // Where nobody can take it in, it comes by itself.

@@ -5,6 +5,7 @@
 pub(crate) mod kernel;
 #[path = "../support/proc.rs"]
 pub(crate) mod proc;
+pub(crate) mod wakers;
 
 use std::fs::{File, OpenOptions};
 use std::future::Future;

@@ -41,9 +41,9 @@ impl Desk {
         if self.sent.len() > most.min(share).div_ceil(2) { 0 } else { most.saturating_sub(self.sent.len()).min(share) }
     }
 
-    /// Whether its only task will be answered sooner than who waits for that could sleep and be woken.
+    /// Whether a task that it is given while it has none will be answered sooner than who waits for that could sleep and be woken.
     pub(super) fn is_prompt(&self) -> bool {
-        self.sent.len() == 1 && self.last.is_some_and(|last| last <= GLANCE)
+        self.last.is_some_and(|last| last <= GLANCE)
     }
 
     /// Notes that `count` tasks were answered just now, and gives how long each took, as it looks from here. `own` is what
