@@ -1,5 +1,7 @@
 //! On which processor a thread runs, and on which ones it may; sched_setaffinity(2).
 
+use std::mem::MaybeUninit;
+
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -58,13 +60,21 @@ impl Drop for Pinned {
     /// What a thread asks for stays with it: if that were the processors which its cpuset has today, it would never use those that
     /// the cpuset gets tomorrow. So it asks for all, and only where it was restricted to fewer than its cpuset has, for those.
     fn drop(&mut self) {
-        let mut all = CpuSet::new();
-        (0..CpuSet::MAX_CPU).for_each(|processor| all.set(processor));
-        let is_as_before = sched_setaffinity(None, &all).is_ok() && sched_getaffinity(None) == Ok(self.before);
+        let is_as_before = allow_all() && sched_getaffinity(None) == Ok(self.before);
         if !is_as_before {
             // It fails if the cpuset has none of these any more, in which case this thread may go where that lets it.
             let _ = sched_setaffinity(None, &self.before);
         }
+    }
+}
+
+/// Lets this thread run on all processors that its cpuset has. Says whether it could be.
+fn allow_all() -> bool {
+    let mut all = MaybeUninit::<libc::cpu_set_t>::uninit();
+    // SAFETY: it is all written, and a set is valid whatever its bits are; the call reads as many of them as it is told.
+    unsafe {
+        all.as_mut_ptr().write_bytes(0xff, 1);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), all.as_ptr()) == 0
     }
 }
 

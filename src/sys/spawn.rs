@@ -33,8 +33,8 @@ pub(crate) struct Exec {
     /// Where it may be: the first that can be executed is taken, as execvp(3) does.
     pub(crate) paths: Strings,
     pub(crate) args: Strings,
-    /// `NAME=value`, each.
-    pub(crate) env: Strings,
+    /// `NAME=value`, each; `None` is what this process has when it is started.
+    pub(crate) env: Option<Strings>,
     pub(crate) current_dir: Option<CString>,
     /// Whether it is a worker of ours: it inherits nothing but stdio, and gets SIGCONT when its parent's thread ends. It can
     /// tell by that signal that somebody has seen to both.
@@ -55,6 +55,18 @@ impl Strings {
         self.bytes.reserve(count * 64);
     }
 
+    /// The environment of this process.
+    fn own_environment() -> Self {
+        let vars = std::env::vars_os();
+        let mut strings = Self::default();
+        strings.reserve(vars.size_hint().0);
+        for (name, value) in vars {
+            // They were C strings.
+            strings.push_unchecked(&[name.as_bytes(), b"=", value.as_bytes()]);
+        }
+        strings
+    }
+
     /// Adds a variable of an environment, as [`push`](Self::push).
     pub(crate) fn push_var(&mut self, name: &OsStr, value: &OsStr) -> io::Result<()> {
         self.push(&[name.as_bytes(), b"=", value.as_bytes()])
@@ -65,12 +77,17 @@ impl Strings {
         if parts.iter().any(|part| part.contains(&0)) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a NUL in what a program is given"));
         }
+        self.push_unchecked(parts);
+        Ok(())
+    }
+
+    /// As [`push`](Self::push), of what has no NUL in it.
+    fn push_unchecked(&mut self, parts: &[&[u8]]) {
         self.starts.push(self.bytes.len());
         for part in parts {
             self.bytes.extend_from_slice(part);
         }
         self.bytes.push(0);
-        Ok(())
     }
 
     #[cfg(test)]
@@ -99,12 +116,15 @@ pub(crate) struct Child {
 /// Returns when it is the program. `Unsupported` where the system has no such call.
 pub(crate) fn spawn(exec: &Exec, stdio: [Option<BorrowedFd<'_>>; 3], in_child: &InChild) -> io::Result<Child> {
     let pointers = Pointers::into(exec);
+    let own = exec.env.is_none().then(Strings::own_environment);
+    let env = exec.env.as_ref().or(own.as_ref()).map(Strings::pointers).unwrap_or_default();
     let failed = AtomicI32::new(0);
     // No handler of this process may run in the child, and on its small stack; and none in this thread, which the child
     // shares its thread-local memory with.
     let mask = SignalMask::full().install();
     let in_child = if in_child.is_empty() { ptr::null() } else { ptr::from_ref(in_child) };
     let order = pointers.order(stdio, in_child, mask, &failed);
+    order.env.give(&env);
     let stack = Stack::new();
     // SAFETY: by `CLONE_VFORK` this thread stands still until the child has become a program or has ended, so `order` and
     // what it points to and `stack` outlive all that the child does with them.
@@ -199,7 +219,7 @@ mod tests {
         Exec {
             paths: strings(&["/no/such/dir/sh", "/bin/sh"]),
             args: strings(&["shell", "-c", script]),
-            env: strings(&["A=b c"]),
+            env: Some(strings(&["A=b c"])),
             current_dir: Some(c"/usr".into()),
             worker: false,
         }

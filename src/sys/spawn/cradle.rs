@@ -1,6 +1,7 @@
 //! Where children live that are not waited for, until they are their programs.
 
-use std::cell::UnsafeCell;
+use std::cell::{OnceCell, UnsafeCell};
+use std::ffi::c_char;
 use std::fmt;
 use std::io;
 use std::mem;
@@ -11,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::order::{Order, Pointers};
-use super::{Child, Exec, Waiting, clone_child};
+use super::{Child, Exec, Strings, Waiting, clone_child};
 use crate::sys::process::{SignalMask, signal};
 use crate::sys::raw::Stack;
 
@@ -33,19 +34,34 @@ impl Fate {
 struct Place {
     /// Not zero while somebody is in here. The kernel clears it when the child leaves (`CLONE_CHILD_CLEARTID` in clone(2)).
     taken: AtomicI32,
-    contents: UnsafeCell<Option<Box<Contents>>>,
+    contents: UnsafeCell<Option<Arc<Contents>>>,
 }
 
 /// All that the child reads and writes.
 struct Contents {
     order: Order,
-    _exec: Box<Exec>,
+    /// This process's environment, where the child gets that, and the pointers to what it gets.
+    env: OnceCell<(Option<Strings>, Vec<*const c_char>)>,
+    exec: Box<Exec>,
     _pointers: Pointers,
     _failed: Arc<AtomicI32>,
 }
 
+impl Contents {
+    /// Gives the child its environment, which it waits for.
+    fn give_environment(&self) {
+        let (_, pointers) = self.env.get_or_init(|| {
+            let own = self.exec.env.is_none().then(Strings::own_environment);
+            let pointers = self.exec.env.as_ref().or(own.as_ref()).map(Strings::pointers).unwrap_or_default();
+            (own, pointers)
+        });
+        self.order.env.give(pointers);
+    }
+}
+
 // SAFETY: who has changed `taken` from zero has it for himself, until the child that he puts there has left; the pointers in it
-// are to memory that it owns.
+// are to memory that it owns. Who has put a child there has the contents, too, until he has given it its environment, which is
+// his alone to set; and they can be dropped anywhere.
 unsafe impl Sync for Place {}
 
 /// More children at once would only be in each other's way. They hold copies of this process's fds meanwhile, too.
@@ -75,7 +91,7 @@ impl Cradle {
     }
 
     /// As [`spawn`](super::spawn), of what needs nothing done in the child; but returns before it is the program, and whether it
-    /// ever was says the fate.
+    /// ever was says the fate. This process's environment is copied while the child comes to life.
     pub(crate) fn spawn(self, exec: Exec, stdio: [Option<BorrowedFd<'_>>; 3]) -> io::Result<(Child, Fate)> {
         let fate = Arc::new(AtomicI32::new(0));
         let exec = Box::new(exec);
@@ -83,14 +99,21 @@ impl Cradle {
         // As in `spawn`.
         let before = SignalMask::full().install();
         let order = pointers.order(stdio, ptr::null(), before, &fate);
-        let contents = Contents { order, _exec: exec, _pointers: pointers, _failed: Arc::clone(&fate) };
+        let contents = Contents { order, env: OnceCell::new(), exec, _pointers: pointers, _failed: Arc::clone(&fate) };
+        #[expect(clippy::arc_with_non_send_sync, reason = "a place is Sync, and says why")]
+        let contents = Arc::new(contents);
         // SAFETY: it was free and is ours, so no child and no other thread is in it. Nobody replaces what it holds until the
         // kernel has cleared `taken`, when the child has become a program or has ended; so all that the order points to
-        // outlives what the child does with it: it does not move with the `Box`, the lists, or the `Arc`.
+        // outlives what the child does with it: it does not move with the lists or the `Arc`s.
         let child = unsafe {
-            let contents = (*self.0.contents.get()).insert(Box::new(contents));
+            *self.0.contents.get() = Some(Arc::clone(&contents));
             clone_child(&raw const contents.order, self.1, Waiting::Nowhere(&self.0.taken))
         };
+        if child.is_ok() {
+            // By now it may have ended, and the place be another's.
+            contents.give_environment();
+        }
+        drop(contents);
         before.install();
         WORKS.store(child.is_ok(), Ordering::Relaxed);
         let child = child?;
@@ -174,7 +197,6 @@ mod tests {
 
     use super::*;
     use crate::sys::process::reap;
-    use crate::sys::spawn::Strings;
 
     fn free() -> Option<Cradle> {
         loop {
@@ -193,7 +215,8 @@ mod tests {
     fn what_a_child_was_given_goes_with_it() {
         let mut paths = Strings::default();
         paths.push(&[b"/no/such/program"]).unwrap();
-        let exec = Exec { paths, args: Strings::default(), env: Strings::default(), current_dir: None, worker: false };
+        let exec =
+            Exec { paths, args: Strings::default(), env: Some(Strings::default()), current_dir: None, worker: false };
         let Some(cradle) = free() else { return };
         let Ok((child, fate)) = cradle.spawn(exec, [None; 3]) else { return eprintln!("skipped: no clone3 here") };
         poll(&mut [PollFd::from_borrowed_fd(child.pidfd.as_fd(), PollFlags::IN)], None).unwrap();
@@ -216,8 +239,13 @@ mod tests {
             for _ in 0..20_000 {
                 paths.push(&[b"/no/such/program"]).unwrap();
             }
-            let exec =
-                Exec { paths, args: Strings::default(), env: Strings::default(), current_dir: None, worker: false };
+            let exec = Exec {
+                paths,
+                args: Strings::default(),
+                env: Some(Strings::default()),
+                current_dir: None,
+                worker: false,
+            };
             let Some(cradle) = free() else { return };
             let place = cradle.0;
             let Ok((child, fate)) = cradle.spawn(exec, [None; 3]) else { return eprintln!("skipped: no clone3 here") };

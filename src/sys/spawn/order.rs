@@ -2,8 +2,10 @@
 
 use std::ffi::{CStr, c_char, c_int};
 use std::os::fd::{AsRawFd as _, BorrowedFd};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
 use std::{mem, ptr};
+
+use rustix::thread::futex;
 
 use super::Exec;
 use crate::sys::in_child::InChild;
@@ -19,7 +21,7 @@ pub(super) struct Order {
     worker: bool,
     paths: *const *const c_char,
     args: *const *const c_char,
-    env: *const *const c_char,
+    pub(super) env: Late,
     mask: SignalMask,
     /// Gets the error number when the child has failed.
     failed: *const AtomicI32,
@@ -29,7 +31,6 @@ pub(super) struct Order {
 pub(super) struct Pointers {
     paths: Vec<*const c_char>,
     args: Vec<*const c_char>,
-    env: Vec<*const c_char>,
     current_dir: *const c_char,
     worker: bool,
 }
@@ -39,7 +40,6 @@ impl Pointers {
         Self {
             paths: exec.paths.pointers(),
             args: exec.args.pointers(),
-            env: exec.env.pointers(),
             current_dir: exec.current_dir.as_deref().map_or(ptr::null(), CStr::as_ptr),
             worker: exec.worker,
         }
@@ -60,10 +60,65 @@ impl Pointers {
             worker: self.worker,
             paths: self.paths.as_ptr(),
             args: self.args.as_ptr(),
-            env: self.env.as_ptr(),
+            env: Late::from_here(),
             mask,
             failed,
         }
+    }
+}
+
+/// A list of strings for the child that need not be there yet when it is made: to copy an environment takes as long as a child takes
+/// to come to where it needs that, on another processor.
+#[derive(Debug)]
+pub(super) struct Late {
+    list: AtomicPtr<*const c_char>,
+    /// A futex: one of the three below.
+    step: AtomicU32,
+    /// Who will give it.
+    parent: libc::pid_t,
+}
+
+const EXPECTED: u32 = 0;
+/// The child sleeps until it is there.
+const AWAITED: u32 = 1;
+const GIVEN: u32 = 2;
+
+impl Late {
+    /// This process will give it.
+    pub(super) fn from_here() -> Self {
+        let parent = rustix::process::getpid().as_raw_nonzero().get();
+        Self { list: AtomicPtr::default(), step: AtomicU32::new(EXPECTED), parent }
+    }
+
+    /// Gives the child the list, which must end with a null pointer. It and its strings must outlive the child's stay.
+    pub(super) fn give(&self, list: &[*const c_char]) {
+        self.list.store(list.as_ptr().cast_mut(), Ordering::Relaxed);
+        if self.step.swap(GIVEN, Ordering::Release) == AWAITED {
+            let _ = futex::wake(&self.step, futex::Flags::PRIVATE, 1);
+        }
+    }
+
+    /// Waits until it is there, in the child; futex(2). Fails where its parent has ended in the middle of the start, and some time
+    /// after it should have been there: the parent may have become another program.
+    fn wait(&self) -> Result<*const *const c_char, c_int> {
+        const WAIT: usize = (libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG) as usize;
+        /// A hundred times makes ten seconds.
+        static LOOK: libc::timespec = libc::timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        let (step, look) = ((&raw const self.step).expose_provenance(), (&raw const LOOK).expose_provenance());
+        let _ = self.step.compare_exchange(EXPECTED, AWAITED, Ordering::Relaxed, Ordering::Relaxed);
+        for _ in 0..100 {
+            if self.step.load(Ordering::Acquire) == GIVEN {
+                return Ok(self.list.load(Ordering::Relaxed));
+            }
+            // SAFETY: the one takes nothing, the other reads a live word and a live timespec.
+            unsafe {
+                if call(libc::SYS_getppid, [0; 4]) != i64::from(self.parent) {
+                    break;
+                }
+                call(libc::SYS_futex, [step, WAIT, AWAITED as usize, look]);
+            }
+        }
+        Err(libc::ECANCELED)
     }
 }
 
@@ -133,7 +188,11 @@ impl Order {
         static DEFAULT: [usize; 4] = [0; 4];
         let default = (&raw const DEFAULT).expose_provenance();
         let mask = (&raw const self.mask).expose_provenance();
-        let (args, env) = (self.args.expose_provenance(), self.env.expose_provenance());
+        let env = match self.env.wait() {
+            Ok(env) => env.expose_provenance(),
+            Err(error) => return error,
+        };
+        let args = self.args.expose_provenance();
         // SAFETY: these change this process's own signals. What is passed has the kernel's layout: its set of signals is the
         // beginning of libc's.
         unsafe {
@@ -193,5 +252,35 @@ fn forget_group_signals() {
         for signal in (1..=64).filter(|signal| kept >> (signal - 1) & 1 == 1) {
             call(libc::SYS_kill, [own, signal, 0, 0]);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn from(parent: u32) -> Late {
+        Late { parent: parent.cast_signed(), ..Late::from_here() }
+    }
+
+    #[test]
+    fn what_comes_late_is_waited_for() {
+        let (late, list) = (from(std::os::unix::process::parent_id()), [ptr::null()]);
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| late.wait().map(<*const _>::addr));
+            while late.step.load(Ordering::Relaxed) != AWAITED {
+                thread::yield_now();
+            }
+            late.give(&list);
+            assert_eq!(waiting.join().unwrap(), Ok(list.as_ptr().addr()));
+        });
+        assert_eq!(late.wait().map(<*const _>::addr), Ok(list.as_ptr().addr()), "it is there");
+    }
+
+    #[test]
+    fn what_nobody_is_left_to_give_is_not_waited_for() {
+        assert_eq!(from(std::process::id()).wait(), Err(libc::ECANCELED), "no parent of this process");
     }
 }
