@@ -7,14 +7,17 @@ mod support;
 
 use std::hint::black_box;
 use std::io::{Read as _, Write as _};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Instant;
 
 use bytes::Bytes;
 use multiproc::Command;
 use rustix::pipe::fcntl_setpipe_size;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use support::{line, median, micros, order, proc_field};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
+use tokio::net::unix::pipe;
 use tokio::runtime::{Runtime, RuntimeFlavor};
 
 fn main() {
@@ -120,9 +123,33 @@ fn captured(runtime: &Runtime) {
                     ));
                 }),
             ),
+            (
+                "std's start, in tokio's reactor",
+                Box::new(|| drop(black_box(runtime.block_on(output_of_std("/bin/true"))))),
+            ),
             ("multiproc", Box::new(|| drop(black_box(runtime.block_on(Command::new("/bin/true").output()).unwrap())))),
         ],
     );
+}
+
+/// What a program prints, with nothing but what it takes to await that: std starts it, and both pipes and a pidfd are in tokio's
+/// reactor.
+async fn output_of_std(program: &str) -> (Vec<u8>, Vec<u8>, ExitStatus) {
+    let mut command = std::process::Command::new(program);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+    let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK).unwrap();
+    #[expect(deprecated, reason = "what is not is unsafe, and an OwnedFd fulfils what that asks for")]
+    let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE).unwrap();
+    let mut stdout = pipe::Receiver::from_owned_fd(child.stdout.take().unwrap().into()).unwrap();
+    let mut stderr = pipe::Receiver::from_owned_fd(child.stderr.take().unwrap().into()).unwrap();
+    let (mut printed, mut complained) = (Vec::new(), Vec::new());
+    let (stdout, stderr, ended) =
+        tokio::join!(stdout.read_to_end(&mut printed), stderr.read_to_end(&mut complained), pidfd.readable());
+    stdout.unwrap();
+    stderr.unwrap();
+    drop(ended.unwrap());
+    (printed, complained, child.wait().unwrap())
 }
 
 fn at_once(runtime: &Runtime) {

@@ -86,6 +86,8 @@ struct Count {
     ends: usize,
     /// How often anything has moved.
     moves: u64,
+    /// How many threads wait for either: without one there is nobody to be told, which takes a system call.
+    waiting: usize,
 }
 
 /// What one end owes, until it is dropped.
@@ -94,7 +96,7 @@ pub(super) struct Debt<'a>(&'a Owed);
 
 impl Owed {
     const fn new() -> Self {
-        Self { count: Mutex::new(Count { ends: 0, moves: 0 }), changed: Condvar::new() }
+        Self { count: Mutex::new(Count { ends: 0, moves: 0, waiting: 0 }), changed: Condvar::new() }
     }
 
     fn begin(&self) -> Debt<'_> {
@@ -103,8 +105,11 @@ impl Owed {
     }
 
     fn change(&self, change: impl FnOnce(&mut Count)) {
-        change(&mut self.count());
-        self.changed.notify_all();
+        let mut count = self.count();
+        change(&mut count);
+        if count.waiting > 0 {
+            self.changed.notify_all();
+        }
     }
 
     /// Waits until nothing is owed. Says whether it came to that.
@@ -113,8 +118,10 @@ impl Owed {
         while count.ends > 0 {
             let moves = count.moves;
             let still = |count: &mut Count| count.ends > 0 && count.moves == moves;
+            count.waiting += 1;
             let waited = self.changed.wait_timeout_while(count, patience, still);
-            let (next, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            let (mut next, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            next.waiting -= 1;
             if timeout.timed_out() {
                 return false;
             }

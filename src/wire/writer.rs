@@ -6,7 +6,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 use serde::ser::{self, Serializer};
@@ -76,7 +76,11 @@ impl Flavor for Limited<'_> {
         // No value has 2^64 bytes.
         self.len += bytes.len() as u64;
         if self.len <= self.max {
-            self.out.extend_from_slice(bytes);
+            match bytes {
+                // What a small number takes is worth no call.
+                [byte] => self.out.put_u8(*byte),
+                _ => self.out.extend_from_slice(bytes),
+            }
         }
         Ok(())
     }
