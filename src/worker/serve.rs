@@ -40,6 +40,10 @@ use crate::wire::passenger::Passenger;
 /// Answers up to this many bytes go into the ledger.
 const SMALL: usize = RING / 16;
 
+/// And up to so many that of a task which came alone, from another processor: to copy it takes less than for both sides to sleep,
+/// and who waits for it may find it there.
+const ALONE: usize = RING / 4;
+
 /// Who looks for our answer gives us our next task soon, if he has one: for so long, in nanoseconds, we look for it before we tell of
 /// the answer, and sleep.
 const GLANCE: u64 = 40_000;
@@ -66,6 +70,8 @@ struct Answers {
     ledger: Arc<Ledger>,
     ring: Writer,
     told: u64,
+    /// Whether the parent shares our processor.
+    shares: bool,
     /// Since when tasks have been run that the parent has not been told of, by the clock of the ledger, and how many.
     since: Option<u64>,
     count: u32,
@@ -93,7 +99,7 @@ impl<'a> Server<'a> {
         loop {
             // Here it would take what is the original's to read and to claim.
             original::end_copy(start::EXIT_NO_PARENT);
-            let shares = self.answers.as_ref().is_none_or(|answers| answers.ledger.shares_processor());
+            let shares = self.answers.as_mut().is_none_or(Answers::shares_processor);
             let patience = self.patience(shares);
             let found = self.glance(shares);
             let (socket, outbox, answers) = (self.socket, &mut self.outbox, &mut self.answers);
@@ -208,7 +214,7 @@ impl<'a> Server<'a> {
         if let Some(answers) = &mut self.answers
             && fds.is_empty()
             && self.scratch.is_written()
-            && self.scratch.written.len() <= SMALL
+            && self.scratch.written.len() <= answers.most()
         {
             let scratch = &mut self.scratch.written;
             let head = Head { len: scratch.len() - HEAD_LEN, kind: kind as u8, fds: 0, id };
@@ -230,7 +236,18 @@ impl<'a> Server<'a> {
 impl Answers {
     fn new(ledger: Arc<Ledger>) -> Self {
         let ring = Writer::new(Arc::clone(&ledger));
-        Self { ledger, ring, told: 0, since: None, count: 0, done: None, prompt: false, passed: false }
+        Self { ledger, ring, told: 0, shares: true, since: None, count: 0, done: None, prompt: false, passed: false }
+    }
+
+    /// Whether the parent shares our processor, now that we have nothing more to do.
+    fn shares_processor(&mut self) -> bool {
+        self.shares = self.ledger.shares_processor();
+        self.shares
+    }
+
+    /// Up to how many bytes an answer goes into the ring.
+    fn most(&self) -> usize {
+        if self.shares || self.count > 1 { SMALL } else { ALONE }
     }
 
     /// Begins a task after there was none.

@@ -103,3 +103,21 @@ fn a_worker_is_looked_for_with_a_new_answer_after_a_task_that_came_soon() {
     sides.parent.note_sender();
     assert!(!sides.answers().is_looked_for(), "nobody looks yet");
 }
+
+/// Where both share a processor, or many tasks came at once, it is quicker through the socket.
+#[test]
+fn a_larger_answer_is_where_it_may_be_found_if_its_task_came_alone_from_another_processor() {
+    sys::on_last_processor(|| {
+        let mut sides = sides();
+        sides.work();
+        assert_eq!(sides.answers().most(), SMALL, "nobody knows yet");
+        assert!(!sides.answers().shares_processor());
+        assert_eq!(sides.answers().most(), ALONE);
+        sides.answers().count = 2;
+        assert_eq!(sides.answers().most(), SMALL);
+        sides.work();
+        sides.parent.note_sender();
+        assert!(sides.answers().shares_processor());
+        assert_eq!(sides.answers().most(), SMALL);
+    });
+}
