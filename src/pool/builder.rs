@@ -179,7 +179,8 @@ impl PoolBuilder {
     /// worker was given looks for its result: 50 µs, say.
     ///
     /// Without it both do so for up to 40 µs, where it costs less than to sleep and to be woken: while the pool has one task at a time, the
-    /// last answer and the last task were there within that, and the worker is on another processor than who waits. That is
+    /// last answer and the last task were there within that, and the worker is on another processor than who waits. In a runtime with
+    /// threads one that stays on his goes to another for that, now and then; sched_setaffinity(2), which is undone at once. That is
     /// enough for tiny tasks in a chain, each made from the result of the one before. This is for longer ones, and for where both
     /// share a processor: to wake one that sleeps takes some 20 µs in a virtual machine, and a task there and back wakes two. Where
     /// many tasks are under way, a worker finds the next one there already.

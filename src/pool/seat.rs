@@ -7,6 +7,7 @@
 mod back;
 mod clock;
 mod pace;
+mod together;
 mod writing;
 
 use std::collections::VecDeque;
@@ -19,6 +20,7 @@ use tokio::sync::Notify;
 
 use self::clock::Clock;
 pub(super) use self::pace::MOST_SENT;
+use self::together::Together;
 pub(super) use self::writing::is_end;
 use super::drive::{Drive, has_one_thread};
 use super::glance::Expected;
@@ -84,6 +86,7 @@ pub(super) struct Desk {
     pace: Option<Duration>,
     /// How long the last ones took that were answered together, each, as it looked from here.
     last: Option<Duration>,
+    together: Together,
     /// Tasks that this process has answered.
     pub(super) done: u64,
     /// After how many it is replaced.
@@ -153,6 +156,13 @@ impl Seat {
         desk.clock.since = now;
         let is_apart = desk.ledger.as_ref().is_some_and(|ledger| ledger.note_sender());
         let is_soon = nearby && desk.is_prompt();
+        if is_soon
+            && !self.has_one_thread
+            && desk.together.is_to_leave(is_apart)
+            && let Some(ledger) = &desk.ledger
+        {
+            ledger.ask_to_leave();
+        }
         drop(desk);
         if has_timeout {
             self.bell.notify_one();
@@ -196,6 +206,7 @@ impl Desk {
             clock: Clock::new(),
             pace: None,
             last: None,
+            together: Together::new(),
             done: 0,
             max_tasks: None,
             last_id: 0,

@@ -25,6 +25,20 @@ fn is_filtered() -> bool {
     unsafe { libc::prctl(libc::PR_GET_SECCOMP) > 0 }
 }
 
+/// Has this thread go on on another one of its processors, for now: it may come back. `false`: it has one only, or can't be moved.
+///
+/// As for [`Pinned`], not where system calls are filtered.
+pub(super) fn leave() -> bool {
+    if is_filtered() {
+        return false;
+    }
+    let Some(before) = sched_getaffinity(None).ok().filter(|before| before.count() > 1) else { return false };
+    let mut others = before;
+    others.unset(processor());
+    let _lets_it_go = Pinned { before };
+    sched_setaffinity(None, &others).is_ok()
+}
+
 /// A thread that stays on the processor that runs it, as do those that it makes meanwhile, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Pinned {
@@ -100,6 +114,24 @@ mod tests {
         assert_eq!(std::thread::spawn(|| sched_getaffinity(None)).join().unwrap(), Ok(here));
         drop(pinned);
         assert_eq!(sched_getaffinity(None), Ok(before));
+    }
+
+    #[test]
+    fn a_thread_that_leaves_its_processor_may_come_back() {
+        let before = sched_getaffinity(None).unwrap();
+        if before.count() == 1 || is_filtered() {
+            assert!(!leave());
+            return eprintln!("skipped: one processor, or a filter");
+        }
+        // It may have been moved just before, or may be right after that.
+        let left = (0..1000).any(|_| {
+            let here = processor();
+            leave() && processor() != here
+        });
+        assert!(left);
+        assert_eq!(sched_getaffinity(None), Ok(before));
+        sched_setaffinity(None, &only(processor())).unwrap();
+        assert!(!leave());
     }
 
     #[test]

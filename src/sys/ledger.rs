@@ -12,7 +12,8 @@
 //!       448   began:   when the worker began the first task after it had had none; CLOCK_MONOTONIC, in nanoseconds
 //!       456   runs on: the processor on which the worker was when it last had nothing more to do
 //!       512   sent on: the processor on which the parent was when it last gave the worker a task after it had had none
-//!       520   looked for: whether somebody in the parent looks for the answer to the worker's only task
+//!       520   wanted:  what who gave the worker its only task wants besides its answer: that he need not be told of it, or that the
+//!                      worker leaves his processor
 //!       4096  the ring of answers: a stream of frames, 64 KiB of it at a time
 //!      69632  the results that are kept, up to 128 KiB
 //! ```
@@ -67,7 +68,14 @@ const KEPT_SO_FAR: usize = 384;
 const BEGAN: usize = 448;
 const RUNS_ON: usize = 456;
 const SENT_ON: usize = 512;
-const LOOKED_FOR: usize = 520;
+const WANTED: usize = 520;
+
+/// What can be wanted: nothing, that is.
+const NOTHING: u64 = 0;
+/// He looks for the answer.
+const LOOKED_FOR: u64 = 1;
+/// The worker is to go to another processor.
+const LEAVE: u64 = 2;
 
 /// The shared memory, mapped.
 #[derive(Debug)]
@@ -182,7 +190,7 @@ impl Ledger {
     /// Says on which processor this thread is, which is about to send a task, for whose answer nobody looks yet, in the parent.
     /// Gives whether the worker was on another one.
     pub(crate) fn note_sender(&self) -> bool {
-        self.word(LOOKED_FOR).store(0, Ordering::Relaxed);
+        self.word(WANTED).store(NOTHING, Ordering::Relaxed);
         let here = processor() as u64;
         self.word(SENT_ON).store(here, Ordering::Relaxed);
         self.word(RUNS_ON).load(Ordering::Relaxed) != here
@@ -207,12 +215,22 @@ impl Ledger {
 
     /// Says whether somebody looks for the answer to the worker's only task just now, who need not be told of it, in the parent.
     pub(crate) fn look_for_answer(&self, looks: bool) {
-        self.word(LOOKED_FOR).store(u64::from(looks), Ordering::Relaxed);
+        self.word(WANTED).store(if looks { LOOKED_FOR } else { NOTHING }, Ordering::Relaxed);
     }
 
     /// Whether somebody does, in the worker. It may be over by now: it is for the worker to see that what it says is taken in.
     pub(crate) fn is_looked_for(&self) -> bool {
-        self.word(LOOKED_FOR).load(Ordering::Relaxed) != 0
+        self.word(WANTED).load(Ordering::Relaxed) == LOOKED_FOR
+    }
+
+    /// Asks the worker to go to another processor once it has done its only task, in the parent.
+    pub(crate) fn ask_to_leave(&self) {
+        self.word(WANTED).store(LEAVE, Ordering::Relaxed);
+    }
+
+    /// Whether it is to, in the worker.
+    pub(crate) fn is_to_leave(&self) -> bool {
+        self.word(WANTED).load(Ordering::Relaxed) == LEAVE
     }
 
     /// Takes back every task up to `last` that was not begun, in the parent. Gives the last one that was.

@@ -10,6 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::net::RecvFlags;
 use rustix::process::Signal;
 
+use crate::sys::affinity;
 use crate::sys::rendezvous::peer_credentials;
 use crate::sys::socket;
 use crate::sys::stdio::has_stdio;
@@ -132,6 +133,11 @@ pub(crate) fn reset_signals() {
 pub(crate) fn ignore_broken_pipes() {
     // SAFETY: SIG_IGN is a valid disposition for SIGPIPE.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+/// Has this thread go on on another processor. `false`: it may not, or nobody can say where it may.
+pub(crate) fn leave_processor() -> bool {
+    affinity::leave()
 }
 
 /// Whether all that this thread does is done by one processor; sched_getaffinity(2).

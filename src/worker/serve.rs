@@ -239,9 +239,12 @@ impl Answers {
         Self { ledger, ring, told: 0, shares: true, since: None, count: 0, done: None, prompt: false, passed: false }
     }
 
-    /// Whether the parent shares our processor, now that we have nothing more to do.
+    /// Whether the parent shares our processor, now that we have nothing more to do. If it asks for that, we go to another one.
     fn shares_processor(&mut self) -> bool {
         self.shares = self.ledger.shares_processor();
+        if self.shares && self.ledger.is_to_leave() && sys::leave_processor() {
+            self.shares = self.ledger.shares_processor();
+        }
         self.shares
     }
 

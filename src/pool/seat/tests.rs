@@ -331,6 +331,34 @@ fn an_answer_is_expected_soon_from_a_worker_whose_last_one_was_there_soon() {
     });
 }
 
+/// In a runtime with threads it would stay there, and both would sleep for each task.
+#[test]
+fn a_worker_with_whom_a_processor_is_shared_for_many_tiny_tasks_is_asked_to_leave() {
+    let asked_after = |runtime: &tokio::runtime::Runtime, last| {
+        let seat = Seat::new(0, Some(runtime.handle().clone()));
+        let (ledger, fd) = Ledger::create().unwrap();
+        let (ledger, worker) = (Arc::new(ledger), Ledger::open(fd).unwrap());
+        let mut desk = Desk { ledger: Some(Arc::clone(&ledger)), ..Desk::empty() };
+        (0..1000).find(|_| {
+            // Both are here.
+            worker.shares_processor();
+            (desk.state, desk.last) = (WorkerState::Idle, last);
+            *seat.desk() = std::mem::replace(&mut desk, Desk::empty());
+            assert!(seat.give(job(), true, Instant::now()).is_ok());
+            desk = std::mem::replace(&mut *seat.desk(), Desk::empty());
+            desk.sent.clear();
+            worker.is_to_leave()
+        })
+    };
+    let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let one_thread = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    on_last_processor(|| {
+        assert!(asked_after(&threads, Some(GLANCE)).is_some_and(|after| after > 1));
+        assert_eq!(asked_after(&threads, Some(GLANCE * 2)), None, "they are not tiny");
+        assert_eq!(asked_after(&one_thread, Some(GLANCE)), None);
+    });
+}
+
 /// Nothing else runs in this runtime meanwhile, neither its reactor nor a supervisor's task.
 #[test]
 fn who_finds_an_answer_takes_it_in_himself_unless_another_task_has_come() {

@@ -164,14 +164,19 @@ fn the_worker_sees_what_the_parent_has_taken_and_the_parent_what_there_is_to_tak
 }
 
 #[test]
-fn who_sends_a_task_does_not_look_for_its_answer_yet() {
+fn who_sends_a_task_wants_nothing_yet_but_its_answer() {
     let (ledger, fd) = Ledger::create().unwrap();
     let worker = Ledger::open(fd).unwrap();
-    assert!(!worker.is_looked_for());
+    let wants = || (worker.is_looked_for(), worker.is_to_leave());
+    assert_eq!(wants(), (false, false));
     ledger.look_for_answer(true);
-    assert!(worker.is_looked_for());
+    assert_eq!(wants(), (true, false));
     ledger.note_sender();
-    assert!(!worker.is_looked_for());
+    assert_eq!(wants(), (false, false));
+    ledger.ask_to_leave();
+    assert_eq!(wants(), (false, true));
+    ledger.note_sender();
+    assert_eq!(wants(), (false, false));
 }
 
 #[test]
