@@ -86,6 +86,7 @@ pub(super) struct Desk {
     pace: Option<Duration>,
     /// How long the last ones took that were answered together, each, as it looked from here.
     last: Option<Duration>,
+    /// Whether those who give it tiny tasks share its processor.
     together: Together,
     /// Tasks that this process has answered.
     pub(super) done: u64,
