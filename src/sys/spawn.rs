@@ -41,6 +41,15 @@ pub(crate) struct Exec {
     pub(crate) worker: bool,
 }
 
+impl Exec {
+    /// The environment as exec(3) takes it; the pointers are good as long as this and what is given with them.
+    fn environment(&self) -> (Option<Strings>, Vec<*const c_char>) {
+        let own = self.env.is_none().then(Strings::own_environment);
+        let pointers = self.env.as_ref().or(own.as_ref()).map(Strings::pointers).unwrap_or_default();
+        (own, pointers)
+    }
+}
+
 /// A list of C strings, in one piece of memory: an environment has dozens.
 #[derive(Debug, Default)]
 pub(crate) struct Strings {
@@ -116,8 +125,7 @@ pub(crate) struct Child {
 /// Returns when it is the program. `Unsupported` where the system has no such call.
 pub(crate) fn spawn(exec: &Exec, stdio: [Option<BorrowedFd<'_>>; 3], in_child: &InChild) -> io::Result<Child> {
     let pointers = Pointers::into(exec);
-    let own = exec.env.is_none().then(Strings::own_environment);
-    let env = exec.env.as_ref().or(own.as_ref()).map(Strings::pointers).unwrap_or_default();
+    let (_own, env) = exec.environment();
     let failed = AtomicI32::new(0);
     // No handler of this process may run in the child, and on its small stack; and none in this thread, which the child
     // shares its thread-local memory with.
@@ -273,6 +281,20 @@ mod tests {
         for result in run(|| sh(script)) {
             let (text, status) = result.unwrap();
             assert_eq!((&*text, status.signal()), ("shell b c /usr\nleads\n", Some(libc::SIGTERM)));
+        }
+    }
+
+    #[test]
+    fn who_is_given_no_environment_has_all_of_this_processs() {
+        let cat = || Exec {
+            args: strings(&["cat", "/proc/self/environ"]),
+            paths: strings(&["/bin/cat"]),
+            env: None,
+            ..sh("")
+        };
+        for result in run(cat) {
+            let own = std::env::vars_os().map(|(name, value)| format!("{}={}\0", name.display(), value.display()));
+            assert_eq!(result.unwrap().0, own.collect::<String>());
         }
     }
 

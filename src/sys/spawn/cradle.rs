@@ -50,11 +50,7 @@ struct Contents {
 impl Contents {
     /// Gives the child its environment, which it waits for.
     fn give_environment(&self) {
-        let (_, pointers) = self.env.get_or_init(|| {
-            let own = self.exec.env.is_none().then(Strings::own_environment);
-            let pointers = self.exec.env.as_ref().or(own.as_ref()).map(Strings::pointers).unwrap_or_default();
-            (own, pointers)
-        });
+        let (_, pointers) = self.env.get_or_init(|| self.exec.environment());
         self.order.env.give(pointers);
     }
 }
