@@ -50,7 +50,7 @@ impl After {
     }
 }
 
-/// The state, locked. When it is dropped, the lock goes first and then what it left to do is done.
+/// The state, locked. When it is dropped, the lock goes first and then what it left to do is [done](Rest::carry_out).
 pub(super) struct Locked<'a> {
     shared: &'a Arc<Shared>,
     state: Option<MutexGuard<'a, State>>,
@@ -61,47 +61,65 @@ impl<'a> Locked<'a> {
         state.now = None;
         Self { shared, state: Some(state) }
     }
+
+    /// Lets the lock go, and gives what is to be done then.
+    pub(super) fn unlock(mut self) -> Rest<'a> {
+        let state = self.state.take().expect("only this and drop take it");
+        Rest::of(self.shared, state)
+    }
 }
 
 impl Deref for Locked<'_> {
     type Target = State;
 
     fn deref(&self) -> &State {
-        self.state.as_ref().expect("only drop takes it")
+        self.state.as_ref().expect("only `unlock` and drop take it")
     }
 }
 
 impl DerefMut for Locked<'_> {
     fn deref_mut(&mut self) -> &mut State {
-        self.state.as_mut().expect("only drop takes it")
+        self.state.as_mut().expect("only `unlock` and drop take it")
     }
 }
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        let Some(mut state) = self.state.take() else { return };
-        // Before all else, as a worker waits for it; and without the lock, as it takes longer than all that the lock guards.
+        if let Some(state) = self.state.take() {
+            Rest::of(self.shared, state).carry_out();
+        }
+    }
+}
+
+/// What an access to the state has left to be done, now that the lock is gone.
+#[must_use]
+pub(super) struct Rest<'a> {
+    shared: &'a Arc<Shared>,
+    write: Option<Arc<Seat>>,
+    changed: bool,
+    /// Mostly there is nothing else, and to move it takes long.
+    others: Option<After>,
+}
+
+impl<'a> Rest<'a> {
+    fn of(shared: &'a Arc<Shared>, mut state: MutexGuard<'_, State>) -> Self {
         let write = state.after.write.take();
         let changed = mem::take(&mut state.after.changed);
-        let notify = || {
-            if changed {
-                unheeded(|| self.shared.changes.tell());
-            }
-        };
-        if state.after.is_empty() {
-            drop(state);
-            if let Some(seat) = write {
-                seat.write();
-            }
-            notify();
-            return;
-        }
-        let After { supervise, resolve, wake, mut spent, watch, watch_ahead, .. } = mem::take(&mut state.after);
-        drop(state);
+        let others = if state.after.is_empty() { None } else { Some(mem::take(&mut state.after)) };
+        Self { shared, write, changed, others }
+    }
+
+    /// Does it, which takes locks, and runs other people's code.
+    pub(super) fn carry_out(self) {
+        let Self { shared, write, changed, others } = self;
+        // Before all else, as a worker waits for it; and without the lock, as it takes longer than all that the lock guards.
         if let Some(seat) = write {
-            seat.write_into(&mut spent);
+            seat.write();
         }
-        notify();
+        if changed {
+            unheeded(|| shared.changes.tell());
+        }
+        let Some(After { supervise, resolve, wake, spent, watch, watch_ahead, .. }) = others else { return };
         for waker in wake {
             unheeded(|| waker.wake());
         }
@@ -109,13 +127,13 @@ impl Drop for Locked<'_> {
             job.resolve(Err(error.into()));
         }
         if watch_ahead {
-            watch::look_ahead(self.shared);
+            watch::look_ahead(shared);
         }
         for runtime in watch {
-            watch::spawn(&runtime, self.shared);
+            watch::spawn(&runtime, shared);
         }
         for seat in supervise {
-            supervisor::spawn(Arc::clone(self.shared), seat);
+            supervisor::spawn(Arc::clone(shared), seat);
         }
         unheeded(|| drop(spent));
     }

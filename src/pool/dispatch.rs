@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 
+use super::after::Locked;
 use super::counts::Ending;
 use super::glance::Expected;
 use super::job::{Job, Unsent};
@@ -41,7 +42,7 @@ impl Shared {
             state.sweep();
         }
         self.stamp(&mut state, &job);
-        state.waiting.push_back(job);
+        state.waiting.push(job);
         state.expected = Expected::Sometime;
         self.dispatch(&mut state);
         Ok(self.is_worth_a_glance(&state))
@@ -249,7 +250,7 @@ impl Shared {
 
     /// A worker is ready: gives it a task, or lets it wait, or tells it to end.
     pub(super) fn next_task(self: &Arc<Self>, seat: &Arc<Seat>) -> Turn {
-        self.turn(&mut self.state(), seat)
+        self.turn(self.state(), seat)
     }
 
     /// A worker has answered tasks. If it has none left, or is to get more ahead, it gets them; a worn one ends instead.
@@ -282,7 +283,7 @@ impl Shared {
             if over {
                 self.dispatch(&mut state);
             } else {
-                Self::send_ahead(&mut state, seat);
+                self.send_ahead(state, seat);
             }
             return Turn::Busy;
         }
@@ -299,42 +300,42 @@ impl Shared {
             self.dispatch(&mut state);
             return Turn::Retire;
         }
-        self.turn(&mut state, seat)
+        self.turn(state, seat)
     }
 
     /// What an idle worker does next.
-    fn turn(self: &Arc<Self>, state: &mut State, seat: &Arc<Seat>) -> Turn {
+    fn turn(self: &Arc<Self>, mut state: Locked<'_>, seat: &Arc<Seat>) -> Turn {
         if state.phase == Phase::Cancelled {
             return Turn::End;
         }
         if state.seats.len() > state.target && state.staying() > state.target {
             // From now on it is none of those that stay, which the next one that asks has to know.
             seat.desk().apply(Event::Retire);
-            self.dispatch(state);
+            self.dispatch(&mut state);
             return Turn::Retire;
         }
         while let Some(job) = state.assigned.pop_front() {
             if let Err(why) = seat.give(job, state.is_nearby(seat), state.now()) {
-                self.give_up(state, why);
+                self.give_up(&mut state, why);
                 continue;
             }
             state.watch(seat);
             state.after.write(Arc::clone(seat));
             // Tasks that were given up in between have freed their slots.
-            self.dispatch(state);
+            self.dispatch(&mut state);
             // And those that waited for this one's start, because others had failed, need wait no longer.
-            self.open_seats(state);
-            Self::send_ahead(state, seat);
+            self.open_seats(&mut state);
+            self.send_ahead(state, seat);
             return Turn::Busy;
         }
         state.drop_unwanted();
         if state.waiting.is_empty() && state.sent_ahead {
-            Self::unload_busiest(state);
+            Self::unload_busiest(&mut state);
         }
         state.idle.push(Arc::clone(seat));
-        self.dispatch(state);
+        self.dispatch(&mut state);
         if !state.idle.iter().any(|idle| Arc::ptr_eq(idle, seat)) {
-            Self::send_ahead(state, seat);
+            self.send_ahead(state, seat);
             return Turn::Busy;
         }
         // What waits does so for a slot that is reserved, and may need this worker when that is free.
@@ -349,7 +350,10 @@ impl Shared {
     /// Sends a busy worker as many of the waiting tasks as keep it busy for a moment, in one write.
     ///
     /// Never more than its share: what one worker has ahead, another would have to wait for.
-    fn send_ahead(state: &mut State, seat: &Arc<Seat>) {
+    ///
+    /// They are put into its outbox without the pool's lock, for which whoever submits tasks meanwhile would have to wait, once for each
+    /// batch. Its desk is locked all the while, so that nobody finds them in neither place.
+    fn send_ahead(self: &Arc<Self>, mut state: Locked<'_>, seat: &Arc<Seat>) {
         // Older tasks go first whose workers are not needed any more: they go to whoever has nothing.
         if state.waiting.is_empty() || !state.assigned.is_empty() && state.assigned.len() > state.starting() {
             return;
@@ -360,23 +364,28 @@ impl Shared {
             room = room
                 .min(usize::try_from(most.saturating_sub(desk.done)).unwrap_or(usize::MAX).saturating_sub(desk.load()));
         }
-        let mut any = false;
-        while room > 0
-            && let Some(job) = state.waiting.pop_front_if(|job| job.may_go_ahead || !job.is_wanted())
-        {
-            match desk.send(job, seat) {
-                Ok(()) => {
-                    room -= 1;
-                    any = true;
-                }
-                Err(why) => state.unsent(why),
+        let mut batch = std::mem::take(&mut desk.batch);
+        state.waiting.pop_ahead(room, &mut batch);
+        if batch.is_empty() {
+            desk.batch = batch;
+            return;
+        }
+        state.watch_ahead();
+        state.after.write(Arc::clone(seat));
+        let rest = state.unlock();
+        let mut unsent = Vec::new();
+        for job in batch.drain(..) {
+            unsent.extend(desk.send(job, seat).err());
+        }
+        desk.batch = batch;
+        drop(desk);
+        if !unsent.is_empty() {
+            let mut state = self.state();
+            for why in unsent {
+                state.unsent(why);
             }
         }
-        if any {
-            drop(desk);
-            state.watch_ahead();
-            state.after.write(Arc::clone(seat));
-        }
+        rest.carry_out();
     }
 }
 

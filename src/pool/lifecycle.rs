@@ -59,10 +59,10 @@ impl Shared {
         Self::put_back_from(&mut state, rest, !begun.is_empty(), ending, &error);
         for job in begun.into_iter().rev() {
             if ending == Ending::Died && job.take_retry() {
-                state.requeue(job);
+                state.waiting.put_back(job);
             } else if ending != Ending::Cancelled && job.fail_part(|| error(&job)) {
                 state.counts.add(ending);
-                state.requeue(job);
+                state.waiting.put_back(job);
             } else {
                 state.counts.add(ending);
                 let error = error(&job);
@@ -177,7 +177,7 @@ impl Shared {
             for _ in 0..state.assigned.len() {
                 self.release(state);
             }
-            let jobs: Vec<_> = state.assigned.drain(..).chain(state.waiting.drain(..)).collect();
+            let jobs: Vec<_> = state.assigned.drain(..).chain(state.waiting.take()).collect();
             for job in jobs {
                 let error = no_worker(cause.as_ref());
                 let is_cancelled = matches!(error, TaskError::Cancelled) || !job.is_wanted();
@@ -248,7 +248,7 @@ impl Shared {
     pub(super) fn begin_cancel(self: &Arc<Self>) {
         let mut state = self.state();
         state.phase = Phase::Cancelled;
-        let mut jobs: Vec<_> = state.waiting.drain(..).collect();
+        let mut jobs = Vec::from(state.waiting.take());
         while let Some(job) = state.assigned.pop_front() {
             self.release(&mut state);
             jobs.push(job);

@@ -32,6 +32,7 @@ mod look;
 mod map;
 mod output;
 mod parts;
+mod queue;
 mod recall;
 mod seat;
 mod serving;

@@ -74,7 +74,7 @@ impl Shared {
     pub(super) fn put_back(state: &mut State, jobs: Vec<Arc<Job>>) {
         for job in jobs.into_iter().rev() {
             if job.take_back() {
-                state.requeue(job);
+                state.waiting.put_back(job);
             } else {
                 state.counts.add(Ending::Cancelled);
             }
@@ -94,7 +94,7 @@ impl Shared {
             let first = jobs.remove(0);
             // Of a chunk it is the next call that would be the reason.
             if first.bounce() || ending != Ending::Cancelled && first.fail_part(|| error(&first)) {
-                state.requeue(first);
+                state.waiting.put_back(first);
             } else {
                 state.counts.add(if first.is_wanted() { ending } else { Ending::Cancelled });
                 let error = error(&first);

@@ -77,6 +77,8 @@ pub(super) struct Desk {
     congested: bool,
     /// Tasks that were sent and not answered, oldest first. The first one runs, or is about to.
     sent: VecDeque<Sent>,
+    /// Tasks that are about to be sent, together; empty between two times.
+    pub(super) batch: Vec<Arc<Job>>,
     /// The task that was taken back because the worker did not begin it, if it has not been heard of since; and how often the
     /// task had been suspect by then.
     recalled: Option<(Weak<Job>, u32)>,
@@ -203,6 +205,7 @@ impl Desk {
             pen: Pen::Supervisor,
             congested: false,
             sent: VecDeque::new(),
+            batch: Vec::new(),
             recalled: None,
             clock: Clock::new(),
             pace: None,

@@ -20,6 +20,7 @@ use super::counts::{Counts, Ending};
 use super::glance::Expected;
 use super::job::{Job, Unsent};
 use super::life::WorkerState;
+use super::queue::Queue;
 use super::seat::Seat;
 use super::times::Times;
 use crate::error::{SpawnError, TaskError};
@@ -58,7 +59,7 @@ pub(super) struct State {
     pub(super) phase: Phase,
     /// Tasks without a slot, oldest first. Bounded by about twice the futures that callers hold, each of which owns its
     /// task: see `sweep_at`.
-    pub(super) waiting: VecDeque<Arc<Job>>,
+    pub(super) waiting: Queue,
     /// How long `waiting` may get before the tasks that nobody wants any more are taken out of it.
     pub(super) sweep_at: usize,
     /// Tasks with a slot, for which no worker is ready yet.
@@ -136,7 +137,7 @@ impl Shared {
             times: Times::new(),
             state: Mutex::new(State {
                 phase: Phase::Open,
-                waiting: VecDeque::new(),
+                waiting: Queue::default(),
                 sweep_at: SWEEP_AT,
                 assigned: VecDeque::new(),
                 seats: Vec::new(),
@@ -234,12 +235,6 @@ impl State {
         self.known.push_front(runtime);
     }
 
-    /// Puts a task where it was in the queue: before all that were submitted later.
-    pub(super) fn requeue(&mut self, job: Arc<Job>) {
-        let place = self.waiting.partition_point(|other| other.number() < job.number());
-        self.waiting.insert(place, job);
-    }
-
     /// Counts what a worker has answered, and lets its chunks go on.
     pub(super) fn take_in(&mut self, answered: &[Ending], unfinished: impl IntoIterator<Item = Arc<Job>>) {
         for &ending in answered {
@@ -256,7 +251,7 @@ impl State {
                 self.counts.add(Ending::Cancelled);
                 self.after.resolve.push((job, TaskError::Cancelled));
             } else {
-                self.requeue(job);
+                self.waiting.put_back(job);
             }
         }
     }
@@ -298,7 +293,7 @@ impl State {
 
     /// Whether a task waits that somebody wants done.
     pub(super) fn has_work(&self) -> bool {
-        self.assigned.iter().chain(&self.waiting).any(|job| job.is_wanted())
+        self.assigned.iter().chain(self.waiting.iter()).any(|job| job.is_wanted())
     }
 
     /// Whether a process that is not ready yet is of no use any more.
@@ -331,14 +326,14 @@ impl State {
 
     /// Takes the tasks that were given up out of the front of the queue.
     pub(super) fn drop_unwanted(&mut self) {
-        while self.waiting.pop_front_if(|job| !job.is_wanted()).is_some() {
+        while self.waiting.pop_unwanted().is_some() {
             self.counts.add(Ending::Cancelled);
         }
     }
 
     /// Takes the next task that somebody wants out of the queue, for a slot.
     pub(super) fn next_wanted(&mut self) -> Option<Arc<Job>> {
-        while let Some(job) = self.waiting.pop_front() {
+        while let Some(job) = self.waiting.pop() {
             // Whether somebody wants it is seen when it is sent, which is next if nobody is to be told of its slot.
             if !job.wants_slot && !self.idle.is_empty() || job.assign(&mut self.after.wake) {
                 return Some(job);
@@ -351,9 +346,7 @@ impl State {
     /// Takes the tasks that were given up out of the queue. Each time the queue may then grow to twice what is left, so a
     /// task costs a constant number of looks.
     pub(super) fn sweep(&mut self) {
-        let before = self.waiting.len();
-        self.waiting.retain(|job| job.is_wanted());
-        self.counts.cancelled += (before - self.waiting.len()) as u64;
+        self.counts.cancelled += self.waiting.sweep() as u64;
         self.sweep_at = SWEEP_AT.max(2 * self.waiting.len());
     }
 }

@@ -204,7 +204,7 @@ fn a_task_over_which_several_workers_have_lied_before_they_began_it_is_not_given
         assert!(seat.desk().send(Arc::clone(&job), &seat).is_ok());
         shared.disown(&seat, |_| TaskError::Closed);
         let mut waiting = std::mem::take(&mut shared.state().waiting);
-        waiting.pop_front().is_some()
+        waiting.pop().is_some()
     };
     while !job.stays() {
         assert!(lie());

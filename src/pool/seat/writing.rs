@@ -14,6 +14,7 @@ use crate::channel::flusher::is_fd_congestion;
 use crate::channel::outbox::Outbox;
 use crate::channel::socket::Socket;
 use crate::sys::socket::is_read;
+use crate::task::unheeded;
 use crate::wire::frame::Frame;
 
 /// How often in a row one caller writes what others have given meanwhile. He has something else to do, too.
@@ -23,8 +24,12 @@ impl Seat {
     /// Writes what was put into the outbox, here and now, and leaves to the supervisor what does not fit, and the end of
     /// its worker.
     pub(in crate::pool) fn write(&self) {
-        // Others' bytes, whose end is their code: dropped last.
-        self.write_into(&mut Vec::new());
+        // Others' bytes, whose end is their code.
+        let mut spent = Vec::new();
+        self.write_into(&mut spent);
+        if !spent.is_empty() {
+            unheeded(|| drop(spent));
+        }
     }
 
     /// Leaves it to the supervisor to write what was put into the outbox.

@@ -1,20 +1,5 @@
 use super::*;
 use crate::pool::ProcessPool;
-use crate::pool::job::{Awaits, Wishes};
-
-#[test]
-fn what_comes_back_to_the_queue_is_where_it_was() {
-    let pool = ProcessPool::new(1);
-    let mut state = pool.shared().state();
-    for number in [5, 6, 2, 4, 1, 3] {
-        let parcel = crate::task::pack(&crate::call(|()| (), ()), 1024).unwrap();
-        let job = Job::new("pool", parcel, Wishes::default(), Awaits::Outcome(None), None);
-        job.set_number(number);
-        state.requeue(job);
-    }
-    assert!(state.waiting.iter().map(|job| job.number()).eq(1..=6));
-    state.waiting.clear();
-}
 
 #[test]
 fn a_pool_is_crowded_with_more_than_four_busy_workers_for_each_processor() {
