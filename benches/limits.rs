@@ -179,21 +179,16 @@ async fn many(runtime: &str) {
     const TASKS: u32 = 100_000;
     let pool = ProcessPool::new(2);
     pool.start().await.unwrap();
-    let used = || {
-        let workers =
-            pool.status().details.iter().filter_map(|worker| worker.pid).map(|pid| cpu_time(&pid.to_string())).sum();
-        (cpu_time("self"), workers)
-    };
-    let mut cpu: Vec<(Duration, Duration)> = Vec::new();
+    let workers: Vec<_> = pool.status().details.iter().filter_map(|worker| worker.pid).collect();
+    let mut cpu = Cpu::default();
     let mut at_once = async || {
-        let before: (Duration, Duration) = used();
+        let before = used(&workers);
         let took = each(TASKS, async {
             let results = join_all((0..TASKS).map(|n| pool.submit(call(|n: u32| n + 1, n)))).await;
             assert!(results.into_iter().zip(1..).all(|(result, n)| result.unwrap() == n));
         })
         .await;
-        let after = used();
-        cpu.push((after.0.saturating_sub(before.0) / TASKS, after.1.saturating_sub(before.1) / TASKS));
+        cpu.note(before, used(&workers), TASKS);
         took
     };
     let blocking = async || {
@@ -205,20 +200,27 @@ async fn many(runtime: &str) {
     };
     // One for each worker.
     let limit = Arc::new([Batches::start(), Batches::start()]);
-    let batches = async || {
-        each(TASKS, async {
+    let others = [limit[0].pid, limit[1].pid];
+    let mut limit_cpu = Cpu::default();
+    let mut batches = async || {
+        let before = used(&others);
+        let took = each(TASKS, async {
             let results = join_all((0..TASKS).map(|n| limit[n as usize % 2].submit(n))).await;
             assert!(results.into_iter().zip(1..).all(|(result, n)| result == n));
         })
-        .await
+        .await;
+        limit_cpu.note(before, used(&others), TASKS);
+        took
     };
     let times = in_turns!(5; batches(), blocking(), at_once());
     let row = format!("100,000 tasks at once, {runtime}");
     line(&row, "limit: mpsc, batches, oneshot", 1e6 / micros(times[0]), "/s");
     line(&row, "in-process: spawn_blocking", 1e6 / micros(times[1]), "/s");
     line(&row, "multiproc", 1e6 / micros(times[2]), "/s");
-    line(&row, "multiproc: CPU of the host", micros(median(cpu.iter().map(|cpu| cpu.0).collect())), "µs CPU");
-    line(&row, "multiproc: CPU of the workers", micros(median(cpu.iter().map(|cpu| cpu.1).collect())), "µs CPU");
+    for (whose, cpu) in [("limit: CPU", &limit_cpu), ("multiproc: CPU", &cpu)] {
+        line(&row, whose, cpu.median(|(host, others)| host + others), "µs of both sides");
+        line(&row, whose, cpu.median(|(host, _)| host), "µs of the host");
+    }
 
     let looping = async |rounds: u32| {
         each(256 * rounds, async {
@@ -275,6 +277,25 @@ async fn many(runtime: &str) {
     line(&row, "limit: two threads", micros(times[0]) / 1e3, "ms");
     line(&row, "multiproc", micros(times[1]) / 1e3, "ms");
     pool.close().await;
+}
+
+/// How much CPU this process has used, and those.
+fn used(others: &[u32]) -> (Duration, Duration) {
+    (cpu_time("self"), others.iter().map(|pid| cpu_time(&pid.to_string())).sum())
+}
+
+/// How much CPU a task took, here and in the others, of each round.
+#[derive(Default)]
+struct Cpu(Vec<(Duration, Duration)>);
+
+impl Cpu {
+    fn note(&mut self, before: (Duration, Duration), after: (Duration, Duration), tasks: u32) {
+        self.0.push((after.0.saturating_sub(before.0) / tasks, after.1.saturating_sub(before.1) / tasks));
+    }
+
+    fn median(&self, of: impl Fn((Duration, Duration)) -> Duration) -> f64 {
+        micros(median(self.0.iter().copied().map(of).collect()))
+    }
 }
 
 /// A millisecond of work.

@@ -10,7 +10,11 @@ use crate::bare::{Bare, Role};
 
 /// A task that owns a bare socket: all that callers want sent goes in one write, and who waits is told when it comes back. No
 /// deadlines, no results that differ in size, nothing that survives a death.
-pub(crate) struct Batches(mpsc::UnboundedSender<(u32, oneshot::Sender<u32>)>);
+pub(crate) struct Batches {
+    wanted: mpsc::UnboundedSender<(u32, oneshot::Sender<u32>)>,
+    /// Of the other side.
+    pub(crate) pid: u32,
+}
 
 /// As many bytes as a small task of ours and its share of an answer take on the socket.
 const SIZE: usize = 40;
@@ -21,8 +25,9 @@ const AHEAD: usize = 2_000;
 impl Batches {
     pub(crate) fn start() -> Self {
         let (sender, mut wanted) = mpsc::unbounded_channel::<(u32, oneshot::Sender<u32>)>();
+        let mut bare = Bare::start(Role::GiveBackAll);
+        let pid = bare.id();
         tokio::spawn(async move {
-            let mut bare = Bare::start(Role::GiveBackAll);
             let (mut read, mut write) = bare.socket().split();
             let (mut jobs, mut waiting) = (Vec::new(), VecDeque::new());
             let (mut out, mut back, mut filled) = (Vec::new(), vec![0; 64 << 10], 0);
@@ -53,12 +58,12 @@ impl Batches {
                 }
             }
         });
-        Self(sender)
+        Self { wanted: sender, pid }
     }
 
     pub(crate) async fn submit(&self, n: u32) -> u32 {
         let (done, result) = oneshot::channel();
-        self.0.send((n, done)).unwrap();
+        self.wanted.send((n, done)).unwrap();
         // With tokio's budget a `join_all` of this many polls all of them for every 128 that are done.
         unconstrained(result).await.unwrap()
     }

@@ -2,6 +2,11 @@
 //!
 //! So a future that is dropped loses nothing. It does not know what the frames mean. Which fds are whose is in `batches.rs`.
 
+#![expect(
+    clippy::inline_always,
+    reason = "a frame goes through several hands here, and to move it takes long: see wire/held.rs"
+)]
+
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
@@ -172,6 +177,7 @@ impl Inbox {
 
     /// As [`blocking_frame`](Self::blocking_frame), for a socket that nobody else reads. Calls `before_waiting` each time
     /// that nothing is left to do but wait.
+    #[inline(always)]
     pub(crate) fn frame_or_wait(
         &mut self,
         socket: &Socket,
@@ -225,6 +231,7 @@ impl Inbox {
     }
 
     /// The next frame that lies in the buffer whole.
+    #[inline(always)]
     fn buffered(&mut self) -> Result<Option<Frame>, RecvError> {
         // Of what had come before it is known that it is not whole.
         if self.bytes.is_empty() && self.large.is_none() || matches!(self.state, State::Broken(_)) {
@@ -263,6 +270,7 @@ impl Inbox {
         Ok(())
     }
 
+    #[inline(always)]
     fn frame_of(&mut self, head: Head, body: Held) -> Result<Frame, RecvError> {
         let claimed = self.batches.claim(&head, self.limits.fds);
         let (fds, fds_lost) = claimed.map_err(|reason| self.refuse(reason))?;

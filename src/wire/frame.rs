@@ -207,6 +207,7 @@ impl Decoder {
     /// Takes the next frame from the front of `bytes`, if it is there whole. Its fds are the caller's to add.
     ///
     /// Reserves nothing: the buffer grows only with bytes that came.
+    #[inline]
     pub(crate) fn decode(&mut self, bytes: &mut BytesMut) -> Result<Option<(Head, Held)>, Broken> {
         let head = match self.state {
             State::Body(head) => head,

@@ -123,6 +123,7 @@ impl Run {
         Frame { kind: Kind::Run as u8, id, body: body.freeze().into(), more: more.into(), fds, ..Frame::default() }
     }
 
+    #[inline]
     pub(crate) fn parse(body: Held) -> Option<Self> {
         let mut head = body.get(..Self::HEAD_LEN)?;
         let place = Place { entry: head.get_u64_le(), run: head.get_u64_le() };
