@@ -175,7 +175,9 @@ pub fn queue_packets(mut data: &[u8]) {
         assert!(matches!(receiver.try_recv(), Err(TryRecvError::Empty)));
     }
     drop(theirs);
-    assert!(matches!(receiver.try_recv(), Err(TryRecvError::Closed)));
+    // A child that another test starts just then has a copy until it is its program.
+    let last = iter::repeat_with(|| receiver.try_recv()).find(|last| !matches!(last, Err(TryRecvError::Empty)));
+    assert!(matches!(last, Some(Err(TryRecvError::Closed))));
     drop(receiver);
     lent.assert_closed();
 }
