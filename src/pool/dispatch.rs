@@ -371,7 +371,6 @@ impl Shared {
             return;
         }
         state.watch_ahead();
-        state.after.write(Arc::clone(seat));
         let rest = state.unlock();
         let mut unsent = Vec::new();
         for job in batch.drain(..) {
@@ -379,6 +378,8 @@ impl Shared {
         }
         desk.batch = batch;
         drop(desk);
+        // Before all else that is left to do, as the worker waits for it.
+        seat.write();
         if !unsent.is_empty() {
             let mut state = self.state();
             for why in unsent {
