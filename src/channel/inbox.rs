@@ -21,7 +21,6 @@ use super::socket::{Berth, Socket};
 use crate::error::RecvError;
 use crate::sys::buffer::{Buffer, LARGE};
 use crate::sys::socket::{self, Ready, Received, Wait};
-use crate::wire::extra::Extra;
 use crate::wire::frame::{Broken, Decoder, Frame, Head, Limits};
 use crate::wire::held::Held;
 
@@ -175,21 +174,22 @@ impl Inbox {
         }
     }
 
-    /// As [`blocking_frame`](Self::blocking_frame), for a socket that nobody else reads. Calls `before_waiting` each time
-    /// that nothing is left to do but wait.
+    /// As [`blocking_frame`](Self::blocking_frame), for a socket that nobody else reads: puts the next frame there, and says whether
+    /// there was one. Calls `before_waiting` each time that nothing is left to do but wait.
     #[inline(always)]
     pub(crate) fn frame_or_wait(
         &mut self,
         socket: &Socket,
         patience: Patience,
+        frame: &mut Frame,
         mut before_waiting: impl FnMut() -> io::Result<()>,
-    ) -> Result<Option<Frame>, RecvError> {
+    ) -> Result<bool, RecvError> {
         loop {
-            if let Some(frame) = self.buffered()? {
-                return Ok(Some(frame));
+            if self.buffered_into(frame)? {
+                return Ok(true);
             }
             if self.state != State::Open {
-                return self.end();
+                return self.end().map(|_| false);
             }
             let mut read = Err(io::ErrorKind::WouldBlock.into());
             if !self.drained {
@@ -233,22 +233,39 @@ impl Inbox {
     /// The next frame that lies in the buffer whole.
     #[inline(always)]
     fn buffered(&mut self) -> Result<Option<Frame>, RecvError> {
+        let mut frame = Frame::default();
+        Ok(if self.buffered_into(&mut frame)? { Some(frame) } else { None })
+    }
+
+    /// Puts it there, and says whether there is one.
+    #[inline(always)]
+    fn buffered_into(&mut self, frame: &mut Frame) -> Result<bool, RecvError> {
         // Of what had come before it is known that it is not whole.
         if self.bytes.is_empty() && self.large.is_none() || matches!(self.state, State::Broken(_)) {
-            return Ok(None);
+            return Ok(false);
         }
-        let whole = if self.large.is_some() { Ok(self.large_frame()) } else { self.decoder.decode(&mut self.bytes) };
+        let whole = if self.large.is_some() {
+            Ok(self.large_frame(&mut frame.body))
+        } else {
+            self.decoder.decode_into(&mut self.bytes, &mut frame.body)
+        };
         match whole {
-            Ok(Some((head, body))) => self.frame_of(head, body).map(Some),
-            Ok(None) => self.begin().map(|()| None),
+            Ok(Some(head)) => {
+                (frame.kind, frame.id) = (head.kind, head.id);
+                let claimed = self.batches.claim(&head, self.limits.fds);
+                (frame.fds, frame.fds_lost) = claimed.map_err(|reason| self.refuse(reason))?;
+                Ok(true)
+            }
+            Ok(None) => self.begin().map(|()| false),
             Err(broken) => Err(self.broken(broken)),
         }
     }
 
     /// The large frame, if its body is here whole.
-    fn large_frame(&mut self) -> Option<(Head, Held)> {
+    fn large_frame(&mut self, body: &mut Held) -> Option<Head> {
         let Large { buffer, .. } = self.large.take_if(|large| large.missing() == 0)?;
-        Some((self.decoder.skip_body()?, buffer.into_bytes().into()))
+        *body = buffer.into_bytes().into();
+        self.decoder.skip_body()
     }
 
     /// Refuses the frame that is under way if it has no place here, before the rest of it is awaited, and makes room for a large
@@ -268,13 +285,6 @@ impl Inbox {
             self.large = Some(Large { buffer, len });
         }
         Ok(())
-    }
-
-    #[inline(always)]
-    fn frame_of(&mut self, head: Head, body: Held) -> Result<Frame, RecvError> {
-        let claimed = self.batches.claim(&head, self.limits.fds);
-        let (fds, fds_lost) = claimed.map_err(|reason| self.refuse(reason))?;
-        Ok(Frame { kind: head.kind, id: head.id, body, more: Extra::default(), fds, fds_lost })
     }
 
     /// How long the body is of which the header has come, and it has not.

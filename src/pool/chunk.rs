@@ -23,8 +23,7 @@ use crate::wire::body::{self, EncodeError, Parts};
 use crate::wire::extra::Extra;
 use crate::wire::fds::{self, Arrived};
 use crate::wire::frame::MAX_FDS;
-use crate::wire::held::Held;
-use crate::wire::message::Failure;
+use crate::wire::message::{Arguments, Failure};
 use crate::wire::passenger::Passenger;
 use crate::worker::Progress;
 
@@ -73,11 +72,11 @@ where
 /// can't be kept, or because the call just made was to stop.
 #[expect(clippy::unnecessary_wraps, reason = "it is a `Runner`")]
 fn run<F, A, R>(
-    inputs: Held,
+    inputs: Arguments<'_>,
     arrived: Extra<Passenger>,
     out: &mut Parts,
     max: usize,
-) -> Result<Extra<Passenger>, Failure>
+) -> Result<Extra<Passenger>, Box<Failure>>
 where
     F: Fn(A) -> R + Copy + Send + 'static,
     A: Serialize + DeserializeOwned + Send + 'static,
@@ -290,6 +289,7 @@ mod tests {
 
     use super::*;
     use crate::error::Panic;
+    use crate::wire::held::Held;
     use crate::wire::writer::APART;
 
     fn read(count: usize, bytes: &[u8]) -> Vec<Result<String, Box<TaskError>>> {

@@ -17,11 +17,12 @@ use crate::wire::extra::Extra;
 use crate::wire::fds;
 use crate::wire::frame::Frame;
 use crate::wire::held::Held;
-use crate::wire::message::{Failure, Run};
+use crate::wire::message::{Arguments, Failure, Run};
 use crate::wire::passenger::Passenger;
 
 /// What the worker calls for a task: decodes the arguments, runs, encodes the result into `out`.
-pub(crate) type Runner = fn(Held, Extra<Passenger>, &mut Parts, usize) -> Result<Extra<Passenger>, Failure>;
+pub(crate) type Runner =
+    fn(Arguments<'_>, Extra<Passenger>, &mut Parts, usize) -> Result<Extra<Passenger>, Box<Failure>>;
 
 /// Gives each task type its entry, a constant in the executable.
 trait HasEntry {
@@ -33,28 +34,25 @@ impl<T: Task> HasEntry for T {
 }
 
 fn run<T: Task>(
-    arguments: Held,
+    arguments: Arguments<'_>,
     arrived: Extra<Passenger>,
     out: &mut Parts,
     max: usize,
-) -> Result<Extra<Passenger>, Failure> {
-    let task: T = fds::provide(arrived, || body::decode_shared(&arguments))
-        .map_err(|error| Failure::Decode(error.to_string()))?;
-    // A large argument has been decoded; its bytes need not stay while the task runs.
-    drop(arguments);
+) -> Result<Extra<Passenger>, Box<Failure>> {
+    let task: T = fds::provide(arrived, || arguments.decode()).map_err(|error| Failure::Decode(error.to_string()))?;
     let output = task.run();
     // Before anything is encoded or dropped: of two that return only one may answer.
     original::end_copy(0);
     match fds::collect(|| out.encode(&output, max)) {
         Ok(((), leaving)) => Ok(leaving),
-        Err(EncodeError::Failed(error)) => Err(Failure::Encode(error.to_string())),
-        Err(EncodeError::TooLarge { len, max }) => Err(Failure::TooLarge { len, max }),
+        Err(EncodeError::Failed(error)) => Err(Failure::Encode(error.to_string()).into()),
+        Err(EncodeError::TooLarge { len, max }) => Err(Failure::TooLarge { len, max }.into()),
     }
 }
 
 /// Finds what a Run message names. A wrong place or another function than meant is `None`.
-pub(crate) fn resolve(run: &Run) -> Option<&'static Entry<Runner>> {
-    image::entry_at(run.place)
+pub(crate) fn resolve(place: Place) -> Option<&'static Entry<Runner>> {
+    image::entry_at(place)
 }
 
 /// A task on its way: encoded, and free of its type.
@@ -109,11 +107,13 @@ impl From<PackError> for TaskError {
 }
 
 /// Encodes a task. `max` bounds the body in bytes.
+#[inline]
 pub(crate) fn pack<T: Task>(task: &T, max: usize) -> Result<Parcel, PackError> {
     pack_for((T::ENTRY, type_name::<T>()), task.task_name(), |parts| parts.encode(task, max))
 }
 
 /// Makes a parcel for an entry and the name of its type; `encode` appends the arguments.
+#[inline]
 pub(crate) fn pack_for(
     (entry, of): (&'static Entry<Runner>, &'static str),
     name: &'static str,
@@ -160,15 +160,15 @@ mod tests {
     use super::*;
     use crate::call;
 
-    fn run_of<T: Task>(task: T) -> Run {
-        Run::parse(pack(&task, 1024).unwrap().into_frame(1).body).unwrap()
+    fn place_of<T: Task>(task: T) -> Place {
+        Run::parse(&mut pack(&task, 1024).unwrap().into_frame(1).body).unwrap().place
     }
 
     /// By their names, as closures of one function, they were the same.
     #[test]
     fn the_place_of_one_task_with_the_code_of_another_is_none() {
-        let (one, other) = (run_of(call(|x: u32| x + 1, 1)), run_of(call(|x: u32| x * 7, 1)));
-        assert!(resolve(&one).is_some() && resolve(&other).is_some());
-        assert!(resolve(&Run { place: image::Place { run: other.place.run, ..one.place }, ..one }).is_none());
+        let (one, other) = (place_of(call(|x: u32| x + 1, 1)), place_of(call(|x: u32| x * 7, 1)));
+        assert!(resolve(one).is_some() && resolve(other).is_some());
+        assert!(resolve(Place { run: other.run, ..one }).is_none());
     }
 }

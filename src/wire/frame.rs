@@ -205,10 +205,16 @@ impl Decoder {
     }
 
     /// Takes the next frame from the front of `bytes`, if it is there whole. Its fds are the caller's to add.
+    pub(crate) fn decode(&mut self, bytes: &mut BytesMut) -> Result<Option<(Head, Held)>, Broken> {
+        let mut body = Held::default();
+        Ok(self.decode_into(bytes, &mut body)?.map(|head| (head, body)))
+    }
+
+    /// As [`decode`](Self::decode), for who has a place for the body.
     ///
     /// Reserves nothing: the buffer grows only with bytes that came.
     #[inline]
-    pub(crate) fn decode(&mut self, bytes: &mut BytesMut) -> Result<Option<(Head, Held)>, Broken> {
+    pub(crate) fn decode_into(&mut self, bytes: &mut BytesMut, body: &mut Held) -> Result<Option<Head>, Broken> {
         let head = match self.state {
             State::Body(head) => head,
             State::Head => {
@@ -224,7 +230,8 @@ impl Decoder {
             return Ok(None);
         }
         self.state = State::Head;
-        Ok(Some((head, Held::take(bytes, head.len))))
+        body.take_from(bytes, head.len);
+        Ok(Some(head))
     }
 
     /// The frame whose header has come and whose body hasn't: to refuse it before its body is awaited.

@@ -4,8 +4,9 @@
 //! what a task costs its host where a hundred thousand wait. It does not know what the bytes are.
 //!
 //! To move a few bytes right after they were written takes long: a processor waits where it reads in larger pieces than it has just
-//! written in. So what makes them, and what hands them on in a frame, is inlined up to who
-//! takes the frame, where most of the moves go: a tiny task took its worker 310 ns, and takes 245.
+//! written in. So what hands them on in a frame is inlined up to who takes the frame, where most of the moves go; and a worker has
+//! one place for what it reads, where a task's arguments stay until they are decoded. A tiny task took its worker 310 ns with the
+//! moves, 245 with those inlined, and takes 190.
 
 use std::fmt;
 use std::ops::Deref;
@@ -47,15 +48,15 @@ impl Held {
         }
     }
 
-    /// The first `len` bytes of a buffer, which loses them.
+    /// Becomes the first `len` bytes of a buffer, which loses them.
     #[inline]
-    pub(crate) fn take(source: &mut BytesMut, len: usize) -> Self {
+    pub(crate) fn take_from(&mut self, source: &mut BytesMut, len: usize) {
         if len > FEW {
-            return Self::Many(source.split_to(len).freeze());
+            *self = Self::Many(source.split_to(len).freeze());
+        } else {
+            self.fill(&source[..len]);
+            source.advance(len);
         }
-        let taken = Self::copy(&source[..len]);
-        source.advance(len);
-        taken
     }
 
     /// Them, if parts of them can be kept.
@@ -80,18 +81,6 @@ impl Held {
         match self {
             Self::Few { .. } => self.to_bytes(),
             Self::Many(bytes) => bytes,
-        }
-    }
-
-    /// Without the first `count`, of which there are at least so many.
-    #[inline]
-    pub(crate) fn behind(mut self, count: usize) -> Self {
-        match &mut self {
-            Self::Few { .. } => Self::copy(&self[count..]),
-            Self::Many(bytes) => {
-                bytes.advance(count);
-                self
-            }
         }
     }
 }
@@ -153,9 +142,6 @@ mod tests {
                 assert_eq!(refilled, held);
             }
             assert_eq!(held, Held::from(held.to_bytes()));
-            for count in 0..=len {
-                assert_eq!(*held.clone().behind(count), source[count..len]);
-            }
             assert_eq!(held.into_bytes(), source[..len]);
         }
     }

@@ -18,9 +18,11 @@
 //!
 //! What a worker says is not trusted: the worst that any bytes can do is to end that worker.
 
+use std::ops::Deref;
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{BoxError, Panic, RecvError, TaskError};
@@ -88,19 +90,51 @@ pub(crate) enum Life {
 }
 
 /// What is to run: where the entry lies, what it calls, so that a wrong place is found out, and its encoded arguments behind that.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Run {
+#[derive(Debug)]
+pub(crate) struct Run<'a> {
     pub(crate) place: Place,
-    pub(crate) arguments: Held,
+    pub(crate) arguments: Arguments<'a>,
 }
 
-impl Run {
+/// A task's encoded arguments: a part of the body that they came in.
+#[derive(Debug)]
+pub(crate) struct Arguments<'a>(&'a mut Held);
+
+impl Arguments<'_> {
+    /// All that holds them, if parts of it can be kept.
+    pub(crate) fn shared(&self) -> Option<&Bytes> {
+        self.0.shared()
+    }
+
+    /// Decodes them.
+    pub(crate) fn decode<T: DeserializeOwned>(self) -> Result<T, BoxError> {
+        body::decode_part(&self, self.shared())
+    }
+}
+
+/// Whoever has decoded them need not keep their bytes, which may be many.
+impl Drop for Arguments<'_> {
+    fn drop(&mut self) {
+        *self.0 = Held::default();
+    }
+}
+
+impl Deref for Arguments<'_> {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        &self.0[Run::HEAD_LEN..]
+    }
+}
+
+impl Run<'_> {
     /// The bytes before the arguments.
     pub(crate) const HEAD_LEN: usize = 16;
 
     /// What stands before the arguments.
-    pub(crate) fn head(place: Place) -> [u8; Self::HEAD_LEN] {
-        let mut head = [0; Self::HEAD_LEN];
+    pub(crate) fn head(place: Place) -> [u8; Run::HEAD_LEN] {
+        let mut head = [0; Run::HEAD_LEN];
         head[..8].copy_from_slice(&place.entry.to_le_bytes());
         head[8..].copy_from_slice(&place.run.to_le_bytes());
         head
@@ -123,11 +157,12 @@ impl Run {
         Frame { kind: Kind::Run as u8, id, body: body.freeze().into(), more: more.into(), fds, ..Frame::default() }
     }
 
+    /// What a body says, which stays where it is.
     #[inline]
-    pub(crate) fn parse(body: Held) -> Option<Self> {
+    pub(crate) fn parse(body: &mut Held) -> Option<Run<'_>> {
         let mut head = body.get(..Self::HEAD_LEN)?;
         let place = Place { entry: head.get_u64_le(), run: head.get_u64_le() };
-        Some(Self { place, arguments: body.behind(Self::HEAD_LEN) })
+        Some(Run { place, arguments: Arguments(body) })
     }
 }
 

@@ -54,6 +54,8 @@ const GATHER: u64 = RING as u64 / 4;
 pub(super) struct Server<'a> {
     socket: &'a Socket,
     inbox: Inbox,
+    /// What has come last: a task stays there while it runs, as to move what was just read takes long.
+    frame: Frame,
     outbox: Outbox,
     answers: Option<Answers>,
     /// Results are encoded here, behind room for a header.
@@ -90,8 +92,8 @@ impl<'a> Server<'a> {
         let max_body = usize::try_from(hello.max_body).unwrap_or(usize::MAX);
         let looks = !hello.busy_poll.is_zero() && !sys::has_one_processor();
         let busy_poll = if looks { hello.busy_poll } else { Duration::ZERO };
-        let (outbox, scratch) = (Outbox::default(), Parts::default());
-        Self { socket, inbox, outbox, answers, scratch, max_body, life: hello.life, busy_poll, attempt: 1 }
+        let (frame, outbox, scratch) = (Frame::default(), Outbox::default(), Parts::default());
+        Self { socket, inbox, frame, outbox, answers, scratch, max_body, life: hello.life, busy_poll, attempt: 1 }
     }
 
     /// Serves until the parent ends the stream, and gives the process's exit code.
@@ -103,23 +105,26 @@ impl<'a> Server<'a> {
             let patience = self.patience(shares);
             let found = self.glance(shares);
             let (socket, outbox, answers) = (self.socket, &mut self.outbox, &mut self.answers);
-            let frame = found.unwrap_or_else(|| {
-                self.inbox.frame_or_wait(socket, patience, || {
+            let came = found.unwrap_or_else(|| {
+                self.inbox.frame_or_wait(socket, patience, &mut self.frame, || {
                     tell(answers, outbox, socket);
                     flush(outbox, socket)
                 })
             });
-            match frame {
-                Ok(Some(frame)) if frame.kind == Kind::Attempt as u8 => {
+            let frame = &self.frame;
+            match came {
+                Ok(true) if frame.kind == Kind::Attempt as u8 => {
                     self.attempt = u32::try_from(frame.id).unwrap_or(u32::MAX);
                 }
-                Ok(Some(frame)) if frame.kind == Kind::Run as u8 => {
+                Ok(true) if frame.kind == Kind::Run as u8 => {
                     let attempt = mem::replace(&mut self.attempt, 1);
                     // What the parent has taken back runs elsewhere, or nowhere.
                     if let Some(answers) = &mut self.answers {
                         let since = answers.since.unwrap_or_else(|| answers.note_began());
                         if !answers.ledger.claim(frame.id) {
                             answers.passed = true;
+                            // What it holds is to be gone before we wait for another one.
+                            self.frame = Frame::default();
                             continue;
                         }
                         answers.since = Some(since);
@@ -130,12 +135,12 @@ impl<'a> Server<'a> {
                             let _ = self.outbox.flush(socket);
                         }
                     }
-                    let Ok(done) = self.perform(frame, attempt) else { return start::EXIT_NO_PARENT };
+                    let Ok(done) = self.perform(attempt) else { return start::EXIT_NO_PARENT };
                     if self.life == Life::OneTask {
                         return if done { 0 } else { start::EXIT_PANICKED };
                     }
                 }
-                Ok(None) => return 0,
+                Ok(false) => return 0,
                 // As where memory for anything else can't be had, but at once: while it made a backtrace, or its core was dumped, the
                 // task that it has not begun would be taken back, and go to the next worker without being counted.
                 Err(RecvError::Io(error)) if error.kind() == io::ErrorKind::OutOfMemory => {
@@ -144,7 +149,7 @@ impl<'a> Server<'a> {
                     process::abort()
                 }
                 // Not our parent's language; there is nobody to tell.
-                Ok(Some(_)) | Err(_) => return start::EXIT_NO_PARENT,
+                Ok(true) | Err(_) => return start::EXIT_NO_PARENT,
             }
         }
     }
@@ -154,8 +159,9 @@ impl<'a> Server<'a> {
         if !shares || !self.busy_poll.is_zero() { Patience::Read { busy_poll: self.busy_poll } } else { Patience::Poll }
     }
 
-    /// Looks for the next task for a moment, where the parent looks for our answer, which it is not told of then.
-    fn glance(&mut self, shares: bool) -> Option<Result<Option<Frame>, RecvError>> {
+    /// Looks for the next task for a moment, where the parent looks for our answer, which it is not told of then. Says whether there
+    /// is one, if that is known by then.
+    fn glance(&mut self, shares: bool) -> Option<Result<bool, RecvError>> {
         let answers = self.answers.as_mut()?;
         if !answers.is_looked_for() || shares && self.busy_poll.is_zero() {
             return None;
@@ -165,27 +171,29 @@ impl<'a> Server<'a> {
             match self.inbox.try_frame(self.socket) {
                 Ok(None) if shares => thread::yield_now(),
                 Ok(None) => hint::spin_loop(),
-                frame => {
+                came => {
                     tell(&mut self.answers, &mut self.outbox, self.socket);
-                    return Some(frame);
+                    return Some(came.map(|frame| frame.map(|frame| self.frame = frame).is_some()));
                 }
             }
         }
         None
     }
 
-    /// Runs one task and answers. Says whether it has a result.
-    fn perform(&mut self, frame: Frame, attempt: u32) -> io::Result<bool> {
-        let Frame { id, body, fds, fds_lost, .. } = frame;
+    /// Runs the task that has come, and answers. Says whether it has a result.
+    fn perform(&mut self, attempt: u32) -> io::Result<bool> {
+        let (id, fds) = (self.frame.id, mem::take(&mut self.frame.fds));
         context::begin(id, attempt);
         self.scratch.truncate(0);
         self.scratch.written.put_bytes(0, HEAD_LEN);
-        let outcome = match Run::parse(body).and_then(|run| Some((task::resolve(&run)?, run.arguments))) {
-            None => Err(Failure::Decode("the parent named a function that is not in this executable".into())),
+        let outcome = match Run::parse(&mut self.frame.body)
+            .and_then(|run| Some((task::resolve(run.place)?, run.arguments)))
+        {
+            None => Err(Box::new(Failure::Decode("the parent named a function that is not in this executable".into()))),
             Some((entry, arguments)) => {
                 let (result, max) = (&mut self.scratch, self.max_body);
                 panic::catch(|| (entry.run)(arguments, fds, result, max))
-                    .unwrap_or_else(|panic| Err(Failure::Panicked(panic)))
+                    .unwrap_or_else(|panic| Err(Box::new(Failure::Panicked(panic))))
             }
         };
         // The parent has started one process, and gets one answer. A copy has returned from the task before: this one has panicked.
@@ -196,8 +204,8 @@ impl<'a> Server<'a> {
         let (kind, fds) = match outcome {
             Ok(fds) => (Kind::Done, fds),
             Err(failure) => {
-                let failure = match failure {
-                    Failure::Decode(_) if fds_lost => Failure::Decode(fds::LOST.into()),
+                let failure = match *failure {
+                    Failure::Decode(_) if self.frame.fds_lost => Failure::Decode(fds::LOST.into()),
                     failure => failure,
                 };
                 self.scratch.truncate(HEAD_LEN);
