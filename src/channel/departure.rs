@@ -42,6 +42,7 @@ enum Step {
 impl Departure<'_> {
     /// Lets the frame in if there is room, and sends it, or leaves it for a moment to those who come after it: see
     /// `gather.rs`. Without a waker, nothing could bring it back for that.
+    #[inline(always)]
     fn attempt(&mut self, line: &mut Line, socket: &Socket, waker: Option<&Waker>) -> Attempt {
         if let Step::Enter(frame) = &mut self.step {
             match line.attempt(socket, Until::Room) {

@@ -2,11 +2,6 @@
 //!
 //! So a future that is dropped loses nothing. It does not know what the frames mean. Which fds are whose is in `batches.rs`.
 
-#![expect(
-    clippy::inline_always,
-    reason = "a frame goes through several hands here, and to move it takes long: see wire/held.rs"
-)]
-
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
@@ -115,6 +110,7 @@ impl Inbox {
 
     /// The next frame, or `None` once the stream has ended between two frames. After the end and after an error, the
     /// same again.
+    #[inline(always)]
     pub(crate) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
@@ -124,6 +120,7 @@ impl Inbox {
     }
 
     /// As [`poll_frame`](Self::poll_frame), for who has a berth.
+    #[inline(always)]
     pub(crate) fn poll_frame_at(
         &mut self,
         cx: &mut Context<'_>,
@@ -138,7 +135,7 @@ impl Inbox {
                 return Poll::Ready(self.end());
             }
             let read = ready!(socket.poll_read(cx, berth, self.drained, || {
-                let received = self.read(socket)?;
+                let received = self.read_or(socket, Wait::No)?;
                 Ok((received, self.drained))
             }));
             self.took(read)?;
@@ -317,6 +314,7 @@ impl Inbox {
         read
     }
 
+    #[inline(always)]
     fn read_or(&mut self, socket: &Socket, wait: Wait) -> io::Result<Received> {
         let (read, limit) = if let Some(large) = &mut self.large {
             let limit = large.missing().min(LARGE_READ);

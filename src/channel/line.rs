@@ -117,6 +117,7 @@ impl Line {
     }
 
     /// Waits for `until`, after moving what can be moved.
+    #[inline(always)]
     pub(super) fn attempt(&mut self, socket: &Socket, until: Until) -> Attempt {
         if self.is_met(until) {
             return ControlFlow::Break(Ok(()));
@@ -148,6 +149,7 @@ impl Line {
 
     /// Sends what leaves without waiting. `WouldBlock` and [`is_fd_congestion`] mean that some is still here; any other
     /// error has ended this side.
+    #[inline(always)]
     pub(super) fn flush(&mut self, socket: &Socket) -> io::Result<()> {
         self.gathering.end();
         let before = self.outbox.sent();

@@ -132,6 +132,7 @@ impl Outbox {
 
     /// As [`flush`](Self::flush), under a lock: what has left may be bytes whose owner is other people's code, which is to run
     /// when the lock is gone.
+    #[inline(always)]
     pub(crate) fn flush_into(&mut self, socket: impl AsFd, spent: &mut Vec<Bytes>) -> io::Result<()> {
         while !self.pieces.is_empty() {
             let count = self.send_pieces(&socket)?;

@@ -196,6 +196,7 @@ impl Sending {
     }
 
     /// Attempts something, and where it has to wait, sees to it that the wait ends.
+    #[inline(always)]
     pub(super) fn settle(
         self: &Arc<Self>,
         cx: &mut Context<'_>,

@@ -233,6 +233,7 @@ impl Socket {
     /// Runs `read` until it does not say `WouldBlock`, for the one task that waits for it, which keeps its berth while one runtime
     /// polls it. `drained` says that the last read has left nothing, and so does what `read` gives besides its result: then a new one
     /// waits for readiness first.
+    #[inline(always)]
     pub(crate) fn poll_read<R>(
         &self,
         cx: &mut Context<'_>,
@@ -240,40 +241,43 @@ impl Socket {
         drained: bool,
         mut read: impl FnMut() -> io::Result<(R, bool)>,
     ) -> Poll<io::Result<R>> {
-        if !drained {
-            match read() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result.map(|(read, _)| read)),
-            }
-        }
-        let found = match berth.0.take() {
-            Some(readiness) => Ok(readiness),
-            None => self.readiness(Ready::Read),
-        };
-        let readiness = match found {
-            Ok(readiness) => &*berth.0.insert(readiness),
-            // What is there can be taken all the same. Outside a runtime waiting is an error.
-            Err(error) => {
-                return match read() {
-                    Err(empty) if empty.kind() == io::ErrorKind::WouldBlock => poll_again(cx, error),
-                    result => Poll::Ready(result.map(|(read, _)| read)),
-                };
-            }
-        };
-        readiness.is_waited_for.store(true, Ordering::Relaxed);
+        let mut waits = drained;
         loop {
-            let mut guard = ready!(readiness.fd.poll_read_ready(cx))?;
-            if let Ok(result) = guard.try_io(|_| read()) {
-                readiness.is_waited_for.store(false, Ordering::Relaxed);
-                return Poll::Ready(result.map(|(read, drained)| {
-                    // What comes from now on makes it ready again; and an end of the stream is never cleared.
-                    if drained {
-                        guard.clear_ready();
-                    }
-                    read
-                }));
+            let mut told = match waits.then(|| self.berthed(berth)) {
+                None => Ok(None),
+                Some(Ok(readiness)) => {
+                    readiness.is_waited_for.store(true, Ordering::Relaxed);
+                    Ok(Some((readiness, ready!(readiness.fd.poll_read_ready(cx))?)))
+                }
+                // What is there can be taken all the same. Outside a runtime waiting is an error.
+                Some(Err(error)) => Err(error),
+            };
+            let result = read();
+            let is_empty = matches!(&result, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+            if let Ok(Some((readiness, guard))) = &mut told {
+                // What comes from now on makes it ready again; and an end of the stream is never cleared.
+                if is_empty || matches!(result, Ok((_, true))) {
+                    guard.clear_ready();
+                }
+                if !is_empty {
+                    readiness.is_waited_for.store(false, Ordering::Relaxed);
+                }
+            }
+            match told {
+                _ if !is_empty => return Poll::Ready(result.map(|(read, _)| read)),
+                Err(error) => return poll_again(cx, error),
+                Ok(_) => waits = true,
             }
         }
+    }
+
+    /// The readiness to read, which stays in the berth.
+    fn berthed<'a>(&self, berth: &'a mut Berth) -> io::Result<&'a Readiness> {
+        let readiness = match berth.0.take() {
+            Some(readiness) => readiness,
+            None => self.readiness(Ready::Read)?,
+        };
+        Ok(berth.0.insert(readiness))
     }
 
     /// Waits until nothing more can come than is there, for the one task that reads. What comes meanwhile is not told of any

@@ -110,12 +110,19 @@ impl<'a> Rest<'a> {
     }
 
     /// Does it, which takes locks, and runs other people's code.
+    #[inline(always)]
     pub(super) fn carry_out(self) {
-        let Self { shared, write, changed, others } = self;
         // Before all else, as a worker waits for it; and without the lock, as it takes longer than all that the lock guards.
-        if let Some(seat) = write {
+        if let Some(seat) = &self.write {
             seat.write();
         }
+        if self.changed || self.others.is_some() {
+            self.carry_out_others();
+        }
+    }
+
+    fn carry_out_others(self) {
+        let Self { shared, changed, others, .. } = self;
         if changed {
             unheeded(|| shared.changes.tell());
         }

@@ -52,6 +52,7 @@ enum Place {
 
 impl Drive {
     /// Polls the supervisor if something has happened and nobody else is at it. Says whether it is over.
+    #[inline(always)]
     fn poll(&self) -> Poll<()> {
         if !self.woken.load(Ordering::Acquire) {
             return Poll::Pending;
@@ -131,6 +132,7 @@ struct Lent<'a> {
 }
 
 impl Lent<'_> {
+    #[inline(always)]
     fn poll(&mut self) -> Poll<()> {
         let Some((supervision, waker)) = &mut self.supervision else { return Poll::Ready(()) };
         let polled = supervision.as_mut().poll(&mut Context::from_waker(waker));

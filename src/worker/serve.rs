@@ -280,6 +280,7 @@ impl Answers {
 }
 
 /// Tells the parent of answers in the ledger that it has not been told of and has not taken, or just that we have come so far.
+#[inline(always)]
 fn tell(answers: &mut Option<Answers>, outbox: &mut Outbox, socket: &Socket) {
     let Some(answers) = answers else { return };
     // What comes begins anew.
@@ -293,7 +294,7 @@ fn tell(answers: &mut Option<Answers>, outbox: &mut Outbox, socket: &Socket) {
         let each = since.map_or(0, |since| done.saturating_sub(since) / u64::from(count.max(1)));
         outbox.push(Frame { kind: Kind::Bell as u8, id: each, ..Frame::default() });
         // If it does not fit now it will when the loop has nothing else to do.
-        let _ = outbox.flush(socket);
+        let _ = outbox.flush_into(socket, &mut Vec::new());
     }
 }
 

@@ -49,6 +49,7 @@ impl Job {
     }
 
     /// Waits for the outcome, and takes it in where that is possible here.
+    #[inline(always)]
     pub(in crate::pool) fn poll_outcome(&self, cx: &mut Context<'_>) -> Poll<Outcome> {
         // To clone a waker, and to drop one, is somebody else's code, which may use this task: not under the lock, which goes first.
         let mut waker = None;

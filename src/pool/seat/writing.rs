@@ -23,6 +23,7 @@ const MOST_ROUNDS: u32 = 8;
 impl Seat {
     /// Writes what was put into the outbox, here and now, and leaves to the supervisor what does not fit, and the end of
     /// its worker.
+    #[inline(always)]
     pub(in crate::pool) fn write(&self) {
         // Others' bytes, whose end is their code.
         let mut spent = Vec::new();
@@ -51,6 +52,7 @@ impl Seat {
     }
 
     /// As [`write`](Self::write), and gives what has left.
+    #[inline(always)]
     pub(in crate::pool) fn write_into(&self, spent: &mut Vec<Bytes>) {
         let mut lent = self.desk().lend_outbox();
         let mut rounds = 0;
