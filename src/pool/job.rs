@@ -6,6 +6,7 @@
 mod awaited;
 mod chunked;
 mod ends;
+mod outcome;
 
 use std::borrow::Cow;
 use std::os::fd::OwnedFd;
@@ -23,7 +24,7 @@ use super::trace::Span;
 use crate::channel::outbox::Outbox;
 use crate::error::TaskError;
 use crate::sys::image::Place;
-use crate::task::{Answer, Parcel, unheeded};
+use crate::task::{Answer, Parcel};
 use crate::wire::extra::Extra;
 use crate::wire::frame::Frame;
 use crate::wire::held::Held;
@@ -270,14 +271,6 @@ impl Job {
         self.bounces() >= MOST_BOUNCES
     }
 
-    /// Resolves it, if nothing has before.
-    pub(super) fn resolve(&self, outcome: Outcome) {
-        let cell = self.cell();
-        if cell.is_pending() {
-            self.settle(cell, || Stage::Resolved(outcome));
-        }
-    }
-
     /// Its worker died while it had it: whether it is to run again.
     pub(super) fn take_retry(&self) -> bool {
         let mut cell = self.cell();
@@ -287,27 +280,6 @@ impl Job {
         rare.deaths += 1;
         cell.stage = Stage::Queued;
         true
-    }
-
-    /// Gives the outcome up: the task need not run, or be finished. Gives the worker that has it, to be told.
-    pub(super) fn abandon(&self) -> Option<Arc<Seat>> {
-        self.end_early(Stage::Gone)
-    }
-
-    /// Cancels it: whoever awaits it gets `Cancelled`. Gives the worker that has it, to be told.
-    pub(super) fn cancel(&self) -> Option<Arc<Seat>> {
-        self.end_early(Stage::Resolved(Err(TaskError::Cancelled.into())))
-    }
-
-    fn end_early(&self, stage: Stage) -> Option<Arc<Seat>> {
-        let cell = self.cell();
-        let seat = match &cell.stage {
-            Stage::Resolved(_) | Stage::Gone => return None,
-            Stage::Sent(seat) => Some(Arc::clone(seat)),
-            Stage::Queued | Stage::Assigned => None,
-        };
-        self.settle(cell, || stage);
-        seat
     }
 
     /// It was begun. What its fds are the other end of sees from now on what the worker does with its own, unless they may
@@ -349,44 +321,6 @@ impl Job {
         // Without the feature there is nobody to tell, and no reason to take the lock.
         if cfg!(feature = "tracing") {
             self.cell().span.note_run(worker, waited, ran);
-        }
-    }
-
-    /// Ends it. Then, with the lock gone, as all that is other people's code: wakes whoever waits, ends the span, and lets go of
-    /// what it carried.
-    ///
-    /// The stage is made where it stays: to move what was just written takes longer than all else here.
-    #[inline]
-    fn settle(&self, mut cell: MutexGuard<'_, Cell>, stage: impl FnOnce() -> Stage) {
-        self.is_over.store(true, Ordering::Release);
-        if cell.is_with_no_worker() {
-            // Before anybody hears of it. Where a worker has it, it is seen when it comes off that one's desk whether it was begun.
-            cell.leave_ends();
-        }
-        cell.stage = stage();
-        let how = match &cell.stage {
-            Stage::Resolved(Ok(_)) => "ok",
-            Stage::Resolved(Err(error)) => error.kind(),
-            _ => "cancelled",
-        };
-        cell.span.note_outcome(how);
-        let waker = cell.waker.take();
-        let span = std::mem::take(&mut cell.span);
-        let body = std::mem::take(&mut cell.body);
-        let rest = cell.rare.as_mut().map(|rare| {
-            rare.inputs = None;
-            (std::mem::take(&mut rare.more), std::mem::take(&mut rare.fds))
-        });
-        drop(cell);
-        span.end();
-        // No panic of theirs must keep others from their outcome.
-        if let Some(waker) = waker {
-            unheeded(|| waker.wake());
-        }
-        drop(body);
-        // Bytes that may have an owner.
-        if rest.is_some() {
-            unheeded(|| drop(rest));
         }
     }
 
