@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 
-use super::after::{Locked, Rest};
+use super::after::Locked;
 use super::counts::Ending;
 use super::glance::Expected;
 use super::job::{Job, Unsent};
@@ -36,13 +36,6 @@ impl Shared {
     ///
     /// Gives whether its answer is [to be looked for](super::glance).
     pub(super) fn submit(self: &Arc<Self>, job: Arc<Job>) -> Result<bool, TaskError> {
-        let (rest, glances) = self.enter(job)?;
-        rest.carry_out();
-        Ok(glances)
-    }
-
-    /// As [`submit`](Self::submit), but for what is to be done without the lock.
-    fn enter(self: &Arc<Self>, job: Arc<Job>) -> Result<(Rest<'_>, bool), TaskError> {
         let mut state = self.state();
         self.admit(&mut state)?;
         if state.waiting.len() >= state.sweep_at {
@@ -53,7 +46,9 @@ impl Shared {
         state.expected = Expected::Sometime;
         self.dispatch(&mut state);
         let glances = self.is_worth_a_glance(&state);
-        Ok((state.unlock(), glances))
+        // Here, and not by who drops it: see `sys/socket.rs`.
+        state.unlock().carry_out();
+        Ok(glances)
     }
 
     /// Whether the answer to a task that was submitted just now is to be looked for.

@@ -121,3 +121,38 @@ fn a_larger_answer_is_where_it_may_be_found_if_its_task_came_alone_from_another_
         assert_eq!(sides.answers().most(), SMALL);
     });
 }
+
+/// What it holds is somebody's sign that it is over with it, whatever comes next.
+#[test]
+fn a_task_that_was_taken_back_leaves_nothing_open_in_the_worker_that_waits() {
+    let Sides { answers, socket, parent, parents_socket, outbox, .. } = sides();
+    parent.take_back(1);
+    let (held, end) = std::os::unix::net::UnixStream::pair().unwrap();
+    let mut parents_outbox = Outbox::default();
+    let fds = vec![std::os::fd::OwnedFd::from(held).into()].into();
+    parents_outbox.push(Frame { kind: Kind::Run as u8, id: 1, fds, ..Frame::default() });
+    parents_outbox.flush(&parents_socket).unwrap();
+    drop(parents_outbox);
+    thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            let server = Server {
+                socket: &socket,
+                inbox: Inbox::new(Limits::default()),
+                frame: Frame::default(),
+                outbox,
+                answers,
+                scratch: Parts::default(),
+                max_body: 1024,
+                life: Life::UntilEnd,
+                busy_poll: Duration::ZERO,
+                attempt: 1,
+            };
+            server.run()
+        });
+        end.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
+        let read = std::io::Read::read(&mut &end, &mut [0]);
+        drop(parents_socket);
+        assert_eq!(worker.join().unwrap(), 0);
+        assert_eq!(read.unwrap(), 0, "while it waited for another one");
+    });
+}
