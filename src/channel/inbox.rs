@@ -234,28 +234,31 @@ impl Inbox {
         Ok(if self.buffered_into(&mut frame)? { Some(frame) } else { None })
     }
 
-    /// Puts it there, and says whether there is one.
+    /// Puts it there, and says whether there is one. `false` says nothing about the end.
     #[inline(always)]
-    fn buffered_into(&mut self, frame: &mut Frame) -> Result<bool, RecvError> {
+    pub(crate) fn buffered_into(&mut self, frame: &mut Frame) -> Result<bool, RecvError> {
         // Of what had come before it is known that it is not whole.
         if self.bytes.is_empty() && self.large.is_none() || matches!(self.state, State::Broken(_)) {
             return Ok(false);
         }
-        let whole = if self.large.is_some() {
-            Ok(self.large_frame(&mut frame.body))
-        } else {
-            self.decoder.decode_into(&mut self.bytes, &mut frame.body)
-        };
-        match whole {
-            Ok(Some(head)) => {
-                (frame.kind, frame.id) = (head.kind, head.id);
-                let claimed = self.batches.claim(&head, self.limits.fds);
-                (frame.fds, frame.fds_lost) = claimed.map_err(|reason| self.refuse(reason))?;
-                Ok(true)
-            }
+        if self.large.is_some() {
+            let Some(head) = self.large_frame(&mut frame.body) else { return self.begin().map(|()| false) };
+            return self.finish(&head, frame).map(|()| true);
+        }
+        match self.decoder.decode_into(&mut self.bytes, &mut frame.body) {
+            Ok(Some(head)) => self.finish(&head, frame).map(|()| true),
             Ok(None) => self.begin().map(|()| false),
             Err(broken) => Err(self.broken(broken)),
         }
+    }
+
+    /// Gives a frame whose body is here all else that it has.
+    #[inline(always)]
+    fn finish(&mut self, head: &Head, frame: &mut Frame) -> Result<(), RecvError> {
+        (frame.kind, frame.id) = (head.kind, head.id);
+        let claimed = self.batches.claim(head, self.limits.fds);
+        (frame.fds, frame.fds_lost) = claimed.map_err(|reason| self.refuse(reason))?;
+        Ok(())
     }
 
     /// The large frame, if its body is here whole.

@@ -97,15 +97,15 @@ pub(super) struct Rest<'a> {
     shared: &'a Arc<Shared>,
     write: Option<Arc<Seat>>,
     changed: bool,
-    /// Mostly there is nothing else, and to move it takes long.
-    others: Option<After>,
+    /// Mostly there is nothing else.
+    others: Option<Box<After>>,
 }
 
 impl<'a> Rest<'a> {
     fn of(shared: &'a Arc<Shared>, mut state: MutexGuard<'_, State>) -> Self {
         let write = state.after.write.take();
         let changed = mem::take(&mut state.after.changed);
-        let others = if state.after.is_empty() { None } else { Some(mem::take(&mut state.after)) };
+        let others = if state.after.is_empty() { None } else { Some(Box::new(mem::take(&mut state.after))) };
         Self { shared, write, changed, others }
     }
 
@@ -126,7 +126,10 @@ impl<'a> Rest<'a> {
         if changed {
             unheeded(|| shared.changes.tell());
         }
-        let Some(After { supervise, resolve, wake, spent, watch, watch_ahead, .. }) = others else { return };
+        let Some(After { supervise, resolve, wake, spent, watch, watch_ahead, .. }) = others.map(|others| *others)
+        else {
+            return;
+        };
         for waker in wake {
             unheeded(|| waker.wake());
         }

@@ -49,8 +49,8 @@ impl Ring {
             }
             // A copy of its own, as short as it is: a part of the buffer would keep all of it for as long as nobody looks.
             if head.kind == Kind::Done as u8 {
-                // As most of them are; so its bytes are put where they stay.
-                answers.push((head.id, Ok(Answer::default())));
+                // As most of them are; so all of it is made where it stays.
+                answers.resize_with(answers.len() + 1, || (head.id, Ok(Answer::default())));
                 if let Some((_, Ok(answer))) = answers.last_mut() {
                     answer.body.fill(body);
                 }

@@ -26,6 +26,17 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// Adds what was counted elsewhere, which is none from then on.
+    pub(super) fn take_in(&mut self, others: &mut Self) {
+        let Self { done, failed, died, timed_out, cancelled, restarts } = std::mem::take(others);
+        self.done += done;
+        self.failed += failed;
+        self.died += died;
+        self.timed_out += timed_out;
+        self.cancelled += cancelled;
+        self.restarts += restarts;
+    }
+
     pub(super) fn add(&mut self, ending: Ending) {
         *match ending {
             Ending::Done => &mut self.done,

@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 
 use super::after::Locked;
-use super::counts::Ending;
+use super::counts::Counts;
 use super::glance::Expected;
 use super::job::{Job, Unsent};
 use super::life::{Event, WorkerState};
@@ -260,12 +260,12 @@ impl Shared {
     pub(super) fn answered(
         self: &Arc<Self>,
         seat: &Arc<Seat>,
-        endings: &[Ending],
+        counts: &mut Counts,
         unfinished: impl IntoIterator<Item = Arc<Job>>,
         worn: bool,
     ) -> Turn {
         let mut state = self.state();
-        state.take_in(endings, unfinished);
+        state.take_in(counts, unfinished);
         let surplus = state.seats.len() > state.target && state.staying() > state.target;
         let mut desk = seat.desk();
         let worn = worn || desk.max_tasks.is_some_and(|most| desk.done >= most);

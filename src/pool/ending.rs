@@ -44,8 +44,7 @@ impl Supervisor {
         // Then: the task that was asked to stop may have stopped, and another one be the last.
         self.hear_last_words(&mut process);
         // What was answered need not wait for the end, and would be lost if the runtime ended before.
-        self.shared.take_in(&process.endings, process.unfinished.drain(..));
-        process.endings.clear();
+        self.shared.take_in(&mut process.counts, process.unfinished.drain(..));
         process.resolve();
         // Who cancels the pool kills its processes, and their ends may be seen before that is known here.
         let cause = match (cause, &process.stopping) {
@@ -79,8 +78,8 @@ impl Supervisor {
         if let Some(cause) = cause.unplanned() {
             trace::died(&self.shared.settings.name, &self.seat, kept.pid(), exit.status, cause);
         }
-        let (endings, unfinished) = (&process.endings, process.unfinished.drain(..));
-        let worked = self.shared.lost(&self.seat, endings, unfinished, ending, |job| match cause {
+        let (counts, unfinished) = (&mut process.counts, process.unfinished.drain(..));
+        let worked = self.shared.lost(&self.seat, counts, unfinished, ending, |job| match cause {
             Cause::TimedOut => TaskError::TimedOut,
             Cause::Cancelled => TaskError::Cancelled,
             Cause::Died | Cause::Stuck | Cause::Retired(_) => died(&kept, &exit, job.name.clone()),

@@ -9,6 +9,7 @@ mod ends;
 mod outcome;
 
 use std::borrow::Cow;
+use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,7 +30,7 @@ use crate::wire::extra::Extra;
 use crate::wire::frame::Frame;
 use crate::wire::held::Held;
 use crate::wire::message::{Kind, Run};
-use crate::wire::passenger::Moves;
+use crate::wire::passenger::{Moves, Passenger};
 
 /// The largest body, in bytes, that is sent to a worker before it has finished what it has.
 const LARGEST_AHEAD: usize = 16 * 1024;
@@ -71,7 +72,8 @@ pub(super) struct Job {
     pub(super) name: Cow<'static, str>,
     /// Where its code is.
     place: Place,
-    pub(super) timeout: Option<Duration>,
+    /// How long it may run, in nanoseconds: 584 years are as good as no bound.
+    timeout: Option<NonZero<u64>>,
     /// Whether somebody waits for its slot.
     pub(super) wants_slot: bool,
     /// Whether it has ever left the queue for a worker. Read and written under the cell's lock, in which it would take a word.
@@ -91,7 +93,7 @@ pub(super) struct Job {
 #[derive(Debug)]
 struct Cell {
     stage: Stage,
-    /// Its arguments.
+    /// Its arguments; its result, once it has one.
     body: Held,
     /// Who waits for its outcome; or, if somebody waits for its slot, first for that.
     waker: Option<Waker>,
@@ -127,7 +129,12 @@ enum Stage {
     Assigned,
     /// A worker has it; it may be running.
     Sent(Arc<Seat>),
-    Resolved(Outcome),
+    /// It has a result, and this is what came with it.
+    Done {
+        fds: Extra<Passenger>,
+        fds_lost: bool,
+    },
+    Failed(Box<TaskError>),
     /// The outcome was taken, or nobody wants it.
     Gone,
 }
@@ -153,7 +160,9 @@ impl Job {
             place,
             submitted: Stamp::default(),
             number: AtomicU64::new(0),
-            timeout,
+            // Less than a nanosecond is over when it is first looked at, too.
+            timeout: timeout
+                .and_then(|timeout| NonZero::new(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX).max(1))),
             wants_slot,
             had_slot: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
@@ -168,6 +177,11 @@ impl Job {
             cell.rare = Some(Box::new(Rare { more, fds: fds.into_fds(), moves, retries, parts, ..Rare::default() }));
         }
         Arc::new(job)
+    }
+
+    /// How long it may run.
+    pub(super) fn timeout(&self) -> Option<Duration> {
+        self.timeout.map(|nanos| Duration::from_nanos(nanos.get()))
     }
 
     /// It is submitted, as the `number`th.
@@ -193,7 +207,7 @@ impl Job {
                 true
             }
             Stage::Assigned => true,
-            Stage::Sent(_) | Stage::Resolved(_) | Stage::Gone => false,
+            Stage::Sent(_) | Stage::Done { .. } | Stage::Failed(_) | Stage::Gone => false,
         }
     }
 
@@ -310,7 +324,7 @@ impl Job {
         // Not under the cell's lock: a seat locks its desk first and a job's cell second.
         let seat = match &self.cell().stage {
             Stage::Sent(seat) => Arc::clone(seat),
-            Stage::Queued | Stage::Assigned | Stage::Resolved(_) | Stage::Gone => return None,
+            _ => return None,
         };
         let desk = seat.desk();
         desk.runs(self)

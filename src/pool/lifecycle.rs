@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tokio::sync::Semaphore;
 
-use super::counts::Ending;
+use super::counts::{Counts, Ending};
 use super::job::Job;
 use super::life::{Event, WorkerState};
 use super::seat::Seat;
@@ -26,7 +26,7 @@ impl Shared {
     }
 
     /// Counts what a worker has answered that is given no more tasks, and lets chunks go on elsewhere.
-    pub(super) fn take_in(self: &Arc<Self>, answered: &[Ending], unfinished: impl IntoIterator<Item = Arc<Job>>) {
+    pub(super) fn take_in(self: &Arc<Self>, answered: &mut Counts, unfinished: impl IntoIterator<Item = Arc<Job>>) {
         let mut state = self.state();
         state.take_in(answered, unfinished);
         self.dispatch(&mut state);
@@ -37,7 +37,7 @@ impl Shared {
     pub(super) fn lost(
         self: &Arc<Self>,
         seat: &Arc<Seat>,
-        answered: &[Ending],
+        answered: &mut Counts,
         unfinished: impl IntoIterator<Item = Arc<Job>>,
         ending: Ending,
         error: impl Fn(&Job) -> TaskError,
@@ -359,7 +359,7 @@ mod tests {
             (Arc::clone(&state.seats[0]), Arc::clone(&state.seats[1]))
         };
         shared.started(&ended);
-        shared.lost(&ended, &[], [], Ending::Died, |_| TaskError::Cancelled);
+        shared.lost(&ended, &mut Counts::default(), [], Ending::Died, |_| TaskError::Cancelled);
         shared.abandoned(&ended);
         assert_eq!(shared.state().starting(), 1);
         shared.started(&starting);

@@ -109,7 +109,7 @@ impl Shared {
     pub(super) fn is_too_long(self: &Arc<Self>, seat: &Arc<Seat>) -> Option<bool> {
         let mut state = self.state();
         let mut desk = seat.desk();
-        let timeout = desk.first()?.timeout;
+        let timeout = desk.first()?.timeout();
         if !timeout.is_some_and(|timeout| desk.is_too_long(timeout)) {
             return Some(false);
         }

@@ -150,7 +150,7 @@ impl Seat {
     ///
     /// Gives when its answer is to be expected.
     pub(super) fn give(self: &Arc<Self>, job: Arc<Job>, nearby: bool, now: Instant) -> Result<Expected, Unsent> {
-        let has_timeout = job.timeout.is_some();
+        let has_timeout = job.timeout().is_some();
         let mut desk = self.desk();
         desk.send(job, self)?;
         desk.apply(Event::Sent);

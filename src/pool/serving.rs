@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::answers::{Misbehaved, answer, begun, pace};
-use super::counts::Ending;
+use super::counts::{Counts, Ending};
 use super::dispatch::Turn;
 use super::job::{Job, Outcome};
 use super::life::WorkerState;
@@ -77,7 +77,7 @@ impl Supervisor {
                 let desk = self.seat.desk();
                 let deadline = match desk.first() {
                     Some(_) if let Some(stopping) = &process.stopping => Some(stopping.until),
-                    Some(job) => job.timeout.and_then(|timeout| desk.runs_since().checked_add(timeout)),
+                    Some(job) => job.timeout().and_then(|timeout| desk.runs_since().checked_add(timeout)),
                     None => idle_until,
                 };
                 let drained = desk.state == WorkerState::Draining && desk.load() == 0;
@@ -209,7 +209,7 @@ impl Supervisor {
             Review::Fine => Ok(None),
             Review::Unwanted => self.stop_task(process, Cause::Cancelled).map_or(Ok(None), Err),
             Review::Stuck => Err(Cause::Stuck),
-            Review::Unloaded => Ok(Some(self.shared.answered(&self.seat, &[], [], false))),
+            Review::Unloaded => Ok(Some(self.shared.answered(&self.seat, &mut Counts::default(), [], false))),
         }
     }
 
@@ -262,7 +262,7 @@ impl Supervisor {
         match self.settle_answers(process)? {
             // It has come to what was taken from it, and is as good as any other.
             None if self.seat.desk().state == WorkerState::Stalled => {
-                Ok(Some(self.shared.answered(&self.seat, &[], [], false)))
+                Ok(Some(self.shared.answered(&self.seat, &mut Counts::default(), [], false)))
             }
             turn => Ok(turn),
         }
@@ -285,9 +285,7 @@ impl Supervisor {
         let pid = process.child.kept().pid();
         let worn = process.max_memory.is_some_and(|most| resident_memory(pid).is_some_and(|now| now > most));
         // The worker gets its next tasks before these ones' callers get the results.
-        let turn = self.shared.answered(&self.seat, &process.endings, process.unfinished.drain(..), worn);
-        process.endings.clear();
-        Ok(Some(turn))
+        Ok(Some(self.shared.answered(&self.seat, &mut process.counts, process.unfinished.drain(..), worn)))
     }
 
     /// Takes the answered tasks off the desk. From an answer to no task on nothing counts; what came before does, or
@@ -305,7 +303,7 @@ impl Supervisor {
             let stopped = process.stopping.take_if(|stopping| stopping.id == id).map(|stopping| stopping.cause);
             if stopped.is_none() && !job.is_chunk {
                 // As most are: it is moved no more than it has to be.
-                process.endings.push(if outcome.is_ok() { Ending::Done } else { Ending::Failed });
+                process.counts.add(if outcome.is_ok() { Ending::Done } else { Ending::Failed });
                 process.answered.push((job, outcome));
                 continue;
             }
@@ -315,12 +313,14 @@ impl Supervisor {
                     Ok(Some(outcome)) => outcome,
                     Ok(None) => {
                         // As for a call that takes its worker along.
-                        process.endings.extend(late.then_some(Ending::TimedOut));
+                        if late {
+                            process.counts.add(Ending::TimedOut);
+                        }
                         process.unfinished.push(job);
                         continue;
                     }
                     Err(misbehaved) => {
-                        process.endings.push(Ending::Failed);
+                        process.counts.add(Ending::Failed);
                         process.answered.push((job, Err(Box::new(TaskError::Decode("not a chunk's answer".into())))));
                         honest = Err(misbehaved);
                         break;
@@ -335,7 +335,7 @@ impl Supervisor {
                 (None, Ok(_)) => Ending::Done,
                 (None, Err(_)) => Ending::Failed,
             };
-            process.endings.push(ending);
+            process.counts.add(ending);
             process.answered.push((job, outcome));
         }
         let count = process.answered.len() - answered + process.unfinished.len() - unfinished;

@@ -11,6 +11,7 @@ use tokio::task::coop;
 use super::answers::{Ring, answer};
 use super::apart::Apart;
 use super::chore::Errand;
+use super::counts::Counts;
 use super::ending::KILL_WITHIN;
 use super::output::{Listening, heard_out};
 use super::seat::is_end;
@@ -116,7 +117,7 @@ impl Supervisor {
             answers: Vec::new(),
             pace: None,
             answered: Vec::new(),
-            endings: Vec::new(),
+            counts: Counts::default(),
             unfinished: Vec::new(),
             max_memory,
             stopping: None,

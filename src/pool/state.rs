@@ -236,10 +236,8 @@ impl State {
     }
 
     /// Counts what a worker has answered, and lets its chunks go on.
-    pub(super) fn take_in(&mut self, answered: &[Ending], unfinished: impl IntoIterator<Item = Arc<Job>>) {
-        for &ending in answered {
-            self.counts.add(ending);
-        }
+    pub(super) fn take_in(&mut self, answered: &mut Counts, unfinished: impl IntoIterator<Item = Arc<Job>>) {
+        self.counts.take_in(answered);
         self.resume(unfinished);
     }
 

@@ -302,6 +302,16 @@ impl Claim {
 
     /// Waits for the outcome; afterwards there is nothing left to cancel.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        // Once it has ended nobody else has it any more, mostly, and no lock is needed.
+        if let Some(job) = self.job.take_if(|job| !job.is_wanted() && Arc::strong_count(job) == 1) {
+            match Arc::try_unwrap(job) {
+                Ok(job) => {
+                    self.look = None;
+                    return Poll::Ready(job.into_outcome());
+                }
+                Err(job) => self.job = Some(job),
+            }
+        }
         let Some(job) = &self.job else { return Poll::Ready(Err(TaskError::Cancelled.into())) };
         // Passed on where it lies.
         let outcome = job.poll_outcome(cx);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::answers::Ring;
 use super::apart::Apart;
-use super::counts::Ending;
+use super::counts::Counts;
 use super::job::{Job, Outcome};
 use super::output::Listening;
 use super::seat::Seat;
@@ -66,13 +66,14 @@ pub(super) struct Process {
     pub(super) berth: Berth,
     pub(super) ring: Ring,
     pub(super) apart: Apart,
-    /// Answers that are being taken in; empty between two turns, as the next three are.
+    /// Answers that are being taken in; empty between two turns, as the next four are.
     pub(super) answers: Vec<(u64, Outcome)>,
     /// How long each of them took, if the worker has said so.
     pub(super) pace: Option<Duration>,
     /// Tasks that are off the desk, with what they are to be resolved with.
     pub(super) answered: Vec<(Arc<Job>, Outcome)>,
-    pub(super) endings: Vec<Ending>,
+    /// How those ended.
+    pub(super) counts: Counts,
     /// Chunks that are off the desk and have yet to go on.
     pub(super) unfinished: Vec<Arc<Job>>,
     /// With how many bytes in memory it is replaced.

@@ -3,7 +3,7 @@
 //! While a value is encoded, each fd in it is put onto a stack of this thread and its place there goes into the bytes;
 //! while it is decoded, the place is traded for the fd that came with the frame. Whose part of the stack that is says a
 //! scope, and its part is gone on every exit, by error and by panic too, so no fd can slip into another message. Most
-//! values have no fd: for them a scope is three numbers.
+//! values have no fd: for them a scope is a number.
 //!
 //! To encode an end of a channel moves it, in the same breath as its fd is put down. What calls that off lies on the stack with
 //! the fd, and rides along; see `passenger.rs`. And it is how whoever has something decoded more than once, from one encoding,
@@ -23,13 +23,12 @@ use crate::wire::passenger::{Move, Passenger};
 /// Why a value can't be decoded whose fds this process had no room for.
 pub(crate) const LOST: &str = "file descriptors of the message could not be taken in: too many are open here";
 
-/// What this thread is doing with fds at the moment, and which part of the stack that is about.
+/// What this thread is doing with fds at the moment, and which part of the stack that is about: in one word, as it is written and
+/// read again with each value, and a processor waits where a value is read in larger pieces than it was just written in.
+///
+/// The work is in the lowest two bits, then come the begin and the end, with 31 bits each: fds have no larger numbers.
 #[derive(Clone, Copy)]
-struct Scope {
-    work: Work,
-    begin: usize,
-    end: usize,
-}
+struct Scope(u64);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Work {
@@ -39,7 +38,7 @@ enum Work {
 }
 
 thread_local! {
-    static SCOPE: Cell<Scope> = const { Cell::new(Scope { work: Work::None, begin: 0, end: 0 }) };
+    static SCOPE: Cell<Scope> = const { Cell::new(Scope::new(Work::None, 0, 0)) };
     static STACK: RefCell<Vec<Place>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -54,8 +53,34 @@ type Place = Option<Passenger>;
 
 impl Scope {
     #[inline]
+    const fn new(work: Work, begin: usize, end: usize) -> Self {
+        Self(work as u64 | (begin as u64) << 2 | (end as u64) << 33)
+    }
+
+    #[inline]
+    fn is(self, work: Work) -> bool {
+        self.0 & 0b11 == work as u64
+    }
+
+    #[inline]
+    fn begin(self) -> usize {
+        (self.0 << 31 >> 33) as usize
+    }
+
+    #[inline]
+    fn end(self) -> usize {
+        (self.0 >> 33) as usize
+    }
+
+    #[inline]
     fn held(self) -> usize {
-        self.end - self.begin
+        self.end() - self.begin()
+    }
+
+    /// The same, with so many.
+    #[inline]
+    fn holding(self, count: usize) -> Self {
+        Self(self.0 << 31 >> 31 | ((self.begin() + count) as u64) << 33)
     }
 }
 
@@ -68,7 +93,7 @@ impl Guard {
     #[inline]
     fn enter(work: Work) -> Self {
         let outer = SCOPE.get();
-        SCOPE.set(Scope { work, begin: outer.end, end: outer.end });
+        SCOPE.set(Scope::new(work, outer.end(), outer.end()));
         Self { outer }
     }
 
@@ -77,7 +102,7 @@ impl Guard {
         let guard = Self::enter(Work::Decoding);
         let (scope, count) = (SCOPE.get(), places.len());
         if stack(|stack| stack.extend(places)).is_some() {
-            SCOPE.set(Scope { end: scope.begin + count, ..scope });
+            SCOPE.set(scope.holding(count));
         }
         guard
     }
@@ -97,8 +122,8 @@ impl Drop for Guard {
 #[cold]
 fn take(count: usize) -> Vec<Place> {
     let scope = SCOPE.get();
-    SCOPE.set(Scope { end: scope.begin + count, ..scope });
-    stack(|stack| stack.split_off(scope.begin + count)).unwrap_or_default()
+    SCOPE.set(scope.holding(count));
+    stack(|stack| stack.split_off(scope.begin() + count)).unwrap_or_default()
 }
 
 /// Runs an encoder, and gives the fds that its values put down. If it fails or panics they are closed, and the ends that they
@@ -113,21 +138,21 @@ pub(crate) fn collect<R, E>(encode: impl FnOnce() -> Result<R, E>) -> Result<(R,
 /// How many fds were put down so far.
 pub(crate) fn held() -> usize {
     let scope = SCOPE.get();
-    if scope.work == Work::Encoding { scope.held() } else { 0 }
+    if scope.is(Work::Encoding) { scope.held() } else { 0 }
 }
 
 /// Whether an end has moved with what was put down behind the first `count`.
 #[cold]
 pub(crate) fn have_moved(count: usize) -> bool {
     let scope = SCOPE.get();
-    scope.work == Work::Encoding
-        && stack(|stack| stack.iter().skip(scope.begin + count).flatten().any(Passenger::has_moved)) == Some(true)
+    scope.is(Work::Encoding)
+        && stack(|stack| stack.iter().skip(scope.begin() + count).flatten().any(Passenger::has_moved)) == Some(true)
 }
 
 /// Takes back all but the first `count`, of a value that does not travel after all.
 pub(crate) fn keep(count: usize) {
     let scope = SCOPE.get();
-    if scope.work == Work::Encoding && count < scope.held() {
+    if scope.is(Work::Encoding) && count < scope.held() {
         drop(take(count));
     }
 }
@@ -184,7 +209,7 @@ pub(crate) fn serialize<S: Serializer>(fd: impl AsFd, serializer: S) -> Result<S
 
 fn put_down(fd: impl AsFd) -> Result<u32, String> {
     let scope = SCOPE.get();
-    if scope.work != Work::Encoding {
+    if !scope.is(Work::Encoding) {
         return Err(text("a file descriptor can only be sent in a task, a result or a message of multiproc"));
     }
     if scope.held() == MAX_FDS {
@@ -197,7 +222,7 @@ fn put_down(fd: impl AsFd) -> Result<u32, String> {
     }
     let fd = socket::duplicate(fd).map_err(text)?;
     stack(|stack| stack.push(Some(fd.into()))).ok_or_else(|| text("a thread that ends can send no file descriptor"))?;
-    SCOPE.set(Scope { end: scope.end + 1, ..scope });
+    SCOPE.set(scope.holding(scope.held() + 1));
     Ok(place)
 }
 
@@ -218,9 +243,9 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
 
 fn claim(place: usize) -> Option<OwnedFd> {
     let scope = SCOPE.get();
-    let is_here = scope.work == Work::Decoding && place < scope.held();
+    let is_here = scope.is(Work::Decoding) && place < scope.held();
     if is_here {
-        stack(|stack| stack.get_mut(scope.begin + place)?.take()).flatten().map(Passenger::into_fd)
+        stack(|stack| stack.get_mut(scope.begin() + place)?.take()).flatten().map(Passenger::into_fd)
     } else {
         None
     }
@@ -248,6 +273,25 @@ mod tests {
 
     fn is_open(fd: i32) -> bool {
         std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok()
+    }
+
+    #[test]
+    fn a_scope_is_what_it_was_made_of() {
+        const MOST: usize = i32::MAX as usize;
+        for work in [Work::None, Work::Encoding, Work::Decoding] {
+            for (begin, end) in [(0, 0), (0, 1), (1, 3), (0, MOST), (MOST, MOST)] {
+                let scope = Scope::new(work, begin, end);
+                assert!(
+                    [Work::None, Work::Encoding, Work::Decoding]
+                        .into_iter()
+                        .all(|other| scope.is(other) == (work == other))
+                );
+                assert_eq!((scope.begin(), scope.end(), scope.held()), (begin, end, end - begin));
+                let more = scope.holding(MOST - begin);
+                assert_eq!((more.begin(), more.end(), more.is(work)), (begin, MOST, true));
+                assert_eq!(more.holding(end - begin).0, scope.0);
+            }
+        }
     }
 
     #[test]

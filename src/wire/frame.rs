@@ -213,7 +213,7 @@ impl Decoder {
     /// As [`decode`](Self::decode), for who has a place for the body.
     ///
     /// Reserves nothing: the buffer grows only with bytes that came.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn decode_into(&mut self, bytes: &mut BytesMut, body: &mut Held) -> Result<Option<Head>, Broken> {
         let head = match self.state {
             State::Body(head) => head,

@@ -101,17 +101,11 @@ impl<'a> Server<'a> {
         loop {
             // Here it would take what is the original's to read and to claim.
             original::end_copy(start::EXIT_NO_PARENT);
-            let shares = self.answers.as_mut().is_none_or(Answers::shares_processor);
-            let patience = self.patience(shares);
-            let found = self.glance(shares);
-            let (socket, outbox, answers) = (self.socket, &mut self.outbox, &mut self.answers);
-            let came = found.unwrap_or_else(|| {
-                self.inbox.frame_or_wait(socket, patience, &mut self.frame, || {
-                    tell(answers, outbox, socket);
-                    flush(outbox, socket)
-                })
-            });
-            let frame = &self.frame;
+            let mut came = self.inbox.buffered_into(&mut self.frame);
+            if let Ok(false) = came {
+                came = self.wait_for_frame();
+            }
+            let (socket, frame) = (self.socket, &self.frame);
             match came {
                 Ok(true) if frame.kind == Kind::Attempt as u8 => {
                     self.attempt = u32::try_from(frame.id).unwrap_or(u32::MAX);
@@ -152,6 +146,21 @@ impl<'a> Server<'a> {
                 Ok(true) | Err(_) => return start::EXIT_NO_PARENT,
             }
         }
+    }
+
+    /// The next frame, of which nothing is here: reads, and looks and waits for it. `false`: there is none any more.
+    #[inline(always)]
+    fn wait_for_frame(&mut self) -> Result<bool, RecvError> {
+        let shares = self.answers.as_mut().is_none_or(Answers::shares_processor);
+        let patience = self.patience(shares);
+        if let Some(came) = self.glance(shares) {
+            return came;
+        }
+        let (socket, outbox, answers) = (self.socket, &mut self.outbox, &mut self.answers);
+        self.inbox.frame_or_wait(socket, patience, &mut self.frame, || {
+            tell(answers, outbox, socket);
+            flush(outbox, socket)
+        })
     }
 
     /// How to wait for the next task, by where the last one came from.

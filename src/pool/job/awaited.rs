@@ -1,12 +1,14 @@
 //! Who waits for a job: for its slot, and for its outcome.
 
-use std::sync::Arc;
+use std::mem;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use super::{Cell, Job, Outcome, Stage};
 use crate::error::TaskError;
 use crate::pool::seat::Seat;
+use crate::task::Answer;
 
 impl Job {
     /// Waits until it has a slot. An error: it has ended without one.
@@ -15,15 +17,10 @@ impl Job {
         let mut cell = self.cell();
         match &mut cell.stage {
             Stage::Queued => {
-                std::mem::swap(&mut cell.waker, &mut waker);
+                mem::swap(&mut cell.waker, &mut waker);
                 Poll::Pending
             }
-            Stage::Resolved(Err(_)) if !self.had_slot.load(Ordering::Relaxed) => {
-                match std::mem::replace(&mut cell.stage, Stage::Gone) {
-                    Stage::Resolved(Err(error)) => Poll::Ready(Err(error)),
-                    _ => Poll::Ready(Ok(())),
-                }
-            }
+            Stage::Failed(_) if !self.had_slot.load(Ordering::Relaxed) => Poll::Ready(cell.take_outcome().map(|_| ())),
             _ => Poll::Ready(Ok(())),
         }
     }
@@ -67,17 +64,32 @@ impl Job {
             cell = self.cell();
         }
         if cell.is_pending() {
-            std::mem::swap(&mut cell.waker, &mut waker);
+            mem::swap(&mut cell.waker, &mut waker);
             return Poll::Pending;
         }
-        match std::mem::replace(&mut cell.stage, Stage::Gone) {
-            Stage::Resolved(outcome) => Poll::Ready(outcome),
-            _ => Poll::Ready(Err(TaskError::Cancelled.into())),
-        }
+        Poll::Ready(cell.take_outcome())
+    }
+}
+
+impl Job {
+    /// The outcome, for who alone has it.
+    #[inline]
+    pub(in crate::pool) fn into_outcome(self) -> Outcome {
+        let mut cell = self.cell.into_inner().unwrap_or_else(PoisonError::into_inner);
+        cell.take_outcome()
     }
 }
 
 impl Cell {
+    #[inline(always)]
+    fn take_outcome(&mut self) -> Outcome {
+        match mem::replace(&mut self.stage, Stage::Gone) {
+            Stage::Done { fds, fds_lost } => Ok(Answer { body: mem::take(&mut self.body), fds, fds_lost }),
+            Stage::Failed(error) => Err(error),
+            _ => Err(TaskError::Cancelled.into()),
+        }
+    }
+
     /// The worker that has it, if there is something to be heard of that.
     fn news(&self) -> Option<Arc<Seat>> {
         match &self.stage {

@@ -7,14 +7,18 @@ use std::sync::{Arc, MutexGuard};
 use super::{Cell, Job, Outcome, Stage};
 use crate::error::TaskError;
 use crate::pool::seat::Seat;
-use crate::task::unheeded;
+use crate::task::{Answer, unheeded};
+use crate::wire::held::Held;
 
 impl Job {
     /// Resolves it, if nothing has before.
     pub(in crate::pool) fn resolve(&self, outcome: Outcome) {
         let cell = self.cell();
         if cell.is_pending() {
-            self.settle(cell, || Stage::Resolved(outcome));
+            match outcome {
+                Ok(Answer { body, fds, fds_lost }) => self.settle(cell, Stage::Done { fds, fds_lost }, body),
+                Err(error) => self.settle(cell, Stage::Failed(error), Held::default()),
+            }
         }
     }
 
@@ -25,41 +29,39 @@ impl Job {
 
     /// Cancels it: whoever awaits it gets `Cancelled`. Gives the worker that has it, to be told.
     pub(in crate::pool) fn cancel(&self) -> Option<Arc<Seat>> {
-        self.end_early(Stage::Resolved(Err(TaskError::Cancelled.into())))
+        self.end_early(Stage::Failed(TaskError::Cancelled.into()))
     }
 
     fn end_early(&self, stage: Stage) -> Option<Arc<Seat>> {
         let cell = self.cell();
         let seat = match &cell.stage {
-            Stage::Resolved(_) | Stage::Gone => return None,
+            Stage::Done { .. } | Stage::Failed(_) | Stage::Gone => return None,
             Stage::Sent(seat) => Some(Arc::clone(seat)),
             Stage::Queued | Stage::Assigned => None,
         };
-        self.settle(cell, || stage);
+        self.settle(cell, stage, Held::default());
         seat
     }
 
-    /// Ends it. Then, with the lock gone, as all that is other people's code: wakes whoever waits, ends the span, and lets go of
-    /// what it carried.
-    ///
-    /// The stage is made where it stays: to move what was just written takes longer than all else here.
+    /// Ends it, with its result, if it has one, in the place of its arguments. Then, with the lock gone, as all that is other people's
+    /// code: wakes whoever waits, ends the span, and lets go of what it carried.
     #[inline]
-    fn settle(&self, mut cell: MutexGuard<'_, Cell>, stage: impl FnOnce() -> Stage) {
+    fn settle(&self, mut cell: MutexGuard<'_, Cell>, stage: Stage, result: Held) {
         self.is_over.store(true, Ordering::Release);
         if cell.is_with_no_worker() {
             // Before anybody hears of it. Where a worker has it, it is seen when it comes off that one's desk whether it was begun.
             cell.leave_ends();
         }
-        cell.stage = stage();
+        cell.stage = stage;
         let how = match &cell.stage {
-            Stage::Resolved(Ok(_)) => "ok",
-            Stage::Resolved(Err(error)) => error.kind(),
+            Stage::Done { .. } => "ok",
+            Stage::Failed(error) => error.kind(),
             _ => "cancelled",
         };
         cell.span.note_outcome(how);
         let waker = cell.waker.take();
         let span = mem::take(&mut cell.span);
-        let body = mem::take(&mut cell.body);
+        let body = mem::replace(&mut cell.body, result);
         let rest = cell.rare.as_mut().map(|rare| {
             rare.inputs = None;
             (mem::take(&mut rare.more), mem::take(&mut rare.fds))
