@@ -11,7 +11,10 @@ mod batches;
 mod messages;
 mod support;
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bare::{Bare, POLLED, Role, ask_once, ask_once_async, be_other_side};
@@ -174,54 +177,94 @@ fn say_there_and_back(place: &str, drawn: &[Vec<Each>]) {
     }
 }
 
-/// How many a second, and how much CPU all of that takes, here and in the workers.
+/// Many tasks, for two workers.
 async fn many(runtime: &str) {
-    const TASKS: u32 = 100_000;
     let pool = ProcessPool::new(2);
     pool.start().await.unwrap();
+    // One for each worker.
+    let limit = Arc::new([Batches::start(), Batches::start()]);
+    at_once(runtime, &pool, &limit).await;
+    in_a_loop(runtime, &pool, &limit).await;
+    jobs(runtime, &pool).await;
+    pool.close().await;
+}
+
+/// How many a second, and how much CPU all of that takes, here and in the workers.
+async fn at_once(runtime: &str, pool: &ProcessPool, limit: &[Batches; 2]) {
+    const TASKS: u32 = 100_000;
     let workers: Vec<_> = pool.status().details.iter().filter_map(|worker| worker.pid).collect();
-    let mut cpu = Cpu::default();
-    let mut at_once = async || {
+    // As they are submitted by who awaits one after the other then, and by `join_all`.
+    let mut cpu = [Cpu::default(), Cpu::default()];
+    let mut ours = async |joined: bool| {
         let before = used(&workers);
-        let took = each(TASKS, async {
-            let results = join_all((0..TASKS).map(|n| pool.submit(call(|n: u32| n + 1, n)))).await;
-            assert!(results.into_iter().zip(1..).all(|(result, n)| result.unwrap() == n));
-        })
-        .await;
-        cpu.note(before, used(&workers), TASKS);
+        let tasks = (0..TASKS).map(|n| pool.submit(call(|n: u32| n + 1, n)));
+        let took = if joined {
+            each(TASKS, async {
+                let results = join_all(tasks).await;
+                assert!(results.into_iter().zip(1..).all(|(result, n)| result.unwrap() == n));
+            })
+            .await
+        } else {
+            each(TASKS, async {
+                let mut tasks: Vec<_> = tasks.collect();
+                submit(&mut tasks).await;
+                for (task, n) in tasks.into_iter().zip(1..) {
+                    assert_eq!(task.await.unwrap(), n);
+                }
+            })
+            .await
+        };
+        cpu[usize::from(joined)].note(before, used(&workers), TASKS);
         took
     };
     let blocking = async || {
         each(TASKS, async {
-            let results = join_all((0..TASKS).map(|n| tokio::task::spawn_blocking(move || n + 1))).await;
-            assert!(results.into_iter().zip(1..).all(|(result, n)| result.unwrap() == n));
+            let tasks: Vec<_> = (0..TASKS).map(|n| tokio::task::spawn_blocking(move || n + 1)).collect();
+            for (task, n) in tasks.into_iter().zip(1..) {
+                assert_eq!(task.await.unwrap(), n);
+            }
         })
         .await
     };
-    // One for each worker.
-    let limit = Arc::new([Batches::start(), Batches::start()]);
     let others = [limit[0].pid, limit[1].pid];
-    let mut limit_cpu = Cpu::default();
-    let mut batches = async || {
+    let mut limit_cpu = [Cpu::default(), Cpu::default()];
+    let mut batches = async |joined: bool| {
         let before = used(&others);
-        let took = each(TASKS, async {
-            let results = join_all((0..TASKS).map(|n| limit[n as usize % 2].submit(n))).await;
-            assert!(results.into_iter().zip(1..).all(|(result, n)| result == n));
-        })
-        .await;
-        limit_cpu.note(before, used(&others), TASKS);
+        let took = if joined {
+            each(TASKS, async {
+                let results = join_all((0..TASKS).map(|n| limit[n as usize % 2].submit(n))).await;
+                assert!(results.into_iter().zip(1..).all(|(result, n)| result == n));
+            })
+            .await
+        } else {
+            each(TASKS, async {
+                let tasks: Vec<_> = (0..TASKS).map(|n| limit[n as usize % 2].begin(n)).collect();
+                for (task, n) in tasks.into_iter().zip(1..) {
+                    assert_eq!(task.await, n);
+                }
+            })
+            .await
+        };
+        limit_cpu[usize::from(joined)].note(before, used(&others), TASKS);
         took
     };
-    let times = in_turns!(5; batches(), blocking(), at_once());
-    let row = format!("100,000 tasks at once, {runtime}");
-    line(&row, "limit: mpsc, batches, oneshot", 1e6 / micros(times[0]), "/s");
-    line(&row, "in-process: spawn_blocking", 1e6 / micros(times[1]), "/s");
-    line(&row, "multiproc", 1e6 / micros(times[2]), "/s");
-    for (whose, cpu) in [("limit: CPU", &limit_cpu), ("multiproc: CPU", &cpu)] {
-        line(&row, whose, cpu.median(|(host, others)| host + others), "µs of both sides");
-        line(&row, whose, cpu.median(|(host, _)| host), "µs of the host");
+    let times = in_turns!(5; batches(false), ours(false), batches(true), ours(true), blocking());
+    for (joined, name) in [(0, "100,000 tasks at once"), (1, "100,000 tasks by join_all")] {
+        let row = format!("{name}, {runtime}");
+        line(&row, "limit: mpsc, batches, oneshot", 1e6 / micros(times[2 * joined]), "/s");
+        if joined == 0 {
+            line(&row, "in-process: spawn_blocking", 1e6 / micros(times[4]), "/s");
+        }
+        line(&row, "multiproc", 1e6 / micros(times[2 * joined + 1]), "/s");
+        for (whose, cpu) in [("limit: CPU", &limit_cpu[joined]), ("multiproc: CPU", &cpu[joined])] {
+            line(&row, whose, cpu.median(|(host, others)| host + others), "µs of both sides");
+            line(&row, whose, cpu.median(|(host, _)| host), "µs of the host");
+        }
     }
+}
 
+/// 256 callers, each of whom submits its next task when it has the result of the one before.
+async fn in_a_loop(runtime: &str, pool: &ProcessPool, limit: &Arc<[Batches; 2]>) {
     let looping = async |rounds: u32| {
         each(256 * rounds, async {
             let callers = (0..256).map(|_| {
@@ -232,10 +275,10 @@ async fn many(runtime: &str) {
         })
         .await
     };
-    let batches = async |rounds: u32| {
+    let limiting = async |rounds: u32| {
         each(256 * rounds, async {
             let callers = (0..256).map(|caller| {
-                let limit = Arc::clone(&limit);
+                let limit = Arc::clone(limit);
                 tokio::spawn(async move {
                     for n in 0..rounds {
                         assert_eq!(limit[caller % 2].submit(n).await, n + 1);
@@ -246,12 +289,14 @@ async fn many(runtime: &str) {
         })
         .await
     };
-    let times = in_turns!(5; batches(1_000), looping(1_000));
+    let times = in_turns!(5; limiting(1_000), looping(1_000));
     let row = format!("256 callers in a loop, {runtime}");
     line(&row, "limit: mpsc, batches, oneshot", 1e6 / micros(times[0]), "/s");
     line(&row, "multiproc", 1e6 / micros(times[1]), "/s");
+}
 
-    let jobs = async || {
+async fn jobs(runtime: &str, pool: &ProcessPool) {
+    let ours = async || {
         each(1, async {
             for result in join_all((0..400).map(|_| pool.submit(call(|()| spin(), ())))).await {
                 result.unwrap();
@@ -272,11 +317,21 @@ async fn many(runtime: &str) {
         })
         .await
     };
-    let times = in_turns!(5; in_process(), jobs());
+    let times = in_turns!(5; in_process(), ours());
     let row = format!("400 jobs of 1 ms, {runtime}");
     line(&row, "limit: two threads", micros(times[0]) / 1e3, "ms");
     line(&row, "multiproc", micros(times[1]) / 1e3, "ms");
-    pool.close().await;
+}
+
+/// Polls each of them for the first time, which submits it.
+async fn submit<F: Future + Unpin>(tasks: &mut [F]) {
+    poll_fn(|cx| {
+        for task in &mut *tasks {
+            assert!(pin!(task).poll(cx).is_pending());
+        }
+        Poll::Ready(())
+    })
+    .await;
 }
 
 /// How much CPU this process has used, and those.

@@ -61,10 +61,16 @@ impl Batches {
         Self { wanted: sender, pid }
     }
 
-    pub(crate) async fn submit(&self, n: u32) -> u32 {
+    /// Submits, and gives what the result is to be awaited by.
+    pub(crate) fn begin(&self, n: u32) -> impl Future<Output = u32> + use<> {
         let (done, result) = oneshot::channel();
         self.wanted.send((n, done)).unwrap();
         // With tokio's budget a `join_all` of this many polls all of them for every 128 that are done.
-        unconstrained(result).await.unwrap()
+        let result = unconstrained(result);
+        async { result.await.unwrap() }
+    }
+
+    pub(crate) async fn submit(&self, n: u32) -> u32 {
+        self.begin(n).await
     }
 }
