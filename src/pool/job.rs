@@ -353,3 +353,31 @@ impl Cell {
         self.rare.as_ref().map_or(0, |rare| rare.bounces)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::{call, pack};
+
+    /// A million of them may wait, and 100,000 are more than a cache holds.
+    #[test]
+    #[cfg(all(target_pointer_width = "64", not(feature = "tracing")))]
+    fn a_job_takes_160_bytes() {
+        assert!(size_of::<Job>() <= 160, "{}", size_of::<Job>());
+    }
+
+    #[test]
+    fn a_timeout_is_kept_to_the_nanosecond_however_short_or_long() {
+        let kept = |timeout| {
+            let wishes = Wishes { timeout, ..Wishes::default() };
+            let parcel = pack(&call(|()| (), ()), usize::MAX).unwrap();
+            Job::new("pool", parcel, wishes, Awaits::Outcome(None), None).timeout()
+        };
+        assert_eq!(kept(None), None);
+        for timeout in [Duration::from_nanos(1), Duration::from_millis(20), Duration::from_nanos(u64::MAX)] {
+            assert_eq!(kept(Some(timeout)), Some(timeout));
+        }
+        assert_eq!(kept(Some(Duration::ZERO)), Some(Duration::from_nanos(1)), "it has a timeout");
+        assert_eq!(kept(Some(Duration::MAX)), Some(Duration::from_nanos(u64::MAX)));
+    }
+}
