@@ -125,7 +125,7 @@ fn a_larger_answer_is_where_it_may_be_found_if_its_task_came_alone_from_another_
 /// What it holds is somebody's sign that it is over with it, whatever comes next.
 #[test]
 fn a_task_that_was_taken_back_leaves_nothing_open_in_the_worker_that_waits() {
-    let Sides { answers, socket, parent, parents_socket, outbox, .. } = sides();
+    let Sides { answers, socket, parent, parents_socket, outbox, inbox: mut parents_inbox, .. } = sides();
     parent.take_back(1);
     let (held, end) = std::os::unix::net::UnixStream::pair().unwrap();
     let mut parents_outbox = Outbox::default();
@@ -151,7 +151,10 @@ fn a_task_that_was_taken_back_leaves_nothing_open_in_the_worker_that_waits() {
         });
         end.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
         let read = std::io::Read::read(&mut &end, &mut [0]);
+        // It can't tell a parent that is gone how far it has come, and would end for that.
+        let told = parents_inbox.blocking_frame(&parents_socket).unwrap().map(|frame| frame.kind);
         drop(parents_socket);
+        assert_eq!(told, Some(Kind::Bell as u8));
         assert_eq!(worker.join().unwrap(), 0);
         assert_eq!(read.unwrap(), 0, "while it waited for another one");
     });
