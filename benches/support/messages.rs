@@ -1,8 +1,11 @@
 //! Messages of channels, beside a bare socket of tokio's.
 
+use std::fmt::Debug;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 
-use futures::future::join_all;
+use futures::future::{join_all, maybe_done};
 use futures::{SinkExt as _, StreamExt as _};
 use multiproc::{Duplex, Process, Receiver, Sender, channel, duplex, spawn_process, task};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -111,22 +114,28 @@ async fn each_awaited() -> Vec<Each> {
 
 /// What waits together leaves together.
 async fn several(place: &str, pairs: usize) {
-    let (mut in_one_task, mut in_many, mut fed) = (Vec::new(), Vec::new(), Vec::new());
+    let [mut in_turn, mut joined, mut in_many, mut fed] = [const { Vec::new() }; 4];
     for _ in 0..pairs {
         let Counting { tx, mut counted, process } = Counting::start().await;
-        let mut waiting = async || {
+        let mut waiting = async |together: bool| {
             each(MESSAGES, async {
                 for first in (0..MESSAGES).step_by(500) {
                     let sends = (first..first + 500).map(|n| tx.send(message(n)));
-                    for sent in join_all(sends).await {
-                        sent.unwrap();
+                    if together {
+                        for sent in join_all(sends).await {
+                            sent.unwrap();
+                        }
+                    } else {
+                        one_after_the_other(sends).await;
                     }
                 }
                 counted.recv().await.unwrap();
             })
             .await
         };
-        in_one_task.push(crate::in_turns!(5; waiting()));
+        let times = crate::in_turns!(5; waiting(false), waiting(true));
+        in_turn.push(vec![times[0]]);
+        joined.push(vec![times[1]]);
         let tx = Arc::new(tx);
         let mut by_many = async || {
             each(MESSAGES, async {
@@ -160,9 +169,30 @@ async fn several(place: &str, pairs: usize) {
         fed.push(crate::in_turns!(5; pass_on()));
         Counting { tx, counted, process }.end().await;
     }
-    let ways = [("500 waiting in one task", in_one_task), ("256 tasks that send", in_many), ("fed to the Sink", fed)];
+    let ways = [
+        ("500 waiting in one task", in_turn),
+        ("500 waiting by join_all", joined),
+        ("256 tasks that send", in_many),
+        ("fed to the Sink", fed),
+    ];
     for (how, drawn) in ways {
         line(&format!("one way, {how}, {place}"), "multiproc", 1e6 / mean_of(&drawn, 0), "/s");
+    }
+}
+
+/// Has all of them begin, and then awaits each.
+async fn one_after_the_other<E: Debug>(sends: impl Iterator<Item = impl Future<Output = Result<(), E>>>) {
+    let mut sends: Vec<_> = sends.map(|send| Box::pin(maybe_done(send))).collect();
+    poll_fn(|cx| {
+        for send in &mut sends {
+            let _ = send.as_mut().poll(cx);
+        }
+        Poll::Ready(())
+    })
+    .await;
+    for mut send in sends {
+        send.as_mut().await;
+        send.as_mut().take_output().unwrap().unwrap();
     }
 }
 
