@@ -130,7 +130,13 @@ impl Pipe {
         loop {
             let mut guard = ready!(fd.poll_write_ready(cx))?;
             if let Ok(result) = guard.try_io(|fd| retry(|| write_pipe(fd.get_ref(), buf))) {
-                widen(fd.get_ref(), carried, *result.as_ref().unwrap_or(&0));
+                let count = *result.as_ref().unwrap_or(&0);
+                let has_room = widen(fd.get_ref(), carried, count);
+                if 0 < count && count < buf.len() && !has_room {
+                    // The pipe was full. A child that has made room since then may soon wait for its output to be read, which
+                    // may be up to who is polled next here.
+                    guard.clear_ready();
+                }
                 return Poll::Ready(result);
             }
         }
@@ -168,15 +174,16 @@ impl Pipe {
     }
 }
 
-/// Makes a pipe that has carried a lot wider, once.
-fn widen(pipe: &OwnedFd, carried: &mut usize, count: usize) {
-    if *carried < BUSY {
-        *carried += count;
-        if *carried >= BUSY && rustix::pipe::fcntl_getpipe_size(pipe).is_ok_and(|size| size < WIDE) {
-            // Refused to a user that has too many of them; it works as it is.
-            let _ = rustix::pipe::fcntl_setpipe_size(pipe, WIDE);
-        }
+/// Makes a pipe that has carried a lot wider, once. Says whether it has more room for that: not every kernel tells who waits for room.
+fn widen(pipe: &OwnedFd, carried: &mut usize, count: usize) -> bool {
+    if *carried >= BUSY {
+        return false;
     }
+    *carried += count;
+    *carried >= BUSY
+        && rustix::pipe::fcntl_getpipe_size(pipe).is_ok_and(|size| size < WIDE)
+        // Refused to a user that has too many of them; it works as it is.
+        && rustix::pipe::fcntl_setpipe_size(pipe, WIDE).is_ok()
 }
 
 fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
@@ -266,14 +273,15 @@ into_owned!(ChildStdin ChildStdout ChildStderr);
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
+    use std::io::{Read as _, Write as _};
     use std::net::{TcpListener, TcpStream};
     use std::time::{Duration, Instant};
     use std::{fs, thread};
 
+    use futures::FutureExt as _;
     use rustix::net::sockopt::set_socket_linger;
     use rustix::pipe::{PipeFlags, pipe_with};
-    use tokio::io::AsyncReadExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
     use crate::Command;
@@ -301,6 +309,44 @@ mod tests {
         }
         drop(reader);
         dropping.join().unwrap();
+    }
+
+    fn pipe() -> (ChildStdin, std::fs::File) {
+        let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        (ChildStdin::new(ours).unwrap(), theirs.into())
+    }
+
+    /// It wrote on as soon as there was room, and the child, whose output nobody read meanwhile, slept at each turn.
+    #[tokio::test]
+    async fn who_has_filled_a_pipe_lets_others_have_their_turn_whatever_room_there_is_by_then() {
+        let (mut stdin, mut theirs) = pipe();
+        let much = vec![7; 1 << 20];
+        let count = stdin.write(&much).await.unwrap();
+        assert!(count < much.len());
+        theirs.read_exact(&mut vec![0; count]).unwrap();
+        let mut write = std::pin::pin!(stdin.write(&much));
+        assert!(write.as_mut().now_or_never().is_none());
+        let written = tokio::time::timeout(Duration::from_mins(1), write).await;
+        assert_eq!(written.expect("it was never told").unwrap(), count);
+    }
+
+    #[tokio::test]
+    async fn a_pipe_that_was_full_and_is_wider_now_has_room() {
+        let (mut stdin, mut theirs) = pipe();
+        let much = vec![7; 2 * BUSY];
+        let mut carried = 0;
+        loop {
+            let written = tokio::time::timeout(Duration::from_mins(1), stdin.write(&much)).await;
+            let count = written.expect("it was never told").unwrap();
+            carried += count;
+            if carried >= BUSY {
+                break;
+            }
+            theirs.read_exact(&mut vec![0; count]).unwrap();
+        }
+        // Nobody reads, as a child that wants more at once than a small pipe holds.
+        let written = tokio::time::timeout(Duration::from_mins(1), stdin.write(&much)).await;
+        assert!(written.expect("it waits").unwrap() > 0);
     }
 
     /// What lay behind the first packet was not read before another one came.
