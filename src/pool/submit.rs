@@ -303,7 +303,7 @@ impl Claim {
     /// Waits for the outcome; afterwards there is nothing left to cancel.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
         // Once it has ended nobody else has it any more, mostly, and no lock is needed.
-        if let Some(job) = self.job.take_if(|job| !job.is_wanted() && Arc::strong_count(job) == 1) {
+        if let Some(job) = self.job.take_if(|job| !job.is_wanted()) {
             match Arc::try_unwrap(job) {
                 Ok(job) => {
                     self.look = None;

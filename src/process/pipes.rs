@@ -174,7 +174,8 @@ impl Pipe {
     }
 }
 
-/// Makes a pipe that has carried a lot wider, once. Says whether it has more room for that: not every kernel tells who waits for room.
+/// Makes a pipe that has carried a lot wider, once. Says whether it has more room for that: pipe(7) does not say that whoever waits for
+/// room is told of it.
 fn widen(pipe: &OwnedFd, carried: &mut usize, count: usize) -> bool {
     if *carried >= BUSY {
         return false;

@@ -69,9 +69,7 @@ impl Job {
         }
         Poll::Ready(cell.take_outcome())
     }
-}
 
-impl Job {
     /// The outcome, for who alone has it.
     #[inline]
     pub(in crate::pool) fn into_outcome(self) -> Outcome {
